@@ -1,0 +1,196 @@
+"""Which samples a step trains on, and the arrays it gets (DESIGN rule 5).
+
+The one idea: the data order is a function, not a state. Sample i of a run is f(seed, i), a keyed permutation
+with random access; step s takes samples s*B .. s*B + B - 1; a rank takes its slice of them. So the step number is
+all that a loader has to remember, and 1, 2 or 16 ranks see the same samples in the same order.
+
+The loss of a step is the sum over its *global* batch divided by that batch's number of loss tokens, which every
+rank computes for itself from the data: slicing the batch otherwise cannot change the loss.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from model.examples import Examples
+from model.token_shards import TokenShards
+
+IGNORED = -100  # the target of a position without loss, as in torch.nn.functional.cross_entropy
+POOL = 16  # global batches among which examples are sorted by length
+_ROUNDS = 6  # Feistel rounds; four give a pseudo-random permutation (Luby and Rackoff, 1988), six leave a margin
+_MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # splitmix64's finaliser (Steele, Lea and Flood, 2014)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The arrays of some sequences of a global batch, on one device. T is the same for the whole global batch."""
+
+    tokens: torch.Tensor  # (B, T) int64 input ids
+    targets: torch.Tensor | None  # (B, T) int64 the token after each position, IGNORED where there is no loss
+    attention_mask: torch.Tensor | None  # (B, T) bool, false on padding (always on the right); none: no padding
+    labels: torch.Tensor | None  # (B,) int64 classes
+    index: torch.Tensor  # (B,) int64 place in the global batch: with seed, step and site the key of dropout
+
+    def __len__(self) -> int:
+        """Sequences in the batch."""
+        return len(self.tokens)
+
+    def slice(self, start: int, end: int) -> Batch:
+        """Sequences `start` to `end` of this batch, as views."""
+        return self._map(lambda tensor: tensor[start:end])
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on `device`."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        """The batch with `function` applied to each tensor that it has."""
+        return Batch(*(None if t is None else function(t) for t in self.__dict__.values()))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class RankBatch:
+    """One rank's share of a global batch, and what the share's loss is divided by."""
+
+    batch: Batch  # the rank's sequences
+    loss_tokens: int  # predictions that count in the *global* batch
+    real_tokens: int  # input tokens of the *global* batch, without padding
+
+
+class Permutation:
+    """A pseudo-random bijection on range(n) with random access, a function of (n, seed, epoch).
+
+    A Feistel network over the smallest even-or-odd number of bits that holds n, walked along its cycle until it
+    falls below n (Black and Rogaway, 2002: less than two steps on average). Vectorised; no table is stored.
+    """
+
+    def __init__(self, n: int, seed: int, epoch: int = 0) -> None:
+        if n < 1:
+            raise ValueError(f"a permutation of {n} samples; at least one is needed")
+        self.n = n
+        bits = max(2, (n - 1).bit_length())
+        self._halves = (bits // 2, bits - bits // 2)
+        key = hashlib.sha256(f"gptline permutation {seed} {epoch}".encode()).digest() * 2
+        self._keys = np.frombuffer(key, "<u8")[:_ROUNDS]
+
+    def __call__(self, places: np.ndarray) -> np.ndarray:
+        """The samples (int64) at `places`, an array of integers in range(n)."""
+        samples = self._feistel(np.asarray(places).astype(np.uint64))
+        while (outside := samples >= self.n).any():
+            samples[outside] = self._feistel(samples[outside])
+        return samples.astype(np.int64)
+
+    def _feistel(self, values: np.ndarray) -> np.ndarray:
+        """One pass of the network: a bijection on all numbers of `bits` bits. An even number of rounds keeps the halves' widths."""
+        left_bits, right_bits = self._halves
+        left, right = values >> np.uint64(right_bits), values & np.uint64((1 << right_bits) - 1)
+        for key in self._keys:
+            mixed = _mix(right ^ key) & np.uint64((1 << left_bits) - 1)
+            left, right = right, left ^ mixed
+            left_bits, right_bits = right_bits, left_bits
+        return (left << np.uint64(right_bits)) | right
+
+
+def _mix(values: np.ndarray) -> np.ndarray:
+    """splitmix64's finaliser over uint64, modulo 2**64."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(_MULTIPLIERS[0])
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(_MULTIPLIERS[1])
+    return values ^ (values >> np.uint64(31))
+
+
+def samples(n: int, seed: int, start: int, count: int) -> np.ndarray:
+    """Samples `start` .. `start + count - 1` of a run over n items, (count,) int64: each epoch is another permutation."""
+    places = np.arange(start, start + count)
+    out = np.empty(count, np.int64)
+    for epoch in range(start // n, (start + count - 1) // n + 1):
+        inside = places // n == epoch
+        out[inside] = Permutation(n, seed, epoch)(places[inside] % n)
+    return out
+
+
+def rank_slice(global_batch_size: int, rank: int, world_size: int) -> range:
+    """The places in the global batch that a rank computes. ValueError if they cannot be shared out evenly."""
+    per_rank, rest = divmod(global_batch_size, world_size)
+    if rest or per_rank == 0:
+        raise ValueError(f"global_batch_size={global_batch_size} does not divide over {world_size} ranks; choose a multiple of {world_size}")
+    return range(rank * per_rank, (rank + 1) * per_rank)
+
+
+def sequences(shards: TokenShards, length: int) -> int:
+    """Training sequences of `length` tokens (and their targets) in the stream. ValueError if there is none."""
+    count = (len(shards) - 1) // length
+    if count < 1:
+        raise ValueError(f"{len(shards)} tokens hold no sequence of {length} and its targets; give more data or a shorter sequence_length")
+    return count
+
+
+def stream_batch(shards: TokenShards, chosen: np.ndarray, length: int) -> np.ndarray:
+    """Sequences `chosen` of the stream with one token more, (B, length + 1) int64: inputs and targets overlap in it."""
+    out = np.empty((len(chosen), length + 1), np.int64)
+    for row, sample in zip(out, chosen.tolist(), strict=True):
+        shards.read_into(row, sample * length)
+    return out
+
+
+def pretrain_batch(
+    shards: TokenShards, step: int, *, seed: int, global_batch_size: int, length: int, rank: int = 0, world_size: int = 1
+) -> RankBatch:
+    """A rank's share of step `step` (from 0) over a stream of tokens cut into sequences of `length` tokens."""
+    places = rank_slice(global_batch_size, rank, world_size)
+    order = samples(sequences(shards, length), seed, step * global_batch_size, global_batch_size)
+    rows = torch.from_numpy(stream_batch(shards, order[places.start : places.stop], length))  # (B, T + 1)
+    index = torch.arange(places.start, places.stop)
+    total = global_batch_size * length
+    return RankBatch(Batch(rows[:, :-1], rows[:, 1:], None, None, index), total, total)
+
+
+@lru_cache(maxsize=2)
+def _pool(examples: Examples, seed: int, global_batch_size: int, pool: int) -> np.ndarray:
+    """The examples of POOL global batches, (POOL, B): cut by length, then the batches shuffled.
+
+    Examples of a batch are about equally long, so that little of it is padding; which batch comes when stays random.
+    """
+    chosen = samples(len(examples), seed, pool * POOL * global_batch_size, POOL * global_batch_size)
+    by_length = chosen[np.argsort(examples.lengths[chosen], kind="stable")]
+    batches = by_length.reshape(POOL, global_batch_size)
+    return batches[Permutation(POOL, seed, pool)(np.arange(POOL))]
+
+
+def example_order(examples: Examples, step: int, *, seed: int, global_batch_size: int) -> np.ndarray:
+    """The examples of step `step`, (B,) int64, by place in the global batch. Over an epoch each comes once."""
+    return _pool(examples, seed, global_batch_size, step // POOL)[step % POOL]
+
+
+def example_batch(
+    examples: Examples, step: int, *, seed: int, global_batch_size: int, length: int, rank: int = 0, world_size: int = 1
+) -> RankBatch:
+    """A rank's share of step `step` over labelled examples, padded on the right with EOT.
+
+    Examples longer than `length` tokens are cut to their first `length`. All ranks pad to the longest of the
+    *global* batch, so that their kernels see the same shapes at any world size.
+    """
+    places = rank_slice(global_batch_size, rank, world_size)
+    order = example_order(examples, step, seed=seed, global_batch_size=global_batch_size)
+    lengths = np.minimum(examples.lengths[order], length)  # (global batch,)
+    tokens = np.full((len(places), int(lengths.max())), examples.eot, np.int64)  # (B, T)
+    for row, place in zip(tokens, places, strict=True):
+        row[: lengths[place]] = examples.tokens(int(order[place]))[: lengths[place]]
+    mask = np.arange(tokens.shape[1]) < lengths[places.start : places.stop, None]  # (B, T)
+    labels = np.array([_label(examples, int(sample)) for sample in order[places.start : places.stop]])  # (B,)
+    index = torch.arange(places.start, places.stop)
+    batch = Batch(torch.from_numpy(tokens), None, torch.from_numpy(mask), torch.from_numpy(labels), index)
+    return RankBatch(batch, global_batch_size, int(lengths.sum()))
+
+
+def _label(examples: Examples, sample: int) -> int:
+    """The class of an example. ValueError names the example that has none."""
+    example = examples[sample]
+    if example.label is None:
+        raise ValueError(f"{examples.path}: example {example.id} has no label; classification needs one for each")
+    return example.label

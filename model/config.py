@@ -1,0 +1,126 @@
+"""What a model is and how it is trained, as frozen data. Torch-free, so that planning can read it in 0.2 s.
+
+The one idea: these are pure values. `deepspeed_config` is a function of them and of nothing else, so the
+same recipe on the same number of ranks configures the same engine everywhere.
+
+Field names follow GPT-2's and Hugging Face's.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Config(BaseModel):
+    """The base of every configuration here: frozen, strict about types, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+class ModelShape(Config):
+    """The shape of a Transformer, without what the data decides (vocabulary, labels)."""
+
+    family: Literal["gpt2"] = Field("gpt2", description="Hugging Face family the weights are exported as")
+    n_positions: int = Field(ge=8, description="longest sequence, in tokens")
+    n_embd: int = Field(ge=8, description="width of the residual stream, in features")
+    n_layer: int = Field(ge=1, description="number of blocks")
+    n_head: int = Field(ge=1, description="attention heads in a block; divides n_embd")
+    n_inner: int | None = Field(None, ge=1, description="width of the feed-forward layer, in features; 4 x n_embd if none")
+    embd_pdrop: float = Field(0.0, ge=0, lt=1, description="dropout after the embeddings, a probability")
+    resid_pdrop: float = Field(0.0, ge=0, lt=1, description="dropout on each residual branch, a probability")
+    layer_norm_epsilon: float = Field(1e-5, gt=0, description="added to the variance in layer norms")
+    initializer_range: float = Field(0.02, gt=0, description="standard deviation of the initial weights")
+    tie_word_embeddings: bool = Field(True, description="output layer shares the token embedding's weights")
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> ModelShape:
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_head={self.n_head} does not divide n_embd={self.n_embd}; choose a divisor")
+        return self
+
+
+class ModelConfig(ModelShape):
+    """A complete model: the shape, and what the tokenizer and the task decide."""
+
+    vocab_size: int = Field(ge=2, description="tokens in the vocabulary")
+    eot_token_id: int = Field(ge=0, description="id of the end-of-text token, also used as padding")
+    num_labels: int | None = Field(None, ge=2, description="classes of the classification head; none: a language model")
+    head_pdrop: float = Field(0.0, ge=0, lt=1, description="dropout before the classification head, a probability")
+    labels: tuple[str, ...] = Field((), description="names of the classes, by class index")
+
+    @property
+    def inner(self) -> int:
+        """Width of the feed-forward layer, in features."""
+        return self.n_inner or 4 * self.n_embd
+
+
+class TrainConfig(Config):
+    """How weights are learned. All of it decides the result, so all of it enters the fingerprint."""
+
+    seed: int = Field(0, ge=0, description="seed of initial weights, data order and dropout")
+    max_steps: int = Field(ge=1, description="optimizer steps")
+    global_batch_size: int = Field(ge=1, description="sequences in one optimizer step, over all ranks")
+    sequence_length: int = Field(ge=2, description="tokens in a sequence (longest, where sequences are padded)")
+    learning_rate: float = Field(gt=0, description="peak learning rate")
+    min_learning_rate: float = Field(0.0, ge=0, description="learning rate at the end of the cosine")
+    warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
+    weight_decay: float = Field(0.1, ge=0, description="AdamW weight decay, on matrices only")
+    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW beta1")
+    beta2: float = Field(0.95, ge=0, lt=1, description="AdamW beta2")
+    epsilon: float = Field(1e-8, gt=0, description="AdamW epsilon")
+    grad_clip: float = Field(1.0, ge=0, description="largest global gradient norm; 0: no clipping")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the forward and backward pass; bf16 keeps fp32 master weights")
+    zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage")
+    offload: Literal["none", "optimizer", "optimizer_and_parameters"] = Field("none", description="ZeRO state kept in host memory")
+    activation_checkpointing: bool = Field(False, description="recompute blocks in the backward pass to save memory")
+    compile: bool = Field(False, description="compile the model with torch.compile (needs a C++ compiler)")
+
+    @model_validator(mode="after")
+    def _possible(self) -> TrainConfig:
+        if self.warmup_steps > self.max_steps:
+            raise ValueError(f"warmup_steps={self.warmup_steps} is more than max_steps={self.max_steps}")
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(f"min_learning_rate={self.min_learning_rate} is above learning_rate={self.learning_rate}")
+        if self.offload == "optimizer_and_parameters" and self.zero_stage != 3:
+            raise ValueError(f"offload of parameters needs zero_stage=3, not {self.zero_stage}")
+        if self.offload == "optimizer" and self.zero_stage == 0:
+            raise ValueError("offload of the optimizer needs zero_stage of 1, 2 or 3, not 0")
+        return self
+
+
+def accumulation_steps(global_batch_size: int, world_size: int, micro_batch_size: int) -> int:
+    """Micro-batches that a rank runs in one optimizer step. ValueError if the batch does not divide."""
+    per_rank, rest = divmod(global_batch_size, world_size)
+    if rest or per_rank == 0:
+        raise ValueError(f"global_batch_size={global_batch_size} does not divide over {world_size} ranks; choose a multiple of {world_size}")
+    micro = min(micro_batch_size, per_rank)
+    if per_rank % micro:
+        raise ValueError(
+            f"a rank's {per_rank} sequences (global_batch_size={global_batch_size} over {world_size} ranks) do not divide "
+            f"into micro-batches of {micro}; choose micro_batch_size from the divisors of {per_rank}"
+        )
+    return per_rank // micro
+
+
+def deepspeed_config(train: TrainConfig, world_size: int, micro_batch_size: int) -> dict[str, Any]:
+    """The DeepSpeed configuration: a pure function of the recipe and of how the batch is sliced."""
+    accumulation = accumulation_steps(train.global_batch_size, world_size, micro_batch_size)
+    zero: dict[str, Any] = {"stage": train.zero_stage, "overlap_comm": False, "contiguous_gradients": True}
+    if train.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if train.offload == "optimizer_and_parameters":
+        zero["offload_param"] = {"device": "cpu"}
+    return {
+        "train_batch_size": train.global_batch_size,
+        "train_micro_batch_size_per_gpu": train.global_batch_size // world_size // accumulation,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": train.grad_clip,
+        "zero_optimization": zero,
+        "bf16": {"enabled": train.precision == "bf16"},
+        # The optimizer is our own torch.optim.AdamW: no compiler is needed to build DeepSpeed's.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 1 << 62,
+    }

@@ -1,0 +1,144 @@
+"""Files that survive a crash: the only module that renames, links and fsyncs.
+
+The one idea: a name either does not exist or holds all of its bytes. Everything durable is written to a
+temporary name first, flushed to the disk (fsync), and only then given its real name by one atomic call:
+
+- `rename` replaces (pointers, caches, published folders),
+- `link` refuses an existing name (leases, records, units): of two writers exactly one wins.
+
+The folder is fsynced after either, or a power cut could forget the new name. Nothing here creates parent
+folders: a folder that was taken away from an overtaken owner (see `pipelines/engine/lease.py`) must stay
+away, and its late writers must fail with FileNotFoundError.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+_CHUNK = 1 << 20  # bytes read at a time when hashing; larger reads gain nothing here
+
+
+def fsync(path: Path) -> None:
+    """Flush a file's bytes, or a folder's names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_tree(folder: Path) -> None:
+    """Flush every file and folder below `folder`, and `folder` itself."""
+    for root, _, files in os.walk(folder):
+        for name in files:
+            fsync(Path(root, name))
+        fsync(Path(root))
+
+
+def rename(source: Path, target: Path) -> None:
+    """Give `source` the name `target`, replacing a file there (never a folder that is not empty)."""
+    os.rename(source, target)
+    fsync(target.parent)
+    if source.parent != target.parent and source.parent.exists():
+        fsync(source.parent)
+
+
+def link(source: Path, target: Path) -> None:
+    """Give `source` a second name. FileExistsError if `target` exists, FileNotFoundError if `source` is gone."""
+    os.link(source, target)
+    fsync(target.parent)
+
+
+def temporary(path: Path) -> Path:
+    """A fresh name beside `path`, so that a rename or a link to it stays within one file system."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """Yield a temporary name to write to; on a clean exit it is flushed and renamed to `path`.
+
+    For libraries that write files themselves (Parquet, Arrow, safetensors). On an exception the
+    temporary file is removed and `path` is left as it was.
+    """
+    draft = temporary(path)
+    try:
+        yield draft
+        fsync(draft)
+        rename(draft, path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `path` whole or not at all, replacing what was there."""
+    with writing(path) as draft:
+        draft.write_bytes(data)
+
+
+def create_bytes(path: Path, data: bytes) -> None:
+    """Write `path` whole, only if no such name exists: FileExistsError for all writers but one."""
+    draft = temporary(path)
+    try:
+        draft.write_bytes(data)
+        fsync(draft)
+        link(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def to_json(value: Any) -> bytes:
+    """`value` as readable JSON with sorted keys: equal values give equal bytes. NaN is refused."""
+    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` to `path` as JSON, whole or not at all."""
+    write_bytes(path, to_json(value))
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file. ValueError names the file when it does not parse."""
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); it was damaged or edited by hand") from error
+
+
+def append(path: Path, data: bytes) -> None:
+    """Append to a log in one write. Not flushed to the disk: logs are carried by checkpoints, see `train.py`."""
+    with open(path, "ab", buffering=0) as log:
+        log.write(data)
+
+
+def publish_folder(staging: Path, target: Path) -> None:
+    """Flush a finished folder and give it its real name with one rename. OSError if `target` has content."""
+    fsync_tree(staging)
+    rename(staging, target)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder and all in it: first under another name, so that a kill leaves no half folder under `path`."""
+    if not path.exists():
+        return
+    doomed = temporary(path)
+    os.rename(path, doomed)
+    shutil.rmtree(doomed)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hex."""
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

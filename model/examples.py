@@ -1,0 +1,112 @@
+"""Tokenised examples of any length: what a task's stage writes and the fine-tuning loop reads.
+
+The one idea: the same kind of file as a token shard (an Arrow IPC file with one memory-mapped record
+batch), with what an objective needs beside the tokens. Examples are padded when a batch is made, never
+on disk.
+
+    column tokens:    large_list<uint16 | uint32>
+    column loss_mask: large_list<bool> or null     true where a token is to be predicted
+    column label:     int64 or null                the class
+    column id:        string
+    schema metadata b"gptline": canonical JSON {"format", "tokenizer", "vocab_size", "eot"}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from model import durable
+from model.token_shards import flatten, map_batch, metadata_bytes, token_dtype
+
+
+@dataclass(frozen=True)
+class Example:
+    """One example. `loss_mask` is None where every token counts, `label` where there is no class."""
+
+    id: str
+    tokens: np.ndarray  # (T,)
+    loss_mask: np.ndarray | None  # (T,) bool
+    label: int | None
+
+
+def _mask_column(path: Path, masks: Sequence[Any | None], tokens: Sequence[Any], ids: Sequence[str]) -> pa.Array:
+    """The masks as a column. ValueError if one is not as long as its tokens."""
+    for identifier, mask, row in zip(ids, masks, tokens, strict=True):
+        if mask is not None and len(mask) != len(row):
+            raise ValueError(f"{path}: example {identifier} has {len(row)} tokens but a loss mask of {len(mask)}")
+    rows = [None if mask is None else np.asarray(mask, bool) for mask in masks]
+    return pa.array(rows, pa.large_list(pa.bool_()))
+
+
+def write_examples(
+    path: Path,
+    tokens: Sequence[Any],
+    ids: Sequence[str],
+    *,
+    tokenizer: str,
+    vocab_size: int,
+    eot: int,
+    labels: Sequence[int | None] | None = None,
+    loss_masks: Sequence[Any | None] | None = None,
+) -> None:
+    """Write examples whole or not at all; `tokens[i]` are the ids of example `ids[i]`.
+
+    `tokenizer` is the digest of the tokenizer that made them. ValueError names the example that is empty,
+    outside of the vocabulary or does not fit its mask.
+    """
+    for identifier, row in zip(ids, tokens, strict=True):
+        if len(row) == 0 or max(row) >= vocab_size:
+            raise ValueError(f"{path}: example {identifier} is empty or has an id outside of the vocabulary of {vocab_size}")
+    flat, offsets = flatten(tokens, token_dtype(vocab_size))
+    column = pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(flat))
+    columns = {
+        "tokens": column,
+        "loss_mask": _mask_column(path, loss_masks or [None] * len(ids), tokens, ids),
+        "label": pa.array(labels if labels is not None else [None] * len(ids), pa.int64()),
+        "id": pa.array(ids, pa.string()),
+    }
+    metadata = metadata_bytes({"tokenizer": tokenizer, "vocab_size": vocab_size, "eot": eot})
+    schema = pa.schema([(name, values.type) for name, values in columns.items()], metadata)
+    batch = pa.record_batch(list(columns.values()), schema=schema)
+    with durable.writing(path) as draft, pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        writer.write_batch(batch)
+
+
+class Examples:
+    """The examples of one file, memory-mapped, with random access. DamagedShard if it is not such a file."""
+
+    def __init__(self, path: Path) -> None:
+        batch, metadata = map_batch(path)
+        self.path = path
+        self.tokenizer: str = metadata["tokenizer"]
+        self.vocab_size: int = metadata["vocab_size"]
+        self.eot: int = metadata["eot"]
+        column = batch.column("tokens")
+        self._tokens: np.ndarray = column.values.to_numpy()
+        self._offsets: np.ndarray = column.offsets.to_numpy()
+        self.lengths: np.ndarray = np.diff(self._offsets)  # (examples,) tokens of each
+        self._masks, self._labels, self._ids = batch.column("loss_mask"), batch.column("label"), batch.column("id")
+
+    def __len__(self) -> int:
+        """How many examples there are."""
+        return len(self._ids)
+
+    def tokens(self, index: int) -> np.ndarray:
+        """The tokens (T,) of example `index`, a view of the file."""
+        return self._tokens[self._offsets[index] : self._offsets[index + 1]]
+
+    def __getitem__(self, index: int) -> Example:
+        """Example `index`, decoded."""
+        mask = self._masks[index].as_py()
+        return Example(
+            id=self._ids[index].as_py(),
+            tokens=self.tokens(index),
+            loss_mask=None if mask is None else np.array(mask, bool),
+            label=self._labels[index].as_py(),
+        )

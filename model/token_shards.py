@@ -1,0 +1,226 @@
+"""The token shard: documents as token ids in one memory-mapped file, reader and writer together.
+
+The one idea: a shard is an Arrow IPC file with a single record batch, so all of its tokens lie one after
+another in one buffer. Many shards read as one long stream of tokens, without a copy and without loading
+anything; the document boundaries are kept beside it, and `datasets` opens the same file.
+
+    column tokens: large_list<uint16 | uint32>   one row a document, its last token is the end-of-text token
+    column id:     string                        the document's id in the text shard
+    schema metadata b"gptline": canonical JSON {"format", "tokenizer", "vocab_size", "eot", "text_shard"}
+
+A file holds nothing but its content: equal documents and equal metadata give equal bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from model import durable
+
+FORMAT = 1  # raised when the layout of the file changes
+METADATA_KEY = b"gptline"
+
+
+class DamagedShard(Exception):
+    """A token shard is not what its manifest says: wrong bytes, wrong tokenizer, or not a token shard."""
+
+
+@dataclass(frozen=True)
+class ShardMetadata:
+    """What a shard says of itself in its schema."""
+
+    tokenizer: str  # digest of the tokenizer that made the ids
+    vocab_size: int
+    eot: int  # id of the end-of-text token
+    text_shard: str  # SHA-256 of the text shard it was made from
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """The smallest of uint16 and uint32 that holds every id of the vocabulary."""
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+
+
+def flatten(documents: Sequence[Any], dtype: np.dtype[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Documents (sequences of ids) as one array of tokens and the int64 offsets (documents + 1) that cut it."""
+    offsets = np.zeros(len(documents) + 1, np.int64)
+    np.cumsum([len(document) for document in documents], out=offsets[1:])
+    tokens = np.empty(offsets[-1], dtype)
+    for document, start, end in zip(documents, offsets[:-1], offsets[1:], strict=True):
+        tokens[start:end] = document
+    return tokens, offsets
+
+
+def metadata_bytes(values: dict[str, Any]) -> dict[bytes, bytes]:
+    """Schema metadata with `values` as canonical JSON (sorted keys, no spaces), for shards and examples alike."""
+    return {METADATA_KEY: json.dumps(values | {"format": FORMAT}, sort_keys=True, separators=(",", ":")).encode()}
+
+
+def _check_flat(path: Path, tokens: np.ndarray, offsets: np.ndarray, ids: Sequence[str], metadata: ShardMetadata) -> None:
+    """ValueError unless the arrays describe whole documents of this vocabulary, each closed by its EOT."""
+    if len(offsets) != len(ids) + 1 or offsets[0] != 0 or offsets[-1] != len(tokens):
+        raise ValueError(f"{path}: {len(ids)} ids and {len(offsets)} offsets do not cut {len(tokens)} tokens into documents")
+    if len(ids) == 0 or (np.diff(offsets) < 1).any():
+        raise ValueError(f"{path}: a shard needs at least one document, and a document at least its end-of-text token")
+    if int(tokens.max()) >= metadata.vocab_size:
+        raise ValueError(f"{path}: token id {int(tokens.max())} is outside of the vocabulary of {metadata.vocab_size}")
+    ends = tokens[offsets[1:] - 1]
+    if (ends != metadata.eot).any():
+        first = int(np.argmax(ends != metadata.eot))
+        raise ValueError(f"{path}: document {ids[first]} ends with token {int(ends[first])}, not with EOT {metadata.eot}")
+
+
+def write_token_shard(
+    path: Path, tokens: np.ndarray, offsets: np.ndarray, ids: Sequence[str], metadata: ShardMetadata
+) -> None:
+    """Write a shard whole or not at all.
+
+    `tokens` holds every document's ids one after another, each document ending with EOT; document i is
+    `tokens[offsets[i]:offsets[i + 1]]` and is named `ids[i]`. ValueError if they do not fit together.
+    """
+    _check_flat(path, tokens, offsets, ids, metadata)
+    values = pa.array(np.ascontiguousarray(tokens, token_dtype(metadata.vocab_size)))
+    column = pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), values)
+    schema = pa.schema([("tokens", column.type), ("id", pa.string())], metadata_bytes(asdict(metadata)))
+    batch = pa.record_batch([column, pa.array(ids, pa.string())], schema=schema)
+    with durable.writing(path) as draft, pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        writer.write_batch(batch)
+
+
+def map_batch(path: Path) -> tuple[pa.RecordBatch, dict[str, Any]]:
+    """Memory-map an Arrow file of ours: its single record batch and its metadata. DamagedShard if it is none.
+
+    The descriptor is closed at once while the map lives on with the arrays: a thousand shards need no
+    thousand open files.
+    """
+    try:
+        with pa.memory_map(str(path)) as source:
+            reader = pa.ipc.open_file(source)
+            metadata = json.loads((reader.schema.metadata or {})[METADATA_KEY])
+            if metadata["format"] != FORMAT or reader.num_record_batches != 1:
+                raise DamagedShard(f"{path}: format {metadata['format']} with {reader.num_record_batches} record batches; "
+                                   f"this version reads format {FORMAT} with one: make it again")
+            return reader.get_batch(0), metadata
+    except (pa.ArrowInvalid, KeyError, ValueError) as error:
+        raise DamagedShard(f"{path} is not an Arrow file of gptline ({error}); remove it and run the stage again") from error
+
+
+class TokenShard:
+    """One mapped shard: `tokens` and `offsets` are views of the file, `ids` is decoded on demand."""
+
+    def __init__(self, path: Path) -> None:
+        batch, values = map_batch(path)
+        values.pop("format")
+        self.path = path
+        self.metadata = ShardMetadata(**values)
+        column = batch.column("tokens")
+        self.tokens: np.ndarray = column.values.to_numpy()  # (tokens,) the file's own bytes, read-only
+        self.offsets: np.ndarray = column.offsets.to_numpy()  # (documents + 1,)
+        self._ids = batch.column("id")
+
+    def __len__(self) -> int:
+        """Documents in the shard."""
+        return len(self._ids)
+
+    def documents(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Each document's id and tokens, EOT included, in file order."""
+        for index, identifier in enumerate(self._ids):
+            yield identifier.as_py(), self.tokens[self.offsets[index] : self.offsets[index + 1]]
+
+
+@dataclass(frozen=True)
+class ShardUnit:
+    """A shard as its manifest describes it."""
+
+    path: Path
+    sha256: str
+    documents: int
+    tokens: int
+    bytes: int  # UTF-8 bytes of the text that the tokens stand for
+
+
+class TokenShards:
+    """The shards of a manifest as one stream of tokens, each shard mapped when it is first read.
+
+    Only the manifest is in memory; what is mapped is the page cache's, not ours.
+    """
+
+    def __init__(self, units: Sequence[ShardUnit], tokenizer: str, vocab_size: int, eot: int) -> None:
+        if not units:
+            raise ValueError("no token shards: the manifest lists no units, so there is nothing to read")
+        self.units = tuple(units)
+        self.tokenizer, self.vocab_size, self.eot = tokenizer, vocab_size, eot
+        self.ends = np.cumsum([unit.tokens for unit in units])  # (shards,) where each shard ends in the stream
+        self._streams: list[np.ndarray | None] = [None] * len(units)
+
+    @classmethod
+    def from_manifest(cls, manifest: Path, root: Path) -> TokenShards:
+        """The shards that a `token_shards` manifest lists, with paths relative to `root`. ValueError if it is another kind."""
+        content = durable.read_json(manifest)
+        if content.get("kind") != "token_shards" or content.get("schema") != 1:
+            raise ValueError(f"{manifest}: kind {content.get('kind')!r} schema {content.get('schema')!r}, not token_shards schema 1")
+        units = [
+            ShardUnit(root / unit["path"], unit["sha256"], unit["documents"], unit["tokens"], unit["bytes"])
+            for unit in content["units"]
+        ]
+        return cls(units, content["tokenizer"], content["vocab_size"], content["eot"])
+
+    def __len__(self) -> int:
+        """Tokens in the stream."""
+        return int(self.ends[-1])
+
+    def verify(self, index: int) -> None:
+        """Hash shard `index` and compare it with the manifest. DamagedShard if it is missing or other bytes."""
+        unit = self.units[index]
+        if not unit.path.exists():
+            raise DamagedShard(f"{unit.path} is missing; run the tokenize stage again")
+        found = durable.sha256(unit.path)
+        if found != unit.sha256:
+            raise DamagedShard(f"{unit.path} has SHA-256 {found}, its manifest says {unit.sha256}; remove it and run the tokenize stage again")
+
+    def shard(self, index: int) -> TokenShard:
+        """Map shard `index` and check that it is the one the manifest means. DamagedShard otherwise."""
+        unit, shard = self.units[index], TokenShard(self.units[index].path)
+        if shard.metadata.tokenizer != self.tokenizer:
+            raise DamagedShard(f"{unit.path} was made by tokenizer {shard.metadata.tokenizer}, the manifest says {self.tokenizer}")
+        if len(shard.tokens) != unit.tokens:
+            raise DamagedShard(f"{unit.path} holds {len(shard.tokens)} tokens, the manifest says {unit.tokens}")
+        return shard
+
+    def _stream(self, index: int) -> np.ndarray:
+        """The tokens of shard `index`, mapped at its first use."""
+        stream = self._streams[index]
+        if stream is None:
+            stream = self._streams[index] = self.shard(index).tokens
+        return stream
+
+    def read_into(self, out: np.ndarray, start: int) -> None:
+        """Fill `out` (length,) with the stream's tokens from `start` on, across shards. IndexError past the end."""
+        if start < 0 or start + len(out) > len(self):
+            raise IndexError(f"tokens {start} to {start + len(out)} are outside of a stream of {len(self)}")
+        index = int(self.ends.searchsorted(start, "right"))
+        filled = 0
+        while filled < len(out):
+            stream = self._stream(index)
+            offset = start + filled - (int(self.ends[index]) - len(stream))
+            piece = stream[offset : offset + len(out) - filled]
+            out[filled : filled + len(piece)] = piece
+            filled += len(piece)
+            index += 1
+
+    def read(self, start: int, length: int) -> np.ndarray:
+        """`length` tokens of the stream from `start` on, as a new array. IndexError past the end."""
+        out = np.empty(length, token_dtype(self.vocab_size))
+        self.read_into(out, start)
+        return out
+
+    def documents(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Every document's id and tokens, shard after shard; one shard is mapped at a time."""
+        for index in range(len(self.units)):
+            yield from self.shard(index).documents()

@@ -1,0 +1,197 @@
+"""One owner at a time, and whoever was overtaken cannot publish.
+
+The one idea: ownership is a sequence of generations. `lease/000007.json` is created by a hard link, so exactly
+one of several candidates becomes owner 7. It then renames the attempt folders of all earlier generations away
+and puts a tombstone file at each name. An overtaken owner, however late it wakes, finds that the folder it
+publishes *from* is gone: its hard link or rename fails with FileNotFoundError. No token is compared at
+publication, because comparing and then renaming is a race.
+
+An owner is alive while the time stamp of its lease file keeps changing, measured by the watcher's own
+monotonic clock (no clocks of two hosts are compared), or dead at once if it ran on this host and its process
+is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from model import durable
+
+_POLL = 0.5  # seconds between two looks at somebody else's lease
+
+
+class Busy(RuntimeError):
+    """Somebody else owns the step. The message names the owner."""
+
+
+class Overtaken(RuntimeError):
+    """This process was taken for dead and its work was given to another owner."""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who holds a lease: enough to name it, and to see whether its process still runs."""
+
+    token: str
+    host: str
+    boot: str
+    pid: int
+    started: str
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host} (attempt {self.token})"
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _process_start(pid: int) -> str | None:
+    """The kernel's start time of a process, which tells a living owner from a reused process id."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    state, *fields = stat.rpartition(")")[2].split()
+    return None if state in "ZX" else fields[18]
+
+
+def _is_dead(owner: Owner) -> bool:
+    """True only if the owner ran on this host and is certainly gone."""
+    if owner.host != socket.gethostname():
+        return False
+    return owner.boot != _boot_id() or _process_start(owner.pid) != owner.started
+
+
+class Lease:
+    """The right to work on one step, kept alive by a thread until `release`."""
+
+    def __init__(self, folder: Path, generation: int, owner: Owner, seconds: float) -> None:
+        self.folder, self.generation, self.owner = folder, generation, owner
+        self.attempt = folder / "attempts" / owner.token
+        self._file = _lease_file(folder, generation)
+        self._stop = threading.Event()
+        self._beat = threading.Thread(target=self._keep_alive, args=(seconds / 4,), daemon=True, name="lease")
+
+    def _keep_alive(self, interval: float) -> None:
+        while not self._stop.wait(interval):
+            try:
+                os.utime(self._file)
+            except FileNotFoundError:
+                return  # swept together with the step: the next publication fails, which says so
+
+    def release(self, keep_attempt: bool = False) -> None:
+        """Give the step back. The attempt folder goes, unless it is kept to be looked at after a failure."""
+        self._stop.set()
+        self._beat.join()
+        if self.attempt.is_dir() and not keep_attempt:
+            durable.remove_tree(self.attempt)
+        durable.rename(self._file, self._file.with_suffix(".released"))
+
+
+def acquire(
+    folder: Path, seconds: float, wait: bool = True, on_wait: Callable[[Owner], None] = lambda owner: None
+) -> Lease:
+    """Become the owner of the step in `folder`; its `attempt` folder exists when this returns.
+
+    `seconds` without a sign of life make an owner on another host count as dead. With `wait`, a living owner
+    is waited for (`on_wait` is told who it is, once); otherwise Busy names it.
+    """
+    (folder / "lease").mkdir(parents=True, exist_ok=True)
+    (folder / "attempts").mkdir(exist_ok=True)
+    told = None
+    watched: tuple[int, int] | None = None  # (generation, time stamp) seen last
+    since = time.monotonic()
+    while True:
+        generation, owner, stamp = _current(folder)
+        if (generation, stamp) != watched:
+            watched, since = (generation, stamp), time.monotonic()
+        if owner is None or _is_dead(owner) or time.monotonic() - since > seconds:
+            lease = _claim(folder, generation + 1, seconds)
+            if lease is not None:
+                return lease
+            continue
+        if not wait:
+            raise Busy(f"{folder.name} is being worked on by {owner}; wait for it or stop it")
+        if told != owner:
+            on_wait(owner)
+            told = owner
+        time.sleep(min(_POLL, seconds / 4))
+
+
+def current_owner(folder: Path) -> Owner | None:
+    """Who holds the lease now, as far as can be seen without waiting; None if nobody or a dead process."""
+    if not (folder / "lease").is_dir():
+        return None
+    owner = _current(folder)[1]
+    return None if owner is None or _is_dead(owner) else owner
+
+
+def _lease_file(folder: Path, generation: int) -> Path:
+    return folder / "lease" / f"{generation:06d}.json"
+
+
+def _current(folder: Path) -> tuple[int, Owner | None, int]:
+    """(latest generation, its owner or None if released, time stamp of its lease file)."""
+    files = {int(path.stem): path for path in (folder / "lease").iterdir() if not path.name.startswith(".")}
+    if not files:
+        return 0, None, 0
+    generation = max(files)
+    try:
+        if files[generation].suffix == ".released":
+            return generation, None, 0
+        return generation, Owner(**durable.read_json(files[generation])), files[generation].stat().st_mtime_ns
+    except FileNotFoundError:  # released between the two looks
+        return generation, None, 0
+
+
+def _claim(folder: Path, generation: int, seconds: float) -> Lease | None:
+    """Take generation `generation`, or None if another candidate was faster."""
+    token = f"{generation:06d}-{secrets.token_hex(4)}"
+    owner = Owner(token, socket.gethostname(), _boot_id(), os.getpid(), _process_start(os.getpid()) or "")
+    # The attempt exists before the lease does: whoever overtakes us later always finds it to rename.
+    (folder / "attempts" / token).mkdir()
+    try:
+        durable.create_bytes(_lease_file(folder, generation), durable.to_json(asdict(owner)))
+    except FileExistsError:
+        (folder / "attempts" / token).rmdir()
+        return None
+    _fence(folder / "attempts", generation)
+    lease = Lease(folder, generation, owner, seconds)
+    lease._beat.start()
+    return lease
+
+
+def _fence(attempts: Path, generation: int) -> None:
+    """Make publication impossible for all attempts of earlier generations, then throw their files away."""
+    for attempt in sorted(attempts.iterdir()):
+        if attempt.suffix == ".fenced":
+            # Workers of the dead may write there for seconds: what cannot be removed now goes next time.
+            shutil.rmtree(attempt, ignore_errors=True)
+        elif attempt.is_dir() and int(attempt.name.split("-")[0]) < generation:
+            _bury(attempt)
+
+
+def _bury(attempt: Path) -> None:
+    """Rename an attempt away and stand a file in its place, which no late `mkdir` can undo."""
+    while True:
+        fenced = attempt.with_name(f"{attempt.name}-{secrets.token_hex(2)}.fenced")
+        try:
+            durable.rename(attempt, fenced)
+        except FileNotFoundError:
+            pass  # a competing owner renamed it; the tombstone still has to stand
+        shutil.rmtree(fenced, ignore_errors=True)
+        try:
+            durable.create_bytes(attempt, b"This attempt was overtaken; its owner can publish nothing.\n")
+            return
+        except FileExistsError:
+            if attempt.is_file():
+                return

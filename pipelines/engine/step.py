@@ -1,0 +1,327 @@
+"""Steps: a stage with its configuration and inputs, planned by fingerprint and run under a lease.
+
+The one idea: a step's fingerprint is the SHA-256 of (stage name, stage version, configuration, digests of the
+inputs that are really there). Planning is looking up the record under that fingerprint; running is: own the
+step, work in `attempts/<token>/`, rename the outputs into place, hard-link the record. Either of the last two
+fails for whoever was overtaken.
+
+`WORK/steps/<step>-<fingerprint[:12]>/` holds `record.json`, `outputs/`, `checkpoints/`, `lease/`, `attempts/`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from model import durable
+from pipelines.engine import lease as leases
+from pipelines.engine import record as records
+from pipelines.engine.digests import Digests
+from pipelines.engine.fingerprint import digest
+from pipelines.engine.record import Record
+from pipelines.engine.units import UnitFile, UnitStore
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A kind of work. `version` is raised by hand when the meaning of its code changes.
+
+    `run` is the dotted name "package.module:function" of a function from Attempt to metrics. `check`, if given,
+    names a function (record, execution) -> reason or None that asks a truth outside the work directory
+    whether the record still holds; it must be fast and import nothing heavy.
+    """
+
+    name: str
+    version: int
+    run: str
+    check: str = ""
+
+
+@dataclass(frozen=True)
+class Input:
+    """The outputs of an earlier step that a step reads: those whose name begins with `part`."""
+
+    step: str
+    part: str = ""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One restartable unit of a flow. `sources` are resolved files: their digests count, their paths do not."""
+
+    name: str
+    stage: Stage
+    config: Mapping[str, Any]
+    inputs: Mapping[str, Input] = field(default_factory=dict)
+    sources: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A step as it stands: done (`record`), to do (`reasons`), or waiting for steps before it (no fingerprint)."""
+
+    step: Step
+    fingerprint: str | None
+    folder: Path | None
+    record: Record | None
+    reasons: tuple[str, ...]
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing has to be done."""
+        return self.record is not None and not self.reasons
+
+
+@dataclass(frozen=True)
+class StepInput:
+    """Outputs of an earlier step, verified before the work begins."""
+
+    outputs: Path
+    digest: str
+    record: Record
+
+    def path(self, name: str) -> Path:
+        """The absolute path of the output `name`."""
+        return self.outputs / name
+
+
+@dataclass
+class Attempt:
+    """What a stage's function works with. It writes outputs below `outputs` and everything else below `scratch`."""
+
+    name: str
+    config: Mapping[str, Any]
+    inputs: Mapping[str, StepInput]
+    sources: Mapping[str, list[dict[str, Any]]]
+    root: Path
+    scratch: Path
+    checkpoints: Path
+    units: UnitStore
+    execution: Mapping[str, Any]
+    fingerprint: str
+    numerics: dict[str, Any] = field(default_factory=dict)
+    unit_files: list[UnitFile] = field(default_factory=list)
+    report: Callable[..., None] = lambda *args, **figures: None
+
+    @property
+    def outputs(self) -> Path:
+        """Where output files are written; it becomes the step's `outputs/` when the attempt is committed."""
+        return self.scratch / "outputs"
+
+    def progress(self, done: float, total: float, unit: str, **figures: float | str) -> None:
+        """Tell whoever watches: `done` of `total` `unit`s, and figures to show beside it."""
+        self.report(done, total, unit, **figures)
+
+    def add_outputs(self, files: list[UnitFile]) -> None:
+        """List unit files among the step's outputs."""
+        self.unit_files.extend(files)
+
+
+class Damaged(RuntimeError):
+    """An output of a finished step is missing or has other bytes than its record says."""
+
+    def __init__(self, step: str, path: str, seen: str) -> None:
+        super().__init__(f"{path}, an output of step {step}, {seen}")
+        self.step = step
+
+
+Watch = Callable[[Attempt], AbstractContextManager[None]]
+
+
+def resolve(dotted: str) -> Callable[..., Any]:
+    """The function behind "package.module:function"."""
+    module, _, name = dotted.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def plan(step: Step, before: Mapping[str, Planned], root: Path, digests: Digests, execution: Mapping[str, Any]) -> Planned:
+    """How `step` stands, given how the steps before it stand."""
+    waiting = [name for name in {source.step: None for source in step.inputs.values()} if not before[name].done]
+    if waiting:
+        return Planned(step, None, None, None, (f"waits for {', '.join(waiting)}",))
+    inputs = input_digests(step, before)
+    fingerprint = digest({"stage": step.stage.name, "version": step.stage.version, "config": step.config, "inputs": inputs})
+    folder = root / "steps" / f"{step.name}-{fingerprint[:12]}"
+    record = records.read(folder)
+    if record is None:
+        return Planned(step, fingerprint, folder, None, tuple(_reasons(step, inputs, root)))
+    reasons = list(_damage(record, root, digests.of))
+    if not reasons and step.stage.check:
+        reasons = [reason for reason in [resolve(step.stage.check)(record, execution)] if reason]
+    return Planned(step, fingerprint, folder, record, tuple(reasons))
+
+
+def input_digests(step: Step, before: Mapping[str, Planned]) -> dict[str, str]:
+    """The digest of each input of `step`: of earlier outputs as recorded, of source files as they are."""
+    found = {}
+    for name, source in step.inputs.items():
+        planned = before[source.step]
+        assert planned.record is not None and planned.folder is not None
+        found[name] = planned.record.part(source.part, f"steps/{planned.folder.name}")
+    for name, files in step.sources.items():
+        found[name] = digest(sorted({key: value for key, value in file.items() if key != "path"}.items() for file in files))
+    return found
+
+
+def run(
+    planned: Planned, before: Mapping[str, Planned], root: Path, execution: Mapping[str, Any], watch: Watch,
+    on_wait: Callable[[leases.Owner], None] = lambda owner: None,
+) -> Record:  # fmt: skip
+    """Do the step, or find that somebody else did it meanwhile. Damaged, Busy, Overtaken, or the work's own error."""
+    step, folder = planned.step, planned.folder
+    assert folder is not None and planned.fingerprint is not None
+    inputs = {name: _verified(before[source.step], source, root) for name, source in step.inputs.items()}
+    lease = leases.acquire(folder, execution["lease_seconds"], on_wait=on_wait)
+    failed = True
+    try:
+        # All earlier owners are fenced now: what is here will stay as it is.
+        existing = records.read(folder)
+        if existing is not None and not planned.reasons:
+            failed = False
+            return existing
+        _clear(folder, lease.attempt)
+        attempt = _attempt(planned, inputs, root, lease.attempt, execution)
+        record = _work(planned, attempt, folder, watch)
+        failed = False
+        return record
+    finally:
+        lease.release(keep_attempt=failed)
+
+
+def _attempt(planned: Planned, inputs: Mapping[str, StepInput], root: Path, scratch: Path, execution: Mapping[str, Any]) -> Attempt:
+    step, folder = planned.step, planned.folder
+    assert folder is not None and planned.fingerprint is not None
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    attempt = Attempt(
+        step.name, step.config, inputs, step.sources, root, scratch, folder / "checkpoints", UnitStore(root), execution, planned.fingerprint,
+    )  # fmt: skip
+    attempt.outputs.mkdir()
+    return attempt
+
+
+def _work(planned: Planned, attempt: Attempt, folder: Path, watch: Watch) -> Record:
+    started, clock = records.now(), time.monotonic()
+    with watch(attempt):
+        metrics = resolve(planned.step.stage.run)(attempt)
+    record = Record(
+        stage=planned.step.stage.name,
+        step=planned.step.name,
+        version=planned.step.stage.version,
+        fingerprint=attempt.fingerprint,
+        config=dict(planned.step.config),
+        inputs={name: source.digest for name, source in attempt.inputs.items()}
+        | {name: digest_of for name, digest_of in _source_digests(planned.step).items()},
+        outputs=_outputs(attempt, folder),
+        metrics=metrics,
+        numerics=attempt.numerics,
+        code=records.code_version(),
+        libraries=records.library_versions(),
+        started=started,
+        finished=records.now(),
+        seconds=round(time.monotonic() - clock, 3),
+        host=records.host(),
+        sources={name: files for name, files in planned.step.sources.items()},
+    )
+    _commit(record, attempt, folder)
+    return record
+
+
+def _source_digests(step: Step) -> dict[str, str]:
+    return {name: value for name, value in input_digests(Step(step.name, step.stage, {}, {}, step.sources), {}).items()}
+
+
+def _outputs(attempt: Attempt, folder: Path) -> list[UnitFile]:
+    """Every output with the path it will have, its size and SHA-256, by path."""
+    written = [
+        UnitFile(
+            str((folder / "outputs" / path.relative_to(attempt.outputs)).relative_to(attempt.root)),
+            path.stat().st_size, durable.sha256(path),
+        )
+        for path in attempt.outputs.rglob("*") if path.is_file()
+    ]  # fmt: skip
+    unique = {file.path: file for file in written + attempt.unit_files}
+    return [unique[path] for path in sorted(unique)]
+
+
+def _commit(record: Record, attempt: Attempt, folder: Path) -> None:
+    """Publish: outputs by one rename, then the record by one hard link, both out of the attempt's folder."""
+    try:
+        durable.publish_folder(attempt.outputs, folder / "outputs")
+        draft = attempt.scratch / records.RECORD
+        durable.write_bytes(draft, records.to_json(record))
+        durable.link(draft, folder / records.RECORD)
+    except FileNotFoundError as error:
+        raise leases.Overtaken(
+            f"step {record.step}: attempt {attempt.scratch.name} was taken over while this process made no sign of "
+            "life; its results were dropped and the new owner's count"
+        ) from error
+
+
+def _clear(folder: Path, attempt: Path) -> None:
+    """Set aside what an earlier owner published without a record, or with a record that no longer holds."""
+    for name in (records.RECORD, "outputs"):
+        if (folder / name).exists():
+            durable.rename(folder / name, attempt / f"superseded-{name}")
+
+
+def _verified(planned: Planned, source: Input, root: Path) -> StepInput:
+    """The input, after hashing every file of it that will be read."""
+    assert planned.record is not None and planned.folder is not None
+    prefix = f"steps/{planned.folder.name}/outputs/"
+    for file in planned.record.outputs:
+        if file.path.startswith(prefix + source.part):
+            check_file(root, file, planned.step.name, durable.sha256)
+    return StepInput(planned.folder / "outputs", planned.record.part(source.part, f"steps/{planned.folder.name}"), planned.record)
+
+
+def check_file(root: Path, file: UnitFile, step: str, sha256: Callable[[Path], str]) -> None:
+    """Damaged if `file` is not what its record says."""
+    try:
+        seen = sha256(root / file.path)
+    except FileNotFoundError:
+        raise Damaged(step, file.path, "is missing") from None
+    if seen != file.sha256:
+        raise Damaged(step, file.path, f"is damaged (SHA-256 {seen[:12]}, recorded {file.sha256[:12]})")
+
+
+def _damage(record: Record, root: Path, sha256: Callable[[Path], str]) -> list[str]:
+    """What is wrong with a finished step's outputs, in words; the first three are enough to act on."""
+    found = []
+    for file in record.outputs:
+        try:
+            check_file(root, file, record.step, sha256)
+        except Damaged as damage:
+            found.append(str(damage))
+    return found if len(found) <= 3 else [*found[:3], f"and {len(found) - 3} more outputs are damaged or missing"]
+
+
+def retire(planned: Planned, reason: str) -> Planned:
+    """The step as to be done again, because an output of it was found damaged while it was read."""
+    return Planned(planned.step, planned.fingerprint, planned.folder, planned.record, (reason,))
+
+
+def _reasons(step: Step, inputs: Mapping[str, str], root: Path) -> list[str]:
+    """Why a step without a record has to be done: how it differs from its latest finished relative."""
+    relatives = [records.read(folder) for folder in (root / "steps").glob(f"{step.name}-????????????")]
+    latest = max((record for record in relatives if record), key=lambda record: record.finished, default=None)
+    if latest is None:
+        return ["never done"]
+    reasons = []
+    if latest.version != step.stage.version:
+        reasons.append(f"stage {step.stage.name} is now version {step.stage.version}, was {latest.version}")
+    reasons += [f"{path}: {old!r} -> {new!r}" for path, old, new in _differences("", latest.config, dict(step.config))]
+    reasons += [f"input {name} changed" for name, value in inputs.items() if latest.inputs.get(name) != value]
+    return reasons or ["never done with this combination"]
+
+
+def _differences(path: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:
+    """The leaves at which two configurations differ, as (dotted path, old, new)."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = sorted({*old, *new})
+        return [leaf for key in keys for leaf in _differences(f"{path}.{key}".lstrip("."), old.get(key), new.get(key))]
+    return [] if digest(old) == digest(new) else [(path, old, new)]

@@ -1,0 +1,143 @@
+"""Units: immutable files named by what they were made from. If the name exists, the work is done.
+
+The one idea: a unit's key is the SHA-256 of (stage version, the configuration that matters, digest of its
+input), so whoever needs the same work, in whichever run or recipe, finds it finished. No lease guards a unit:
+its files are linked into place, and of two makers the second finds the first one's bytes and compares. Other
+bytes under the same key are a bug in the stage's determinism and raise.
+
+On disk: `WORK/units/<kind>/<key[:2]>/<key>.<name>` for each file, and `<key>.json`, which is linked last and
+so says that the unit is whole: the size and SHA-256 of each file, and what the maker counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model import durable
+from pipelines.engine.fingerprint import digest
+
+SCHEMA = 1
+
+
+class DeterminismError(RuntimeError):
+    """Equal work gave different bytes: a stage depends on something outside its key."""
+
+
+@dataclass(frozen=True)
+class UnitFile:
+    """One file of a unit: `path` is relative to the work directory, `size` is in bytes."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A finished unit: its key, its files by name, and what its maker counted."""
+
+    key: str
+    files: dict[str, UnitFile]
+    info: dict[str, Any]
+
+
+def unit_key(stage: str, version: int, config: Mapping[str, Any], inputs: Any) -> str:
+    """The key of the unit that `stage` makes of `inputs` (digests) under `config`."""
+    return digest({"stage": stage, "version": version, "config": config, "inputs": inputs})
+
+
+class UnitStore:
+    """The units of one work directory. Safe for any number of processes and hosts on one file system."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root)
+
+    def _place(self, kind: str, key: str) -> Path:
+        return self.root / "units" / kind / key[:2] / key
+
+    def find(self, kind: str, key: str, verify: bool = True) -> Unit | None:
+        """The unit, if it is whole. With `verify`, a unit whose files are missing or damaged counts as absent.
+
+        A damaged unit is retired (its certificate is removed), so that it is made again.
+        """
+        certificate = self._place(kind, key).with_name(f"{key}.json")
+        try:
+            found = durable.read_json(certificate)
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            certificate.unlink(missing_ok=True)
+            return None
+        unit = Unit(key, {name: UnitFile(**file) for name, file in found["files"].items()}, found["info"])
+        if verify and not all(self._whole(file) for file in unit.files.values()):
+            certificate.unlink(missing_ok=True)
+            return None
+        return unit
+
+    def _whole(self, file: UnitFile) -> bool:
+        path = self.root / file.path
+        try:
+            return path.stat().st_size == file.size and durable.sha256(path) == file.sha256
+        except FileNotFoundError:
+            return False
+
+    def publish(self, kind: str, key: str, drafts: Mapping[str, Path], info: Mapping[str, Any]) -> Unit:
+        """Link finished `drafts` (name with extension -> path on the same file system) into place as one unit.
+
+        The drafts are removed. DeterminismError if a whole unit of this key has other bytes.
+        """
+        place = self._place(kind, key)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        files = {}
+        for name, draft in sorted(drafts.items()):
+            target = place.with_name(f"{key}.{name}")
+            sha256 = durable.sha256(draft)
+            files[name] = UnitFile(str(target.relative_to(self.root)), draft.stat().st_size, sha256)
+            self._link(draft, target, sha256, certificate=place.with_name(f"{key}.json"))
+            draft.unlink(missing_ok=True)
+        unit = Unit(key, files, dict(info))
+        self._certify(unit, place.with_name(f"{key}.json"))
+        return unit
+
+    def _link(self, draft: Path, target: Path, sha256: str, certificate: Path) -> None:
+        durable.fsync(draft)
+        try:
+            durable.link(draft, target)
+        except FileExistsError:
+            existing = durable.sha256(target)
+            if existing == sha256:
+                return
+            if certificate.exists() and _certified(certificate, target) == existing:
+                raise DeterminismError(
+                    f"{target} holds {existing[:12]}, the same work now gave {sha256[:12]}: the stage depends on "
+                    "something that is not in its key (raise the stage's version if its code changed)"
+                ) from None
+            # Not what its certificate says, or never certified: damage, replaced whole.
+            durable.rename(draft, target)
+
+    def _certify(self, unit: Unit, certificate: Path) -> None:
+        content = durable.to_json(
+            {
+                "schema": SCHEMA,
+                "key": unit.key,
+                "files": {name: vars(file) for name, file in unit.files.items()},
+                "info": unit.info,
+            }
+        )
+        try:
+            durable.create_bytes(certificate, content)
+        except FileExistsError:
+            if certificate.read_bytes() != content:
+                raise DeterminismError(
+                    f"{certificate}: equal work was counted differently: {durable.read_json(certificate)['info']} "
+                    f"before, {unit.info} now"
+                ) from None
+
+
+def _certified(certificate: Path, target: Path) -> str | None:
+    """The digest that the certificate gives for `target`'s name, if it names it."""
+    files = durable.read_json(certificate)["files"].values()
+    return next((file["sha256"] for file in files if Path(file["path"]).name == target.name), None)

@@ -1,0 +1,93 @@
+"""The model as an MLflow pyfunc, "models from code": a copy of this file lies in every registered package.
+
+The one idea: the package is a plain Hugging Face directory, and this file only puts texts in and takes
+predictions out. It is run where this project is not installed, so it imports nothing of ours, and there is
+no pickle anywhere.
+
+A stranger's text is data: a reserved token written in it (`<|endoftext|>`) stays text. What is longer than the
+model's positions is cut at its end.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+_BATCH = 32  # texts in one forward pass; bounds memory, does not change predictions
+
+
+class Export(mlflow.pyfunc.PythonModel):
+    """A Hugging Face directory: classifies texts, or continues prompts, as its config.json says."""
+
+    def load_context(self, context: Any) -> None:
+        """Load tokenizer and weights from the directory that holds the package."""
+        folder = Path(context.artifacts["export"])
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        self.classifies = "SequenceClassification" in config["architectures"][0]
+        kind = AutoModelForSequenceClassification if self.classifies else AutoModelForCausalLM
+        self.model = kind.from_pretrained(folder, local_files_only=True).eval()
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self.longest = min(self.tokenizer.model_max_length, config["n_positions"])  # tokens
+
+    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> Any:
+        """A label and its probability for each text (DataFrame), or the continued prompts (list of str).
+
+        `model_input`: list, Series or array of str, or a DataFrame whose first text column is taken.
+        `params` (generation only): max_new_tokens, temperature (0: greedy), seed.
+        """
+        texts = _texts(model_input)
+        if self.classifies:
+            return pd.DataFrame(self._classified(texts), columns=["label", "score"])
+        return [self._continued(text, **(params or {})) for text in texts]
+
+    def _encoded(self, text: str) -> list[int]:
+        tokens = self.tokenizer(text, split_special_tokens=True, add_special_tokens=False)["input_ids"]
+        # No text at all is one end-of-text token: a model needs a position to look at.
+        return tokens[: self.longest] or [self.tokenizer.eos_token_id]
+
+    @torch.inference_mode()
+    def _classified(self, texts: list[str]) -> Iterator[tuple[str, float]]:
+        for start in range(0, len(texts), _BATCH):
+            rows = [self._encoded(text) for text in texts[start : start + _BATCH]]
+            width = max(map(len, rows))
+            pad = self.tokenizer.pad_token_id
+            tokens = torch.tensor([row + [pad] * (width - len(row)) for row in rows])  # (B, T)
+            mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])  # (B, T)
+            logits = self.model(input_ids=tokens, attention_mask=mask).logits  # (B, labels)
+            scores, best = logits.softmax(-1).max(-1)  # (B,), (B,)
+            for index, score in zip(best.tolist(), scores.tolist(), strict=True):
+                yield self.model.config.id2label[index], score
+
+    @torch.inference_mode()
+    def _continued(self, text: str, max_new_tokens: int = 50, temperature: float = 0.0, seed: int = 0) -> str:
+        new = min(max_new_tokens, self.longest - 1)
+        # The end of a long prompt is what its continuation depends on.
+        tokens = torch.tensor([self._encoded(text)[-(self.longest - new) :]])  # (1, T)
+        how: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            out = self.model.generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=new, **how)  # (1, T')
+        return text + self.tokenizer.decode(out[0, tokens.shape[1] :], skip_special_tokens=True)
+
+
+def _texts(model_input: Any) -> list[str]:
+    """The texts in whatever MLflow hands over; ValueError names the row that holds no text."""
+    if isinstance(model_input, pd.DataFrame):
+        strings = (name for name in model_input if model_input[name].map(lambda value: isinstance(value, str)).all())
+        column = next(strings, model_input.columns[0])
+        model_input = model_input[column]
+    texts = [model_input] if isinstance(model_input, str) else list(model_input)
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"row {row} of the input is {text!r} ({type(text).__name__}), not a text; pass str")
+    return texts
+
+
+mlflow.models.set_model(Export())
