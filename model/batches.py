@@ -11,7 +11,7 @@ rank computes for itself from the data: slicing the batch otherwise cannot chang
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -19,48 +19,33 @@ import numpy as np
 import torch
 
 from model.examples import Examples
+from model.objectives import Batch
 from model.token_shards import TokenShards
 
-IGNORED = -100  # the target of a position without loss, as in torch.nn.functional.cross_entropy
 POOL = 16  # global batches among which examples are sorted by length
 _ROUNDS = 6  # Feistel rounds; four give a pseudo-random permutation (Luby and Rackoff, 1988), six leave a margin
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # splitmix64's finaliser (Steele, Lea and Flood, 2014)
 
 
 @dataclass(frozen=True)
-class Batch:
-    """The arrays of some sequences of a global batch, on one device. T is the same for the whole global batch."""
-
-    tokens: torch.Tensor  # (B, T) int64 input ids
-    targets: torch.Tensor | None  # (B, T) int64 the token after each position, IGNORED where there is no loss
-    attention_mask: torch.Tensor | None  # (B, T) bool, false on padding (always on the right); none: no padding
-    labels: torch.Tensor | None  # (B,) int64 classes
-    index: torch.Tensor  # (B,) int64 place in the global batch: with seed, step and site the key of dropout
-
-    def __len__(self) -> int:
-        """Sequences in the batch."""
-        return len(self.tokens)
-
-    def slice(self, start: int, end: int) -> Batch:
-        """Sequences `start` to `end` of this batch, as views."""
-        return self._map(lambda tensor: tensor[start:end])
-
-    def to(self, device: torch.device) -> Batch:
-        """The same batch on `device`."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        """The batch with `function` applied to each tensor that it has."""
-        return Batch(*(None if t is None else function(t) for t in self.__dict__.values()))  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True)
 class RankBatch:
     """One rank's share of a global batch, and what the share's loss is divided by."""
 
-    batch: Batch  # the rank's sequences
-    loss_tokens: int  # predictions that count in the *global* batch
+    rows: Batch  # the rank's sequences, on the host; as wide as the whole global batch needs
+    loss_tokens: int  # targets of the *global* batch
     real_tokens: int  # input tokens of the *global* batch, without padding
+
+    def micro_batches(self, size: int) -> Iterator[Batch]:
+        """The rows, `size` at a time, as views."""
+        rows = self.rows
+        for start in range(0, len(rows.tokens), size):
+            cut = slice(start, start + size)
+            yield Batch(
+                rows.tokens[cut],
+                rows.indices[cut],
+                None if rows.loss_mask is None else rows.loss_mask[cut],
+                None if rows.labels is None else rows.labels[cut],
+            )
 
 
 class Permutation:
@@ -144,10 +129,9 @@ def pretrain_batch(
     """A rank's share of step `step` (from 0) over a stream of tokens cut into sequences of `length` tokens."""
     places = rank_slice(global_batch_size, rank, world_size)
     order = samples(sequences(shards, length), seed, step * global_batch_size, global_batch_size)
-    rows = torch.from_numpy(stream_batch(shards, order[places.start : places.stop], length))  # (B, T + 1)
-    index = torch.arange(places.start, places.stop)
-    total = global_batch_size * length
-    return RankBatch(Batch(rows[:, :-1], rows[:, 1:], None, None, index), total, total)
+    rows = stream_batch(shards, order[places.start : places.stop], length)  # (B, T + 1)
+    batch = Batch(torch.from_numpy(rows), torch.arange(places.start, places.stop))
+    return RankBatch(batch, global_batch_size * length, global_batch_size * length)
 
 
 @lru_cache(maxsize=2)
@@ -163,7 +147,8 @@ def _pool(examples: Examples, seed: int, global_batch_size: int, pool: int) -> n
 
 
 def example_order(examples: Examples, step: int, *, seed: int, global_batch_size: int) -> np.ndarray:
-    """The examples of step `step`, (B,) int64, by place in the global batch. Over an epoch each comes once."""
+    """The examples of step `step`, (B,) int64, by place in the global batch: each comes once in any len(examples) of a run,
+    but for where a pool of batches reaches over the end of an epoch."""
     return _pool(examples, seed, global_batch_size, step // POOL)[step % POOL]
 
 
@@ -181,10 +166,9 @@ def example_batch(
     tokens = np.full((len(places), int(lengths.max())), examples.eot, np.int64)  # (B, T)
     for row, place in zip(tokens, places, strict=True):
         row[: lengths[place]] = examples.tokens(int(order[place]))[: lengths[place]]
-    mask = np.arange(tokens.shape[1]) < lengths[places.start : places.stop, None]  # (B, T)
     labels = np.array([_label(examples, int(sample)) for sample in order[places.start : places.stop]])  # (B,)
-    index = torch.arange(places.start, places.stop)
-    batch = Batch(torch.from_numpy(tokens), None, torch.from_numpy(mask), torch.from_numpy(labels), index)
+    indices = torch.arange(places.start, places.stop)
+    batch = Batch(torch.from_numpy(tokens), indices, labels=torch.from_numpy(labels))
     return RankBatch(batch, global_batch_size, int(lengths.sum()))
 
 

@@ -85,9 +85,12 @@ def write_bytes(path: Path, data: bytes) -> None:
         draft.write_bytes(data)
 
 
-def create_bytes(path: Path, data: bytes) -> None:
-    """Write `path` whole, only if no such name exists: FileExistsError for all writers but one."""
-    draft = temporary(path)
+def create_bytes(path: Path, data: bytes, scratch: Path | None = None) -> None:
+    """Write `path` whole, only if no such name exists: FileExistsError for all writers but one.
+
+    The draft lies beside `path`, or in the folder `scratch` of the same file system, where a kill leaves no litter.
+    """
+    draft = temporary(scratch / path.name if scratch else path)
     try:
         draft.write_bytes(data)
         fsync(draft)

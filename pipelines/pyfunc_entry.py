@@ -34,28 +34,34 @@ class Export(mlflow.pyfunc.PythonModel):
         kind = AutoModelForSequenceClassification if self.classifies else AutoModelForCausalLM
         self.model = kind.from_pretrained(folder, local_files_only=True).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self.longest = min(self.tokenizer.model_max_length, config["n_positions"])  # tokens
+        # The beginning of a long text is classified; the end of a long prompt is continued.
+        self.tokenizer.truncation_side = "right" if self.classifies else "left"
+        self.longest = min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings)  # tokens
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> Any:
+    def predict(self, context: Any, model_input: list[str], params: dict[str, Any] | None = None) -> Any:
         """A label and its probability for each text (DataFrame), or the continued prompts (list of str).
 
-        `model_input`: list, Series or array of str, or a DataFrame whose first text column is taken.
+        `model_input`: a list, Series or array of str, or a DataFrame whose first column is taken; MLflow makes
+        a list of any of them, by the signature in MLmodel and the type hint here.
         `params` (generation only): max_new_tokens, temperature (0: greedy), seed.
         """
-        texts = _texts(model_input)
+        for row, text in enumerate(model_input):
+            if not isinstance(text, str):
+                raise ValueError(f"row {row} of the input is {text!r} ({type(text).__name__}), not a text; pass str")
         if self.classifies:
-            return pd.DataFrame(self._classified(texts), columns=["label", "score"])
-        return [self._continued(text, **(params or {})) for text in texts]
+            return pd.DataFrame(self._classified(model_input), columns=["label", "score"])
+        return [self._continued(text, **(params or {})) for text in model_input]
 
-    def _encoded(self, text: str) -> list[int]:
-        tokens = self.tokenizer(text, split_special_tokens=True, add_special_tokens=False)["input_ids"]
+    def _encoded(self, text: str, longest: int) -> list[int]:
+        how = {"split_special_tokens": True, "add_special_tokens": False, "truncation": True, "max_length": longest}
+        tokens = self.tokenizer(text, **how)["input_ids"]
         # No text at all is one end-of-text token: a model needs a position to look at.
-        return tokens[: self.longest] or [self.tokenizer.eos_token_id]
+        return tokens or [self.tokenizer.eos_token_id]
 
     @torch.inference_mode()
     def _classified(self, texts: list[str]) -> Iterator[tuple[str, float]]:
         for start in range(0, len(texts), _BATCH):
-            rows = [self._encoded(text) for text in texts[start : start + _BATCH]]
+            rows = [self._encoded(text, self.longest) for text in texts[start : start + _BATCH]]
             width = max(map(len, rows))
             pad = self.tokenizer.pad_token_id
             tokens = torch.tensor([row + [pad] * (width - len(row)) for row in rows])  # (B, T)
@@ -68,26 +74,12 @@ class Export(mlflow.pyfunc.PythonModel):
     @torch.inference_mode()
     def _continued(self, text: str, max_new_tokens: int = 50, temperature: float = 0.0, seed: int = 0) -> str:
         new = min(max_new_tokens, self.longest - 1)
-        # The end of a long prompt is what its continuation depends on.
-        tokens = torch.tensor([self._encoded(text)[-(self.longest - new) :]])  # (1, T)
+        tokens = torch.tensor([self._encoded(text, self.longest - new)])  # (1, T)
         how: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             out = self.model.generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=new, **how)  # (1, T')
         return text + self.tokenizer.decode(out[0, tokens.shape[1] :], skip_special_tokens=True)
-
-
-def _texts(model_input: Any) -> list[str]:
-    """The texts in whatever MLflow hands over; ValueError names the row that holds no text."""
-    if isinstance(model_input, pd.DataFrame):
-        strings = (name for name in model_input if model_input[name].map(lambda value: isinstance(value, str)).all())
-        column = next(strings, model_input.columns[0])
-        model_input = model_input[column]
-    texts = [model_input] if isinstance(model_input, str) else list(model_input)
-    for row, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise ValueError(f"row {row} of the input is {text!r} ({type(text).__name__}), not a text; pass str")
-    return texts
 
 
 mlflow.models.set_model(Export())

@@ -22,7 +22,7 @@ from model import durable
 from pipelines.engine import lease as leases
 from pipelines.engine import record as records
 from pipelines.engine.digests import Digests
-from pipelines.engine.fingerprint import digest
+from pipelines.engine.fingerprint import canonical, digest
 from pipelines.engine.record import Record
 from pipelines.engine.units import UnitFile, UnitStore
 
@@ -92,7 +92,10 @@ class StepInput:
 
 @dataclass
 class Attempt:
-    """What a stage's function works with. It writes outputs below `outputs` and everything else below `scratch`."""
+    """What a stage's function works with. It writes outputs below `outputs` and everything else below `scratch`.
+
+    `ancestors` are the records of all steps that this one stands on, by step name, for lineage.
+    """
 
     name: str
     config: Mapping[str, Any]
@@ -104,6 +107,7 @@ class Attempt:
     units: UnitStore
     execution: Mapping[str, Any]
     fingerprint: str
+    ancestors: Mapping[str, Record]
     numerics: dict[str, Any] = field(default_factory=dict)
     unit_files: list[UnitFile] = field(default_factory=list)
     report: Callable[..., None] = lambda *args, **figures: None
@@ -163,9 +167,16 @@ def input_digests(step: Step, before: Mapping[str, Planned]) -> dict[str, str]:
         planned = before[source.step]
         assert planned.record is not None and planned.folder is not None
         found[name] = planned.record.part(source.part, f"steps/{planned.folder.name}")
-    for name, files in step.sources.items():
-        found[name] = digest(sorted({key: value for key, value in file.items() if key != "path"}.items() for file in files))
-    return found
+    return found | source_digests(step)
+
+
+def source_digests(step: Step) -> dict[str, str]:
+    """The digest of each of the step's groups of source files: their content and how they are read, not their paths."""
+    contents = {
+        name: [canonical({key: value for key, value in file.items() if key != "path"}).decode() for file in files]
+        for name, files in step.sources.items()
+    }
+    return {name: digest(sorted(described)) for name, described in contents.items()}
 
 
 def run(
@@ -185,7 +196,7 @@ def run(
             failed = False
             return existing
         _clear(folder, lease.attempt)
-        attempt = _attempt(planned, inputs, root, lease.attempt, execution)
+        attempt = _attempt(planned, inputs, ancestors(step, before), root, lease.attempt, execution)
         record = _work(planned, attempt, folder, watch)
         failed = False
         return record
@@ -193,12 +204,25 @@ def run(
         lease.release(keep_attempt=failed)
 
 
-def _attempt(planned: Planned, inputs: Mapping[str, StepInput], root: Path, scratch: Path, execution: Mapping[str, Any]) -> Attempt:
+def ancestors(step: Step, before: Mapping[str, Planned]) -> dict[str, Record]:
+    """The records of all steps that `step` stands on, directly or through others."""
+    found: dict[str, Record] = {}
+    for source in step.inputs.values():
+        planned = before[source.step]
+        assert planned.record is not None
+        found |= {source.step: planned.record} | ancestors(planned.step, before)
+    return found
+
+
+def _attempt(
+    planned: Planned, inputs: Mapping[str, StepInput], above: Mapping[str, Record], root: Path, scratch: Path, execution: Mapping[str, Any]
+) -> Attempt:
     step, folder = planned.step, planned.folder
     assert folder is not None and planned.fingerprint is not None
     (folder / "checkpoints").mkdir(exist_ok=True)
     attempt = Attempt(
-        step.name, step.config, inputs, step.sources, root, scratch, folder / "checkpoints", UnitStore(root), execution, planned.fingerprint,
+        step.name, step.config, inputs, step.sources, root, scratch, folder / "checkpoints", UnitStore(root), execution,
+        planned.fingerprint, above,
     )  # fmt: skip
     attempt.outputs.mkdir()
     return attempt
@@ -214,8 +238,7 @@ def _work(planned: Planned, attempt: Attempt, folder: Path, watch: Watch) -> Rec
         version=planned.step.stage.version,
         fingerprint=attempt.fingerprint,
         config=dict(planned.step.config),
-        inputs={name: source.digest for name, source in attempt.inputs.items()}
-        | {name: digest_of for name, digest_of in _source_digests(planned.step).items()},
+        inputs={name: source.digest for name, source in attempt.inputs.items()} | source_digests(planned.step),
         outputs=_outputs(attempt, folder),
         metrics=metrics,
         numerics=attempt.numerics,
@@ -229,10 +252,6 @@ def _work(planned: Planned, attempt: Attempt, folder: Path, watch: Watch) -> Rec
     )
     _commit(record, attempt, folder)
     return record
-
-
-def _source_digests(step: Step) -> dict[str, str]:
-    return {name: value for name, value in input_digests(Step(step.name, step.stage, {}, {}, step.sources), {}).items()}
 
 
 def _outputs(attempt: Attempt, folder: Path) -> list[UnitFile]:

@@ -87,7 +87,8 @@ class UnitStore:
     def publish(self, kind: str, key: str, drafts: Mapping[str, Path], info: Mapping[str, Any]) -> Unit:
         """Link finished `drafts` (name with extension -> path on the same file system) into place as one unit.
 
-        The drafts are removed. DeterminismError if a whole unit of this key has other bytes.
+        The drafts lie in the maker's attempt folder, and so does all that a kill leaves behind; they are removed.
+        DeterminismError if a whole unit of this key has other bytes.
         """
         place = self._place(kind, key)
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +100,8 @@ class UnitStore:
             self._link(draft, target, sha256, certificate=place.with_name(f"{key}.json"))
             draft.unlink(missing_ok=True)
         unit = Unit(key, files, dict(info))
-        self._certify(unit, place.with_name(f"{key}.json"))
+        scratch = next(iter(drafts.values())).parent
+        self._certify(unit, place.with_name(f"{key}.json"), scratch)
         return unit
 
     def _link(self, draft: Path, target: Path, sha256: str, certificate: Path) -> None:
@@ -118,7 +120,7 @@ class UnitStore:
             # Not what its certificate says, or never certified: damage, replaced whole.
             durable.rename(draft, target)
 
-    def _certify(self, unit: Unit, certificate: Path) -> None:
+    def _certify(self, unit: Unit, certificate: Path, scratch: Path) -> None:
         content = durable.to_json(
             {
                 "schema": SCHEMA,
@@ -128,7 +130,7 @@ class UnitStore:
             }
         )
         try:
-            durable.create_bytes(certificate, content)
+            durable.create_bytes(certificate, content, scratch)
         except FileExistsError:
             if certificate.read_bytes() != content:
                 raise DeterminismError(

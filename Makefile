@@ -1,0 +1,67 @@
+# gptline: raw text in, registered models out. `make` lists the targets.
+# Variables: RECIPE=default  WORK=work  SET="pretrain.max_steps=50 execution.ranks=1"  PYTHON=python3.11
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+RECIPE ?= default
+WORK ?= work
+SET ?=
+PYTHON ?= $(shell command -v python3.11 >/dev/null 2>&1 && python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
+VENV ?= .venv
+PY := $(VENV)/bin/python
+OPTIONS = --recipe "$(RECIPE)" --work "$(WORK)" $(if $(SET),--set "$(SET)")
+
+# Every target is phony: one named like a folder (tests, model) would silently do nothing.
+.PHONY: help setup run plan status verify pull generate inspect ui test check format bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@echo '  variables: RECIPE=$(RECIPE) WORK=$(WORK) SET="pretrain.max_steps=50 execution.ranks=1"'
+
+setup: $(VENV)/.installed ## make .venv, pinned by constraints.txt (3 minutes, once)
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 12) else f"gptline needs Python 3.11 or 3.12, $(PYTHON) is {sys.version.split()[0]}: make PYTHON=python3.11 $(MAKECMDGOALS)")'
+	@echo "setting up $(VENV): about 3 minutes and 2.5 GB"
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+run: setup ## make everything the recipe asks for; does only what is not done
+	@$(PY) -m pipelines run $(OPTIONS)
+
+plan: setup ## each step: done, or to do and why
+	@$(PY) -m pipelines plan $(OPTIONS)
+
+status: setup ## what is made, by whom something is being made, what it measured
+	@$(PY) -m pipelines status $(OPTIONS)
+
+verify: setup ## hash everything under WORK and compare with the records
+	@$(PY) -m pipelines verify $(OPTIONS)
+
+pull: setup ## download a model: MODEL=sentiment@champion DEST=folder
+	@$(PY) -m pipelines pull "$(or $(MODEL),$(error say which: make pull MODEL=sentiment@champion DEST=folder))" "$(or $(DEST),$(error say where to: make pull MODEL=$(MODEL) DEST=folder))"
+
+generate: setup ## continue a text: MODEL=base@champion PROMPT="To be"
+	@$(PY) -m pipelines generate "$(or $(MODEL),base@champion)" "$(or $(PROMPT),$(error say what to continue: make generate PROMPT="To be"))"
+
+inspect: setup ## decode a shard, examples or batch: WHAT=path or batch:STEP
+	@$(PY) -m pipelines inspect "$(or $(WHAT),$(error say what: make inspect WHAT=batch:0, or a path below $(WORK)))" $(OPTIONS)
+
+ui: setup ## MLflow's UI on loopback
+	@$(PY) -m pipelines ui
+
+test: setup ## all tests
+	@$(PY) -m pytest
+
+check: setup ## format, lint, types: what CI checks
+	@$(PY) -m ruff format --check . && $(PY) -m ruff check . && $(PY) -m mypy
+
+format: setup ## write the format that check wants
+	@$(PY) -m ruff format . && $(PY) -m ruff check --fix .
+
+bench: setup ## the figures that are claimed, each beside its alternative
+	@$(PY) -m benchmarks
+
+clean: ## remove what can be made again: WORK (never registry/, never .venv)
+	rm -rf "$(WORK)"

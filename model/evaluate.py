@@ -1,0 +1,171 @@
+"""An export over held-out data: how many bits a byte costs a language model, which class a classifier predicts.
+
+The one idea: what is measured is what ships. The export is loaded through `transformers`, as downstream loads
+it, and never through our own modules. Each function takes a job (a dict of JSON values) and runs as a Ray task
+or alone; equal jobs on equal numerics give equal results.
+
+    evaluate_language_model({"export", "manifest", "root", "threads", "device", "batch_size"})
+    classify({"export", "examples", "output", "threads", "max_length", "device", "batch_size"})
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model import durable
+from model.export import load_export
+from model.token_shards import TokenShards
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+BATCH_SIZE = 16  # sequences at a time where the job does not say
+
+
+def windows(shards: TokenShards, length: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The stream as disjoint windows: inputs (T,) and targets (T,), each token of the stream a target exactly once.
+
+    A window's first target is predicted from the token before it, the stream's first one from an EOT. T is
+    `length` except in the last window.
+    """
+    for start in range(0, len(shards), length):
+        targets = torch.from_numpy(shards.read(start, min(length, len(shards) - start)).astype("int64"))
+        before = shards.eot if start == 0 else int(shards.read(start - 1, 1)[0])
+        yield torch.cat((torch.tensor([before]), targets[:-1])), targets
+
+
+def _batched(pairs: Iterator[tuple[Tensor, Tensor]], size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Windows of equal length stacked, at most `size` at a time: inputs and targets (B, T)."""
+    rows: list[tuple[Tensor, Tensor]] = []
+    for pair in pairs:
+        if rows and (len(rows) == size or len(pair[0]) != len(rows[0][0])):
+            yield torch.stack([row[0] for row in rows]), torch.stack([row[1] for row in rows])
+            rows = []
+        rows.append(pair)
+    yield torch.stack([row[0] for row in rows]), torch.stack([row[1] for row in rows])
+
+
+@torch.inference_mode()
+def total_nats(model: PreTrainedModel, shards: TokenShards, length: int, batch_size: int) -> float:
+    """-ln p of every token of the stream, summed in float64; contexts are cut into windows of `length` tokens."""
+    nats = 0.0
+    for inputs, targets in _batched(windows(shards, length), batch_size):
+        inputs, targets = inputs.to(model.device), targets.to(model.device)
+        # An explicit mask of ones, because the EOT that opens a window also is the padding token.
+        logits = model(inputs, attention_mask=torch.ones_like(inputs), use_cache=False).logits  # (B, T, V)
+        losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")  # (B * T,)
+        nats += float(losses.double().sum())
+    return nats
+
+
+def evaluate_language_model(job: dict[str, Any]) -> dict[str, Any]:
+    """Held-out loss of a language model export on token shards.
+
+    bits_per_byte = nats / ln 2 / UTF-8 bytes of the text: it does not depend on the tokenizer, so models with
+    different ones can be compared. The closing EOT of each document is predicted and paid for as well.
+    perplexity = exp(nats / tokens), per token. ValueError if the shards have ids that the model does not know.
+    """
+    torch.set_num_threads(job["threads"])
+    shards = TokenShards.from_manifest(Path(job["manifest"]), Path(job["root"]))
+    model = load_export(Path(job["export"]), job.get("device", "cpu"))
+    if shards.vocab_size > model.config.vocab_size or shards.eot != model.config.eos_token_id:
+        raise ValueError(
+            f"{job['manifest']}: tokens of a vocabulary of {shards.vocab_size} with EOT {shards.eot}, "
+            f"{job['export']} has {model.config.vocab_size} with EOT {model.config.eos_token_id}; tokenize with its tokenizer"
+        )
+    length = model.config.n_positions
+    nats = total_nats(model, shards, length, job.get("batch_size", BATCH_SIZE))
+    tokens, size = len(shards), sum(unit.bytes for unit in shards.units)
+    return {
+        "bits_per_byte": nats / math.log(2) / size,
+        "perplexity": math.exp(nats / tokens),
+        "nats": nats,
+        "tokens": tokens,
+        "bytes": size,
+        "documents": sum(unit.documents for unit in shards.units),
+        "window": length,
+    }
+
+
+def load_tokenizer(export: Path) -> PreTrainedTokenizerBase:
+    """The export's tokenizer, as `transformers` loads it."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(export, local_files_only=True)
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """Each text's token ids, uncut. A reserved token in a stranger's text stays text; an empty text is one EOT."""
+    rows = tokenizer(texts, split_special_tokens=True, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+    return [row or [tokenizer.eos_token_id] for row in rows]
+
+
+def _by_length(rows: list[list[int]], size: int) -> Iterator[list[int]]:
+    """Indices of rows of about equal length, `size` at a time, longest first: little padding, and too little memory shows at once."""
+    order = sorted(range(len(rows)), key=lambda index: (-len(rows[index]), index))
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+@torch.inference_mode()
+def class_probabilities(model: PreTrainedModel, rows: list[list[int]], batch_size: int) -> list[list[float]]:
+    """softmax over the classes for each row of token ids, in the order of `rows`."""
+    found: list[list[float]] = [[] for _ in rows]
+    pad = model.config.pad_token_id
+    for indices in _by_length(rows, batch_size):
+        length = len(rows[indices[0]])
+        tokens = torch.tensor([rows[i] + [pad] * (length - len(rows[i])) for i in indices])  # (B, T)
+        mask = torch.tensor([[1] * len(rows[i]) + [0] * (length - len(rows[i])) for i in indices])
+        logits = model(tokens.to(model.device), attention_mask=mask.to(model.device), use_cache=False).logits  # (B, K)
+        for index, scores in zip(indices, logits.double().softmax(-1).tolist(), strict=True):
+            found[index] = scores
+    return found
+
+
+def read_examples(path: Path) -> list[dict[str, Any]]:
+    """Text examples, one JSON object a line with `id`, `text`, `label`. ValueError names the line that is none."""
+    examples = []
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            example = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}:{number} is not JSON ({error})") from error
+        missing = [name for name in ("id", "text", "label") if not isinstance(example, dict) or name not in example]
+        if missing:
+            raise ValueError(f"{path}:{number} lacks {', '.join(missing)}; an example is an object with id, text and label")
+        examples.append(example)
+    return examples
+
+
+def classify(job: dict[str, Any]) -> dict[str, Any]:
+    """Predict the class of each text example; write {"id", "label", "predicted", "scores"} a line, in input order.
+
+    `predicted` is the most probable class, `scores` all probabilities. Texts longer than `max_length` tokens (by
+    default all that the model takes) lose their end and are counted. Returns {"examples", "truncated", "correct"}.
+    """
+    torch.set_num_threads(job["threads"])
+    export = Path(job["export"])
+    examples = read_examples(Path(job["examples"]))
+    model = load_export(export, job.get("device", "cpu"))
+    limit = min(job.get("max_length") or model.config.n_positions, model.config.n_positions)
+    rows = encode(load_tokenizer(export), [example["text"] for example in examples])
+    scores = class_probabilities(model, [row[:limit] for row in rows], job.get("batch_size", BATCH_SIZE))
+    predicted = [max(range(len(row)), key=row.__getitem__) for row in scores]
+    lines = [
+        json.dumps({"id": example["id"], "label": example["label"], "predicted": best, "scores": row})
+        for example, best, row in zip(examples, predicted, scores, strict=True)
+    ]
+    durable.write_bytes(Path(job["output"]), "".join(line + "\n" for line in lines).encode())
+    return {
+        "examples": len(examples),
+        "truncated": sum(len(row) > limit for row in rows),
+        "correct": sum(example["label"] == best for example, best in zip(examples, predicted, strict=True)),
+    }

@@ -1,0 +1,361 @@
+"""One rank of a training job, from the job's description to the export.
+
+The one idea: everything around the loop that is not arithmetic is here, and looks in between two steps: what is
+written down, when a checkpoint is due, when to stop. A run that was stopped at any step and continued ends with the same
+files as one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from model import checkpoint, durable, export
+from model.batches import RankBatch, example_batch, pretrain_batch
+from model.checkpoint import Checkpoint
+from model.config import Config, ModelConfig, TrainConfig, accumulation_steps
+from model.examples import Examples
+from model.heads import build
+from model.hf import from_hugging_face, load_pretrained
+from model.token_shards import TokenShards
+from model.train import StepReport, train
+from model.world import World, joined
+from model.zero import build_engine, full_state
+
+log = logging.getLogger(__name__)
+METRICS, PROGRESS = "metrics.jsonl", "progress.jsonl"
+BF16_TOLERANCE = 0.05  # of the largest logit: bf16 has 8 bits of mantissa, and errors add up over the blocks
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss is not a number, or exploded. The last good checkpoint is from before."""
+
+
+class StreamData(Config):
+    """Training text: a manifest of token shards."""
+
+    manifest: str
+    root: str = Field(description="folder that the manifest's paths are relative to")
+
+
+class ExampleData(Config):
+    """Training examples: one file of tokenised examples."""
+
+    examples: str
+
+
+class RankJob(Config):
+    """What a rank is to do. All ranks of a job get the same."""
+
+    model: ModelConfig
+    train: TrainConfig
+    objective: Literal["causal_lm", "classification"]
+    data: StreamData | ExampleData
+    tokenizer: str = Field(description="folder of the tokenizer that the export carries")
+    init: str | None = Field(None, description="export folder to start from; none: weights are a function of the seed")
+    attempt: str = Field(description="folder of this owner; nothing is written outside of it but by a rename from it")
+    outputs: str = Field(description="folder in the attempt for what the step leaves behind")
+    checkpoints: str = Field(description="folder of the published checkpoints, older attempts' too")
+    micro_batch_size: int = Field(ge=1, description="most sequences in one forward pass of a rank")
+    threads: int = Field(1, ge=1, description="threads of a rank's CPU kernels; decides the last bits of the result")
+    device: Literal["cpu", "cuda"] = "cpu"
+    checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints; 0: only at the end and at SIGTERM")
+    peak_flops: float | None = Field(None, gt=0, description="FLOP/s that one rank could reach, for MFU; none: no MFU")
+    keep_checkpoints: int = Field(2, ge=1, description="published checkpoints that are kept")
+    verify: bool = Field(True, description="hash every token shard before it is read")
+
+    @staticmethod
+    def parse(job: dict[str, Any]) -> RankJob:
+        """The job of a JSON value. pydantic's ValidationError names each field that is wrong."""
+        return RankJob.model_validate_json(json.dumps(job))
+
+
+def _verify_shards(shards: TokenShards, world: World) -> None:
+    """Hash all shards, each rank its share. DamagedShard on all ranks if one of them is not what its manifest says."""
+    from model.token_shards import DamagedShard
+
+    problem = None
+    try:
+        for index in range(world.rank, len(shards.units), world.size):
+            shards.verify(index)
+    except DamagedShard as error:
+        problem = str(error)
+    problems = [found for found in world.gather(problem) if found]
+    if problems:
+        raise DamagedShard("; ".join(problems))
+
+
+def _same_vocabulary(data: TokenShards | Examples, model: ModelConfig) -> None:
+    """ValueError unless the data's tokens are those that the model knows."""
+    if (data.vocab_size, data.eot) != (model.vocab_size, model.eot_token_id):
+        raise ValueError(
+            f"the data has {data.vocab_size} token ids with EOT {data.eot}, the model {model.vocab_size} with EOT "
+            f"{model.eot_token_id}; tokenize the data with the model's tokenizer"
+        )
+
+
+def loader(job: RankJob, world: World) -> Callable[[int], RankBatch]:
+    """The function from a step's number to this rank's share of its global batch."""
+    order = {
+        "seed": job.train.seed,
+        "global_batch_size": job.train.global_batch_size,
+        "length": job.train.sequence_length,
+        "rank": world.rank,
+        "world_size": world.size,
+    }
+    if isinstance(job.data, ExampleData):
+        examples = Examples(Path(job.data.examples))
+        _same_vocabulary(examples, job.model)
+        return lambda step: example_batch(examples, step, **order)
+    shards = TokenShards.from_manifest(Path(job.data.manifest), Path(job.data.root))
+    _same_vocabulary(shards, job.model)
+    if job.verify:
+        _verify_shards(shards, world)
+    return lambda step: pretrain_batch(shards, step, **order)
+
+
+def initial_model(job: RankJob) -> nn.Module:
+    """The model before the first step: the same on every rank, from the seed and from `init`'s weights if there are any."""
+    model = build(job.model, seed=job.train.seed, activation_checkpointing=job.train.activation_checkpointing)
+    if job.init is not None:
+        _, state = from_hugging_face(Path(job.init))
+        fresh = load_pretrained(model, state)
+        log.info("initial weights from %s; from the seed: %s", job.init, fresh or "none")
+    return model
+
+
+def flops_per_token(model: nn.Module, config: ModelConfig, length: int) -> float:
+    """FLOPs of one token's forward and backward pass: 6 N + 12 L d T (Chowdhery et al. 2022, PaLM, appendix B).
+
+    N counts the parameters that are multiplied: no position embeddings, and the token embedding only where it
+    is the output layer. T is the length of the sequence. Recomputed activations are not counted.
+    """
+    count = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())
+    count -= config.n_positions * config.n_embd
+    if config.num_labels is not None or not config.tie_word_embeddings:
+        count -= config.vocab_size * config.n_embd
+    return 6 * count + 12 * config.n_layer * config.n_embd * length
+
+
+@dataclass
+class Journal:
+    """What rank 0 writes down of each step: `metrics.jsonl`, an output, and `progress.jsonl`, which tells times."""
+
+    attempt: Path
+    peak_flops: float | None  # of all ranks together
+    flops_per_token: float
+    metrics: bytes = b""  # the whole metrics file, as checkpoints carry it
+    seconds: float = 0.0
+    tokens: int = 0
+
+    def record(self, report: StepReport) -> None:
+        """Add a step to both files. FileNotFoundError when the attempt was taken over."""
+        line = {
+            "step": report.step,
+            "loss": report.loss,
+            "learning_rate": report.learning_rate,
+            "grad_norm": report.grad_norm,
+            "tokens": report.tokens,
+        }
+        data = json.dumps(line, allow_nan=False).encode() + b"\n"
+        self.metrics += data
+        self.seconds += report.seconds
+        self.tokens += report.tokens
+        durable.append(self.attempt / METRICS, data)
+        durable.append(self.attempt / PROGRESS, json.dumps(self._progress(report)).encode() + b"\n")
+
+    def _progress(self, report: StepReport) -> dict[str, Any]:
+        """Speed of one step, and the time it ended."""
+        speed = report.tokens / report.seconds
+        mfu = speed * self.flops_per_token / self.peak_flops if self.peak_flops else None
+        return {"step": report.step, "tokens_per_second": speed, "mfu": mfu, "time": time.time()}
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The metrics of all steps so far."""
+        return [json.loads(line) for line in self.metrics.splitlines()]
+
+
+@dataclass
+class DivergenceGuard:
+    """Notices that a loss is no number or exploded: more than ten times the best mean of WINDOW steps.
+
+    A best mean below one nat counts as one: a classifier's loss comes close to zero, and a hard batch is no explosion.
+    """
+
+    WINDOW = 20
+    best: float = math.inf
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=DivergenceGuard.WINDOW))
+
+    def check(self, step: int, loss: float, last_good: Path | None) -> None:
+        """TrainingDiverged if step `step` diverged; else remember its loss."""
+        limit = 10 * max(self.best, 1.0)
+        if not math.isfinite(loss) or loss > limit:
+            raise TrainingDiverged(
+                f"loss {loss} at step {step} ({'not a number' if not math.isfinite(loss) else f'more than {limit:.3g}'}); the "
+                f"last good checkpoint is {last_good or 'none'}. Lower learning_rate, or raise warmup_steps or grad_clip's hold"
+            )
+        self.recent.append(loss)
+        self.best = min(self.best, sum(self.recent) / len(self.recent))
+
+
+@contextmanager
+def sigterm_noticed() -> Iterator[Callable[[], bool]]:
+    """Within the block SIGTERM does not kill; the function yielded says whether one came."""
+    came = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield came.is_set  # only the main thread may set handlers; whoever runs us elsewhere has its own
+        return
+    previous = signal.signal(signal.SIGTERM, lambda *_: came.set())
+    try:
+        yield came.is_set
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+class Run:
+    """A training run on this rank, from its resumption to its end: the engine and what is known about it."""
+
+    def __init__(self, job: RankJob, world: World) -> None:
+        self.job, self.world = job, world
+        self.attempt, self.checkpoints = Path(job.attempt), Path(job.checkpoints)
+        self.resumed: Checkpoint | None = checkpoint.find(self.checkpoints, self.attempt, world)
+        self.saved = self.resumed  # the last good checkpoint
+        self.step = self.resumed.step if self.resumed else 0
+        self.load = loader(job, world)
+        model = initial_model(job)
+        peak = job.peak_flops and job.peak_flops * world.size
+        self.journal = Journal(self.attempt, peak, flops_per_token(model, job.model, job.train.sequence_length))
+        universal = checkpoint.is_universal(self.resumed, world)
+        self.engine = build_engine(model, job.train, world, job.micro_batch_size, universal=universal)
+        self.guard = DivergenceGuard()
+        if self.resumed:
+            self._resume(self.resumed)
+
+    def _resume(self, source: Checkpoint) -> None:
+        """Go on from a checkpoint: its weights, and its metrics in place of what a killed rank wrote after it."""
+        log.info("resuming from %s", source.folder)
+        checkpoint.load(self.engine, source, self.world, self.attempt)
+        self.journal.metrics = source.metrics
+        for line in self.journal.lines():
+            self.guard.check(line["step"], line["loss"], source.folder)
+        if self.world.is_first:
+            durable.write_bytes(self.attempt / METRICS, source.metrics)
+
+    def save(self) -> None:
+        """Publish a checkpoint of the current step, unless it has one. Every rank has to call it."""
+        if self.saved and self.saved.step == self.step:
+            return
+        self.saved = checkpoint.save(
+            self.engine,
+            self.step,
+            self.world,
+            attempt=self.attempt,
+            checkpoints=self.checkpoints,
+            keep=self.job.keep_checkpoints,
+            metrics=self.journal.metrics,
+            zero_stage=self.job.train.zero_stage,
+        )
+
+    def steps(self, stop: Callable[[], bool]) -> bool:
+        """Train to the last step, or until `stop()` is true on any rank. Whether it was stopped."""
+        every = self.job.checkpoint_every
+        for report in train(self.engine, self.load, self.job.objective, self.job.train, self.world, self.step):
+            self.guard.check(report.step, report.loss, self.saved and self.saved.folder)
+            self.step = report.step
+            if self.world.is_first:
+                self.journal.record(report)
+            if self.world.any(stop()):
+                return self.step < self.job.train.max_steps
+            if every and self.step % every == 0:
+                self.save()
+        return False
+
+    def export(self) -> float:
+        """Write export, probe and metrics into the outputs and check the export. The largest difference from the probe."""
+        state = full_state(self.engine, self.job.train, self.world)
+        tokens, mask = export.probe_inputs(self.job.model)
+        self.engine.eval()
+        logits = export.last_logits(self.engine, tokens, mask)  # (rows, V or K)
+        return self.world.from_first(lambda: self._write_outputs(state, tokens, mask, logits))
+
+    def _write_outputs(
+        self, state: dict[str, torch.Tensor], tokens: torch.Tensor, mask: torch.Tensor, logits: torch.Tensor
+    ) -> float:
+        """What `export` does on rank 0, with everything gathered."""
+        outputs = Path(self.job.outputs)
+        outputs.mkdir(exist_ok=True)
+        if self.job.train.precision == "bf16":
+            logits = self._fp32_logits(state, tokens, mask, logits)
+        durable.remove_tree(outputs / "export")  # an earlier start of this very attempt may have got so far
+        export.write_export(outputs / "export", self.job.model, state, Path(self.job.tokenizer))
+        export.write_probe(outputs / "probe.safetensors", tokens, mask, logits)
+        durable.write_bytes(outputs / METRICS, self.journal.metrics)
+        return export.check_export(outputs / "export", outputs / "probe.safetensors")
+
+    def _fp32_logits(
+        self, state: dict[str, torch.Tensor], tokens: torch.Tensor, mask: torch.Tensor, live: torch.Tensor
+    ) -> torch.Tensor:
+        """The logits of our model in fp32 with the master weights, after they were compared with the live bf16 model's."""
+        model = build(self.job.model)
+        load_pretrained(model, state)
+        logits = export.last_logits(model.eval(), tokens, mask)
+        difference = float((logits - live).abs().max())
+        if not difference <= BF16_TOLERANCE * float(logits.abs().max()):
+            raise export.ExportMismatch(f"fp32 master weights and live bf16 model differ by {difference:.3g} in their logits")
+        return logits
+
+
+def numerics(job: RankJob, world: World) -> dict[str, Any]:
+    """What decides the last bits of the result beside the recipe (DESIGN rule 3)."""
+    import deepspeed
+
+    return {
+        "ranks": world.size,
+        "threads": job.threads,
+        "micro_batch_size": job.micro_batch_size,
+        "accumulation_steps": accumulation_steps(job.train.global_batch_size, world.size, job.micro_batch_size),
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "device": torch.cuda.get_device_name(world.device) if job.device == "cuda" else "cpu",
+        "torch": torch.__version__,
+        "deepspeed": deepspeed.__version__,
+    }
+
+
+def run(job: RankJob) -> dict[str, Any]:
+    """Train, or continue to train, and export. On rank 0 the result, on the others what is in it but the outputs' key figures.
+
+    Returns {"steps", "final_loss", "tokens", "tokens_per_second", "resumed_from", "stopped": None | "sigterm",
+    "export_difference", "numerics"}. Raises TrainingDiverged, CheckpointError, DamagedShard, ExportMismatch;
+    FileNotFoundError when the attempt was taken over.
+    """
+    torch.set_num_threads(job.threads)  # Ray sets OMP_NUM_THREADS, and the number decides the last bits
+    with joined(job.device) as world, sigterm_noticed() as stop:
+        this = Run(job, world)
+        stopped = this.steps(stop)
+        this.save()
+        difference = None if stopped else this.export()
+        lines = this.journal.lines()
+        return {
+            "steps": this.step,
+            "final_loss": lines[-1]["loss"] if lines else None,
+            "tokens": sum(line["tokens"] for line in lines),
+            "tokens_per_second": this.journal.tokens / this.journal.seconds if this.journal.seconds else None,
+            "resumed_from": this.resumed.step if this.resumed else None,
+            "stopped": "sigterm" if stopped else None,
+            "export_difference": difference,
+            "numerics": numerics(job, world),
+        }

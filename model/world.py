@@ -1,0 +1,125 @@
+"""The ranks of one job, as one of them sees the others.
+
+The one idea: what the ranks have to agree on, and is no tensor of the training, goes over one small group
+that always speaks gloo on the CPU. A decision is made by rank 0 and known to all, and so is its failure: an error
+on rank 0 raises on every rank instead of leaving the others to wait.
+
+RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT come from torchrun or from the gang; without them the
+process is a world of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+log = logging.getLogger(__name__)
+
+
+class RankZeroFailed(RuntimeError):
+    """Rank 0 could not do what all ranks wait for; its own log has the traceback."""
+
+
+@dataclass(frozen=True)
+class World:
+    """This rank's place among the ranks, its device, and the group on which they agree."""
+
+    rank: int
+    size: int
+    device: torch.device
+    control: dist.ProcessGroup
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, the one that writes what all share."""
+        return self.rank == 0
+
+    def from_first(self, work: Callable[[], Any]) -> Any:
+        """What `work()` returns on rank 0 (picklable), on all ranks. If it raises, all raise: rank 0 its own error."""
+        error: Exception | None = None
+        answer: list[Any] = [None, None]
+        if self.is_first:
+            try:
+                answer[0] = work()
+            except Exception as caught:  # passed on to every rank below
+                error, answer[1] = caught, f"{type(caught).__name__}: {caught}"
+        dist.broadcast_object_list(answer, src=0, group=self.control, device=torch.device("cpu"))
+        if error is not None:
+            raise error
+        if answer[1] is not None:
+            raise RankZeroFailed(answer[1])
+        return answer[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's `value` (picklable), in rank order, on all ranks."""
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self.control)
+        return values
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is true on at least one rank."""
+        votes = torch.tensor(int(flag))
+        dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self.control)
+        return bool(votes)
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        dist.barrier(group=self.control)
+
+
+def import_deepspeed(device: str) -> Any:
+    """Import deepspeed for `device` ("cpu" or "cuda"), without what it does on the way that we never use."""
+    os.environ.setdefault("DS_ACCELERATOR", device)
+    # Its autotuner imports mlflow where that is installed: 3 s of every start. A None makes the import fail at once.
+    hidden = "mlflow" not in sys.modules
+    if hidden:
+        sys.modules["mlflow"] = None  # type: ignore[assignment]
+    try:
+        import deepspeed
+    finally:
+        if hidden:
+            del sys.modules["mlflow"]
+    # Would compile a shared-memory all-reduce of inference at the first start: a minute, and a compiler.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    return deepspeed
+
+
+def _device(kind: str, local_rank: int) -> torch.device:
+    """This rank's device. RuntimeError if CUDA is asked for and not there."""
+    if kind == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise RuntimeError("device 'cuda' is not available here; set the job's device to 'cpu' or use a machine with a GPU")
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+@contextmanager
+def joined(kind: str) -> Iterator[World]:
+    """Join the job's ranks on devices of `kind` ("cpu" or "cuda") for the time of the block.
+
+    Where the process has joined before, that world is used and left standing.
+    """
+    deepspeed = import_deepspeed(kind)
+    device = _device(kind, int(os.environ.setdefault("LOCAL_RANK", "0")))  # DeepSpeed insists that it is set
+    ours = not dist.is_initialized()
+    if ours:
+        backend = "nccl" if kind == "cuda" else "gloo"
+        alone = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+        dist.init_process_group(backend, **alone)
+    deepspeed.init_distributed(dist_backend=None, auto_mpi_discovery=False, verbose=False)
+    control = dist.new_group(backend="gloo") if kind == "cuda" else dist.group.WORLD
+    try:
+        yield World(dist.get_rank(), dist.get_world_size(), device, control)
+    finally:
+        if ours:
+            dist.destroy_process_group()

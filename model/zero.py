@@ -1,0 +1,82 @@
+"""The DeepSpeed engine around a model: built from a recipe, and read back as whole fp32 weights.
+
+The one idea: DeepSpeed owns where the state lies (ZeRO's partitions, offload), we own what is computed: the
+optimizer is our own `torch.optim.AdamW` with a learning rate that is set from outside at each step, so nothing of
+the schedule is state, and nothing needs a compiler.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from model.config import TrainConfig, deepspeed_config
+from model.world import World, import_deepspeed
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """AdamW's groups: weight decay on matrices only, none on biases and norms, as GPT-3 was trained (Brown et al. 2020)."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
+    vectors = [parameter for parameter in parameters if parameter.ndim < 2]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+
+
+def adamw(model: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
+    """The optimizer (Loshchilov and Hutter 2019), fused: one pass over memory for each tensor."""
+    return torch.optim.AdamW(
+        parameter_groups(model, train.weight_decay),
+        lr=train.learning_rate,
+        betas=(train.beta1, train.beta2),
+        eps=train.epsilon,
+        fused=True,
+    )
+
+
+def build_engine(model: nn.Module, train: TrainConfig, world: World, micro_batch_size: int, *, universal: bool) -> Any:
+    """A DeepSpeedEngine that trains `model`. `universal`: it is going to load a checkpoint in the universal format."""
+    deepspeed = import_deepspeed(world.device.type)
+    config = deepspeed_config(train, world.size, micro_batch_size)
+    if universal:
+        config["checkpoint"] = {"load_universal": True}
+    model.to(world.device)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=adamw(model, train), config=config, dist_init_required=False)
+    if train.compile:
+        engine.compile()
+    return engine
+
+
+def set_learning_rate(engine: Any, rate: float) -> None:
+    """Use `rate` in the engine's next optimizer step."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = rate
+
+
+def gradient_norm(engine: Any) -> float:
+    """The global L2 norm of the last step's gradients before clipping. At ZeRO 0 call it before that step."""
+    norm = engine.get_global_grad_norm()
+    if norm is None:
+        norm = torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
+    return float(norm)
+
+
+def _whole(parameter: nn.Parameter, train: TrainConfig) -> torch.Tensor:
+    """A parameter's fp32 values, gathered from all ranks: the master copy where training is in bf16. Collective."""
+    import deepspeed
+
+    if train.precision == "bf16":
+        return deepspeed.utils.safe_get_full_fp32_param(parameter)
+    with deepspeed.zero.GatheredParameters([parameter], enabled=train.zero_stage == 3):
+        return parameter.detach().clone()
+
+
+def full_state(engine: Any, train: TrainConfig, world: World) -> dict[str, torch.Tensor]:
+    """The model's whole fp32 state dict, on the host of rank 0; empty on the others. Every rank has to call it."""
+    state: dict[str, torch.Tensor] = {}
+    for name, parameter in engine.module.named_parameters(remove_duplicate=True):
+        values = _whole(parameter, train)
+        if world.is_first:
+            state[name] = values.float().cpu()
+    return state

@@ -1,0 +1,175 @@
+"""The command line: `python -m pipelines`, `gptline`, and what the make targets call.
+
+The one idea: a command reads a Recipe and an Execution, does one thing, and says what to do next. What is slow to
+import is imported by the command that needs it.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 damage found, 75 interrupted and resumable (EX_TEMPFAIL).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from pipelines import recipes, run
+from pipelines.config import ConfigError, Execution, Recipe, override
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="a named recipe, or path/to/file.py:function")]
+WorkDir = Annotated[str, typer.Option("--work", "-w", help="work directory")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", "-s", help="field=value of the recipe, or execution.field=value; may be repeated")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+
+INTERRUPTED, DAMAGED = 75, 3
+
+
+def configured(recipe: str, work: str, settings: list[str] | None) -> tuple[Recipe, Execution]:
+    """The recipe and the execution after `--set`. ConfigError says which field is wrong."""
+    made, execution = recipes.load(recipe), Execution(work=work)
+    pairs = [pair for text in settings or [] for pair in text.split()]
+    unclear = [pair for pair in pairs if "=" not in pair]
+    if unclear:
+        raise ConfigError(f"--set {unclear[0]}: write field=value, e.g. --set pretrain.max_steps=50")
+    values = dict(pair.split("=", 1) for pair in pairs)
+    ours = {path.removeprefix("execution."): text for path, text in values.items() if path.startswith("execution.")}
+    theirs = {path: text for path, text in values.items() if not path.startswith("execution.")}
+    return override(made, theirs) if theirs else made, override(execution, ours) if ours else execution
+
+
+@app.command("run")
+def run_command(recipe: RecipeName = "default", work: WorkDir = "work", settings: Settings = None) -> None:
+    """Make everything that the recipe asks for and that is not made yet."""
+    from pipelines import narrate
+
+    made, execution = configured(recipe, work, settings)
+    narrate.run(run.open_workspace(made, execution, fetch=True), out, err)
+
+
+@app.command()
+def plan(recipe: RecipeName = "default", work: WorkDir = "work", settings: Settings = None, as_json: AsJson = False) -> None:
+    """Say of each step whether it is done, and why not."""
+    made, execution = configured(recipe, work, settings)
+    planned = run.plan(run.open_workspace(made, execution, fetch=False))
+    if as_json:
+        steps = [
+            {"step": name, "stage": step.step.stage.name, "done": step.done, "fingerprint": step.fingerprint, "why": list(step.reasons)}
+            for name, step in planned.items()
+        ]
+        sys.stdout.write(json.dumps({"recipe": made.name, "work": execution.work, "steps": steps}, indent=1) + "\n")
+        return
+    for name, step in planned.items():
+        out.print(f"  {name:<16} {'done' if step.done else 'to do: ' + '; '.join(step.reasons)}", markup=False)
+    if not all(step.done for step in planned.values()):
+        out.print("next: make run", markup=False)
+
+
+@app.command()
+def status(recipe: RecipeName = "default", work: WorkDir = "work", settings: Settings = None, as_json: AsJson = False) -> None:
+    """Say what is made, what is being made and by whom, and what it measured."""
+    from pipelines import narrate
+
+    made, execution = configured(recipe, work, settings)
+    narrate.status(run.open_workspace(made, execution, fetch=False), out, as_json)
+
+
+@app.command()
+def verify(recipe: RecipeName = "default", work: WorkDir = "work", settings: Settings = None, as_json: AsJson = False) -> None:
+    """Hash every file under the work directory and compare it with the records."""
+    from pipelines import verification
+
+    _, execution = configured(recipe, work, settings)
+    report = verification.verify(Path(execution.work))
+    if as_json:
+        sys.stdout.write(json.dumps(report.as_json(), indent=1) + "\n")
+    else:
+        for line in report.lines():
+            out.print(line, markup=False)
+    if report.damaged or report.missing:
+        raise typer.Exit(DAMAGED)
+
+
+@app.command()
+def pull(
+    model: Annotated[str, typer.Argument(help="name@alias or name@version")],
+    dest: Annotated[str, typer.Argument(help="folder to create")],
+    settings: Settings = None,
+) -> None:
+    """Download a registered model, verified against its manifest, into a folder of its own."""
+    from pipelines import pull as pulling
+
+    _, execution = configured("default", "work", settings)
+    pulled = pulling.pull(execution.registry, model, Path(dest))
+    out.print(f"{pulled.name} version {pulled.version} is in {dest}, verified (package digest {pulled.digest[:12]})", markup=False)
+    out.print(f'next: python -c "from transformers import pipeline; ..." or make generate MODEL={dest} PROMPT="..."', markup=False)
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Argument(help="a folder with an export, or name@alias")],
+    prompt: Annotated[str, typer.Argument(help="text to continue")],
+    tokens: Annotated[int, typer.Option(help="new tokens, at most")] = 48,
+    seed: Annotated[int, typer.Option(help="of the sampling")] = 0,
+    temperature: Annotated[float, typer.Option(help="of the sampling; 0 takes the likeliest token")] = 0.8,
+    settings: Settings = None,
+) -> None:
+    """Continue a prompt with a base model."""
+    from pipelines import inspection
+
+    _, execution = configured("default", "work", settings)
+    out.print(inspection.continued(execution, model, prompt, tokens, seed, temperature), markup=False)
+
+
+@app.command()
+def inspect(
+    what: Annotated[str, typer.Argument(help="a shard, an examples file, a folder or file of outputs, or batch:STEP for a training batch")],
+    rows: Annotated[int, typer.Option(help="rows to show")] = 3,
+    recipe: RecipeName = "default",
+    work: WorkDir = "work",
+    settings: Settings = None,
+) -> None:
+    """Decode a shard, examples or a training batch: text, loss mask, label, and where it came from."""
+    from pipelines import inspection
+
+    made, execution = configured(recipe, work, settings)
+    for line in inspection.inspect(what, rows, run.open_workspace(made, execution, fetch=False)):
+        out.print(line, markup=False)
+
+
+@app.command()
+def ui(settings: Settings = None) -> None:
+    """Serve MLflow's own UI on loopback."""
+    _, execution = configured("default", "work", settings)
+    from pipelines import registry
+
+    uri = registry.tracking_uri(execution.registry)
+    out.print(f"MLflow at http://127.0.0.1:{execution.port} (Ctrl-C ends it)", markup=False)
+    os.execv(
+        sys.executable,
+        [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(execution.port)],
+    )
+
+
+def main() -> None:
+    """Run the command; expected errors are said in one message, without a traceback."""
+    from pipelines.errors import EXPECTED, exit_code
+
+    try:
+        app()
+    except EXPECTED as error:
+        err.print(f"gptline: {error}", markup=False, style="red")
+        sys.exit(exit_code(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Decontamination: documents that contain evaluation examples are found, so that they can be left out.
+
+The one idea: both sides are reduced to their words (case folded, punctuation and layout gone, a character of a
+script without spaces is a word) and the examples are searched for all at once, with an Aho-Corasick automaton,
+in one pass over each document. An example too long to be whole in one document is searched for by windows.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+WINDOW = 32  # words; longer examples are searched for by windows of so many, so that a cut inside one hides nothing
+# Kana, Han and Hangul are written without spaces (or with few): each character counts as a word.
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]|[^\W_\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]+")
+
+
+def words(text: str) -> list[str]:
+    """The words of a text as they are compared."""
+    return _WORD.findall(text.casefold())
+
+
+def patterns(examples: Iterable[str], min_words: int) -> tuple[set[str], int]:
+    """What to search for, and how many examples have fewer than `min_words` words and are not searched for."""
+    found: set[str] = set()
+    ignored = 0
+    for example in examples:
+        sequence = words(example)
+        if len(sequence) < min_words:
+            ignored += 1
+            continue
+        starts = [*range(0, len(sequence) - WINDOW, WINDOW), max(len(sequence) - WINDOW, 0)]
+        found.update(f" {' '.join(sequence[start : start + WINDOW])} " for start in starts)
+    return found, ignored
+
+
+class Contamination:
+    """The examples of evaluation files, ready to be searched for. Built once a process, see `load`."""
+
+    def __init__(self, examples: Iterable[str], min_words: int) -> None:
+        import ahocorasick
+
+        found, self.ignored = patterns(examples, min_words)
+        self._automaton = ahocorasick.Automaton(ahocorasick.STORE_LENGTH)
+        for pattern in found:
+            self._automaton.add_word(pattern)
+        self._automaton.make_automaton()
+        self._any = bool(found)
+
+    def contains(self, document: str) -> bool:
+        """Whether the document contains an example."""
+        if not self._any:
+            return False
+        return next(self._automaton.iter(f" {' '.join(words(document))} "), None) is not None
+
+
+def read_examples(paths: Iterable[Path | str]) -> list[str]:
+    """The texts of evaluation examples: one JSON object with "text" a line."""
+    return [json.loads(line)["text"] for path in paths for line in Path(path).read_text("utf-8").splitlines()]
+
+
+@functools.lru_cache(maxsize=2)
+def load(paths: tuple[str, ...], digest: str, min_words: int) -> Contamination:
+    """The examples of `paths`; `digest` names their content, so that a worker builds each automaton once."""
+    return Contamination(read_examples(paths), min_words)
+
+
+def evaluation_inputs(inputs: Any) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The evaluation files among a step's inputs, named "test" and "validation", and the digest of each."""
+    names = [name for name in ("test", "validation") if name in inputs]
+    return tuple(str(inputs[name].path(f"{name}.jsonl")) for name in names), {name: inputs[name].digest for name in names}

@@ -1,0 +1,102 @@
+"""The README.md of a registered model: what it is, what it was made from, how good it is, where it fails.
+
+The one idea: the card is a pure function of a `Card`, which holds nothing that differs between two equal runs
+(no times, hosts, paths or run ids). So equal exports give equal packages, and the registry can tell a repeat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a package says about itself. `lineage` goes to MANIFEST.json, the rest to README.md."""
+
+    name: str  # registered name
+    task: Literal["text-classification", "text-generation"]
+    summary: str  # one or two sentences
+    data: Sequence[str] = ()  # one line for each source or split: what, how much, which digest
+    training: Mapping[str, Any] = field(default_factory=dict)  # shape and hyperparameters, flat
+    metrics: Mapping[str, float] = field(default_factory=dict)  # measured on held-out data
+    baselines: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # name -> the same metrics
+    limits: Sequence[str] = ()  # where it must not be trusted
+    lineage: Mapping[str, Any] = field(default_factory=dict)  # fingerprints and digests, back to the raw sources
+    language: str = "en"
+    license: str = "other"
+
+
+_LOAD: dict[str, str] = {
+    "text-classification": """\
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+model = AutoModelForSequenceClassification.from_pretrained(DIR)
+tokenizer = AutoTokenizer.from_pretrained(DIR)
+print(pipeline("text-classification", DIR, truncation=True)("a film that stays with you"))""",
+    "text-generation": """\
+from transformers import GPT2LMHeadModel, GPT2Tokenizer
+model, tokenizer = GPT2LMHeadModel.from_pretrained(DIR), GPT2Tokenizer.from_pretrained(DIR)
+inputs = tokenizer.encode("Once upon a time", return_tensors="pt")
+outputs = model.generate(inputs, max_length=50, num_return_sequences=1)
+print(tokenizer.decode(outputs[0], skip_special_tokens=True))""",
+}
+
+
+def render(card: Card) -> str:
+    """The README.md: YAML front matter as model hubs read it, then sections of Markdown."""
+    sections = [
+        f"# {card.name}\n\n{card.summary}",
+        "## How to load\n\n" + _loading(card),
+        "## Data\n\n" + _bullets(card.data),
+        "## Held-out metrics\n\n" + _metrics(card),
+        "## Training\n\n" + _bullets(f"`{key}`: {value}" for key, value in sorted(card.training.items())),
+        "## Limits\n\n" + _bullets(card.limits),
+        "## Lineage\n\nMANIFEST.json lists every file of this package with its SHA-256, and the digests that it was "
+        "made from, back to the raw sources.",
+    ]
+    return _front_matter(card) + "\n" + "\n\n".join(sections) + "\n"
+
+
+def _front_matter(card: Card) -> str:
+    import yaml
+
+    results = [{"type": name, "name": name, "value": value} for name, value in sorted(card.metrics.items())]
+    held_out = {"task": {"type": card.task}, "dataset": {"type": "held-out", "name": "held-out"}, "metrics": results}
+    head: dict[str, Any] = {
+        "language": card.language,
+        "license": card.license,
+        "library_name": "transformers",
+        "pipeline_tag": card.task,
+        "tags": ["gptline"],
+        "model-index": [{"name": card.name, "results": [held_out]}],
+    }
+    return f"---\n{yaml.safe_dump(head, sort_keys=True, allow_unicode=True)}---\n"
+
+
+def _loading(card: Card) -> str:
+    return (
+        "With `transformers`, from the folder `DIR` that this package was pulled to:\n\n"
+        f"```python\n{_LOAD[card.task]}\n```\n\n"
+        "With `mlflow`, straight from the registry (same predictions; a reserved token in the text stays text):\n\n"
+        "```python\nimport mlflow\n"
+        f'model = mlflow.pyfunc.load_model("models:/{card.name}@champion")\nprint(model.predict(["some text"]))\n```'
+    )
+
+
+def _metrics(card: Card) -> str:
+    names = sorted({*card.metrics, *(name for row in card.baselines.values() for name in row)})
+    if not names:
+        return "None were measured."
+    lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for title, row in [("this model", card.metrics), *sorted(card.baselines.items())]:
+        lines.append(f"| {title} | " + " | ".join(_number(row.get(name)) for name in names) + " |")
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _bullets(lines: Any) -> str:
+    return "\n".join(f"- {line}" for line in lines) or "Not stated."

@@ -1,0 +1,120 @@
+"""Fetch a registered version into a folder, whole and verified, or not at all.
+
+The one idea: nothing is fetched that MANIFEST.json does not list, nothing is believed that does not hash to it, and
+the manifest itself must have the digest that the registry states. The folder appears under its name by one rename.
+No code of the model is run and nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from model import durable
+from pipelines import registry
+from pipelines.package import MANIFEST, PackageDamaged, read_manifest, verify_package
+
+
+class PullRefused(Exception):
+    """The destination holds something that pulling would destroy. The message says what to do."""
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """What `dest` holds now. `fetched` is False if it held that already."""
+
+    name: str
+    version: int
+    digest: str
+    dest: Path
+    fetched: bool
+
+
+def pull(uri: str, spec: str, dest: Path) -> Pulled:
+    """Make `dest` the package of `spec` (`name@alias` or `name@version`).
+
+    An earlier pull in `dest` is replaced, if nobody changed it. UnknownModel, PullRefused, PackageDamaged.
+    """
+    wanted = registry.resolve(uri, spec)
+    if wanted.digest is None:
+        raise registry.UnknownModel(
+            f"{spec} is version {wanted.version}, which carries no {registry.DIGEST_TAG}: it was not registered by gptline"
+        )
+    dest = dest.absolute()
+    fetched = _held(dest) != wanted.digest
+    if fetched:
+        dest.parent.mkdir(parents=True, exist_ok=True)
+        with _staging(dest) as staging:
+            _fetch(uri, wanted, staging)
+            _publish(staging, dest, wanted.digest)
+        _sweep(dest)
+    return Pulled(wanted.name, wanted.version, wanted.digest, dest, fetched)
+
+
+def _held(dest: Path) -> str | None:
+    """The digest of the package in `dest`; None if there is nothing. PullRefused if it is anything else."""
+    if not dest.is_symlink() and (not dest.exists() or (dest.is_dir() and not any(dest.iterdir()))):
+        return None
+    advice = "choose another folder, or remove this one yourself"
+    if dest.is_symlink() or not (dest / MANIFEST).is_file():
+        raise PullRefused(f"{dest} exists and was not made by a pull; {advice}")
+    try:
+        return str(verify_package(dest)["digest"])
+    except PackageDamaged as error:
+        raise PullRefused(f"{dest} was pulled, and changed since: {error}; {advice}") from error
+
+
+def _fetch(uri: str, wanted: registry.ModelVersion, staging: Path) -> None:
+    manifest = read_manifest(registry.download(uri, wanted, MANIFEST, staging))
+    if manifest["digest"] != wanted.digest:
+        raise PackageDamaged(
+            f"{wanted.name} version {wanted.version}: the files at {wanted.source} are package {manifest['digest']}, "
+            f"the registry says {wanted.digest}; somebody changed them, register the model again"
+        )
+    for file in manifest["files"]:
+        registry.download(uri, wanted, file, staging)
+    verify_package(staging)
+
+
+def _publish(staging: Path, dest: Path, digest: str) -> None:
+    """Give the staged folder its name; what was there goes aside first, and away after."""
+    aside = durable.temporary(dest)
+    if dest.exists() and any(dest.iterdir()):
+        durable.rename(dest, aside)
+    try:
+        durable.publish_folder(staging, dest)
+    except OSError:
+        # Another pull to the same place was faster: fine, if it brought the same version.
+        if _held(dest) != digest:
+            raise
+
+
+@contextlib.contextmanager
+def _staging(dest: Path) -> Iterator[Path]:
+    """A new folder beside `dest`, locked while we live, so that `_sweep` knows what a killed pull has left."""
+    staging = durable.temporary(dest)
+    staging.mkdir()
+    descriptor = os.open(staging, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield staging
+    finally:
+        durable.remove_tree(staging)
+        os.close(descriptor)
+
+
+def _sweep(dest: Path) -> None:
+    """Remove what killed pulls and replaced versions have left beside `dest`."""
+    for left in dest.parent.glob(f".{dest.name}.*.tmp"):
+        descriptor = os.open(left, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            durable.remove_tree(left)
+        except BlockingIOError:
+            continue  # another pull is at work in it
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,300 @@
+"""Reading sources: the texts of one stretch of one file, streamed, checked byte for byte, nothing lost silently.
+
+The one idea: reading yields what can be used (Text) and what cannot (Reject) side by side, in order; whoever
+reads decides whether a reject ends the work. Memory is one block or one record, whatever the size of the file.
+What is read is hashed on its way, and other bytes than those that were planned are an error.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pipelines.documents import normalise_newlines
+from pipelines.sources import DATASET, SourceError, SourceFile, source_file
+
+BLOCK = 1 << 20  # bytes
+EXCERPT = 200  # characters of a bad record that are shown and kept
+_CHANGED = "{path} was changed or removed after this run was planned; run again to plan with what is there now"
+_BOM = b"\xef\xbb\xbf"
+_FOREIGN_BOMS = {b"\xff\xfe": "UTF-16 (little-endian)", b"\xfe\xff": "UTF-16 (big-endian)"}
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A stretch of one source file that one task reads.
+
+    `start` and `stop` count bytes of plain files, row groups of Parquet files, shards of datasets; compressed
+    files are read whole. `sha256` is of the bytes of the stretch, where it has bytes of its own, else the file's.
+    """
+
+    file: SourceFile
+    sha256: str
+    start: int
+    stop: int | None  # None: to the end
+    first_line: int = 1
+    modified: int = 0  # newest time stamp, in ns, when the whole was hashed; 0: hashed while it is read
+
+    @property
+    def identity(self) -> list[Any]:
+        """What is read, wherever it lies. Bytes say it themselves; row groups and shards need their numbers."""
+        file = {key: value for key, value in self.file.identity.items() if key not in ("sha256", "size")}
+        within = [self.start, self.stop] if self.file.format in ("parquet", DATASET) else []
+        return [self.sha256, self.first_line, *within, file]
+
+    @property
+    def name(self) -> str:
+        """How the stretch is called in the `source` column: its label and the beginning of its digest."""
+        return f"{self.file.label}:{self.sha256[:12]}"
+
+
+@dataclass(frozen=True)
+class Text:
+    """One text: blocks of UTF-8 bytes with normalised newlines, and the line (or row) of the file it begins at."""
+
+    line: int
+    blocks: Iterable[bytes]
+    spans_lines: bool  # whether a newline in the text is a newline of the file
+
+
+@dataclass(frozen=True)
+class Reject:
+    """What could not be used: the line (or row) it stands at, why, and how it begins."""
+
+    line: int
+    reason: str
+    excerpt: str = ""
+
+
+def whole(file: SourceFile) -> Stretch:
+    """The stretch that is all of a file."""
+    return Stretch(file, file.sha256, 0, None)
+
+
+def stretch_from(value: dict[str, Any]) -> Stretch:
+    """A Stretch from its JSON, as tasks receive it."""
+    return Stretch(**{**value, "file": source_file(value["file"])})
+
+
+def excerpt(raw: bytes) -> str:
+    """The beginning of a bad record as text, other bytes than UTF-8 as escapes."""
+    return raw[: 4 * EXCERPT].decode("utf-8", "backslashreplace")[:EXCERPT]
+
+
+def undecodable(document: bytes, line: int, error: UnicodeDecodeError) -> Reject:
+    """The reject for bytes that are no UTF-8, naming the line and the byte within it."""
+    before = document.rfind(b"\n", 0, error.start) + 1
+    line += document.count(b"\n", 0, error.start)
+    reason = f"byte {error.start - before + 1} of the line (0x{document[error.start]:02x}) is not valid UTF-8; convert the file to UTF-8"
+    return Reject(line, reason, excerpt(document[before : before + EXCERPT]))
+
+
+def read(stretch: Stretch) -> Iterator[Text | Reject]:
+    """The texts of a stretch. SourceError if the file is gone or is not the one that was planned."""
+    format = stretch.file.format
+    if format == DATASET:
+        yield from _dataset(stretch)
+    elif format == "parquet":
+        yield from _parquet(stretch)
+    else:
+        with _Checked(stretch) as raw:
+            yield from _lines_or_text(stretch, raw)
+            raw.check()
+
+
+def _lines_or_text(stretch: Stretch, raw: _Checked) -> Iterator[Text | Reject]:
+    plain = io.BufferedReader(raw, BLOCK)
+    foreign = _FOREIGN_BOMS.get(plain.peek(2)[:2])
+    if not plain.peek(1):
+        yield Reject(1, "the file is empty; remove it or fill it")
+    elif foreign and stretch.start == 0:
+        yield Reject(1, f"the file is in {foreign}, by its byte order mark; convert it to UTF-8", excerpt(plain.peek(EXCERPT)))
+    elif stretch.file.format in ("txt", "md"):
+        yield Text(stretch.first_line, normalise_newlines(_without_bom(iter(lambda: plain.read(BLOCK), b""), stretch)), True)
+    else:
+        yield from _jsonl(stretch, _decompressed(plain, stretch.file.format))
+
+
+def _without_bom(blocks: Iterator[bytes], stretch: Stretch) -> Iterator[bytes]:
+    """A UTF-8 byte order mark at the beginning of a file is no text and is dropped; elsewhere it is kept."""
+    for index, block in enumerate(blocks):
+        yield block.removeprefix(_BOM) if index == 0 and stretch.start == 0 else block
+
+
+def _decompressed(plain: io.BufferedReader, format: str) -> BinaryIO:
+    if format == "jsonl.gz":
+        return gzip.GzipFile(fileobj=plain, mode="rb")  # type: ignore[return-value]
+    if format == "jsonl.zst":
+        import pyarrow as pa
+
+        return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(plain, "r"), "zstd"), BLOCK)  # type: ignore[arg-type]
+    return plain
+
+
+def _jsonl(stretch: Stretch, lines: BinaryIO) -> Iterator[Text | Reject]:
+    number, empty = stretch.first_line - 1, True
+    try:
+        for number, line in enumerate(_without_bom(iter(lines), stretch), stretch.first_line):
+            if line.strip():
+                empty = False
+                yield _record(line, number, stretch.file.text_column)
+    except (EOFError, zlib.error, OSError) as error:
+        if stretch.file.format == "jsonl":
+            raise
+        yield Reject(number + 1, f"the compressed data is truncated or damaged after line {number} ({error}); fetch or write the file again")
+        return
+    if empty:
+        yield Reject(1, "no record in the file, only empty lines or nothing")
+
+
+def _record(line: bytes, number: int, column: str) -> Text | Reject:
+    """The text of one JSON line."""
+    try:
+        record = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return undecodable(line, number, error)
+    except ValueError as error:
+        return Reject(number, f"not valid JSON ({error})", excerpt(line))
+    if not isinstance(record, dict):
+        return Reject(number, f"a JSON object is expected, this is a {type(record).__name__}", excerpt(line))
+    if column not in record:
+        return Reject(number, f"no field {column!r}; the fields are {', '.join(record) or 'none'} (see text_column)", excerpt(line))
+    return _text(record[column], number, column)
+
+
+def _text(value: Any, number: int, column: str) -> Text | Reject:
+    if not isinstance(value, str):
+        kind = "null" if value is None else type(value).__name__
+        return Reject(number, f"{column!r} is not text but {kind}", excerpt(repr(value)[:EXCERPT].encode("utf-8", "backslashreplace")))
+    try:
+        return Text(number, list(normalise_newlines([value.encode("utf-8")])), False)
+    except UnicodeEncodeError as error:
+        return Reject(number, f"character {error.start + 1} of {column!r} is half of a surrogate pair, which is no text", excerpt(value[:EXCERPT].encode("utf-8", "backslashreplace")))
+
+
+def _parquet(stretch: Stretch) -> Iterator[Text | Reject]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    check_unchanged(stretch)
+    row, column = stretch.first_line, stretch.file.text_column
+    try:
+        with pq.ParquetFile(stretch.file.path) as file:
+            names = file.schema_arrow.names
+            if column not in names:
+                yield Reject(1, f"no column {column!r}; the columns are {', '.join(names)} (see text_column)")
+                return
+            groups = list(range(file.num_row_groups))[stretch.start : stretch.stop]
+            for batch in file.iter_batches(1024, row_groups=groups, columns=[column], use_threads=False):
+                for row, value in enumerate(batch.column(0), row):
+                    yield _text(_python(value), row, column)
+                row += 1
+    except (pa.ArrowInvalid, OSError) as error:
+        yield Reject(row, f"not a readable Parquet file ({error}); fetch or write it again")
+
+
+def _python(value: Any) -> Any:
+    """An Arrow scalar as Python; a string that is no UTF-8 (Parquet does not check) as the bytes that it is."""
+    try:
+        return value.as_py()
+    except UnicodeDecodeError:
+        return value.as_buffer().to_pybytes()
+
+
+def open_dataset(file: SourceFile) -> Any:
+    """A Hugging Face dataset as a stream. SourceError with the library's own words if it cannot be opened."""
+    import datasets
+
+    config, split, revision = file.options
+    try:
+        return datasets.load_dataset(file.path, name=config, split=split, revision=revision, streaming=True)
+    except Exception as error:  # the library raises many kinds; whichever it is, the source is what is wrong
+        raise SourceError(f"dataset {file.path} (config {config}, split {split}) cannot be opened: {error}") from error
+
+
+def _dataset(stretch: Stretch) -> Iterator[Text | Reject]:
+    check_unchanged(stretch)
+    stream, column = open_dataset(stretch.file), stretch.file.text_column
+    if stretch.stop is not None:
+        stream = stream.shard(num_shards=stream.num_shards, index=stretch.start)
+    row = 0
+    try:
+        for row, record in enumerate(stream, 1):
+            if column in record:
+                yield _text(record[column], row, column)
+            else:
+                yield Reject(row, f"no column {column!r}; the columns are {', '.join(record)} (see text_column)")
+    except Exception as error:  # as above
+        yield Reject(row + 1, f"dataset {stretch.file.path} cannot be read on after row {row}: {error}")
+
+
+def modified(path: str) -> int:
+    """The newest time stamp of a file, or of the files of a folder, in ns; 0 for what is not on this disk."""
+    if not os.path.exists(path):
+        return 0
+    files = [path] if os.path.isfile(path) else [os.path.join(root, name) for root, _, names in os.walk(path) for name in names]
+    return max(os.stat(file).st_mtime_ns for file in files)
+
+
+def check_unchanged(stretch: Stretch) -> None:
+    """SourceError if a file that cannot be hashed on its way is no longer what was planned."""
+    file = stretch.file
+    if stretch.modified:
+        changed = modified(file.path) != stretch.modified
+    else:
+        changed = file.format != DATASET and _sha256(file.path) != stretch.sha256
+    if changed:
+        raise SourceError(_CHANGED.format(path=file.path))
+
+
+def _sha256(path: str) -> str:
+    from model import durable
+
+    try:
+        return durable.sha256(Path(path))
+    except FileNotFoundError:
+        raise SourceError(_CHANGED.format(path=path)) from None
+
+
+class _Checked(io.RawIOBase):
+    """The bytes of a stretch, hashed while they are read; `check` compares them with what was planned."""
+
+    def __init__(self, stretch: Stretch) -> None:
+        self._stretch = stretch
+        self._digest = hashlib.sha256()
+        try:
+            self._file = open(stretch.file.path, "rb", buffering=0)
+        except FileNotFoundError:
+            raise SourceError(_CHANGED.format(path=stretch.file.path)) from None
+        self._file.seek(stretch.start)
+        self._left = (os.fstat(self._file.fileno()).st_size if stretch.stop is None else stretch.stop) - stretch.start
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer)[: self._left]
+        size = self._file.readinto(view) if self._left else 0
+        self._digest.update(view[:size])
+        self._left -= size
+        return size
+
+    def check(self) -> None:
+        """Read what is left and compare. SourceError if the file was changed since it was planned."""
+        scratch = bytearray(BLOCK)
+        while self.readinto(scratch):
+            pass
+        if self._digest.hexdigest() != self._stretch.sha256:
+            raise SourceError(_CHANGED.format(path=self._stretch.file.path))
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()

@@ -1,0 +1,288 @@
+"""Model versions and aliases in MLflow: which version is the one, what it is called, where its files are.
+
+The one idea: MLflow cannot be fenced, so registration is *reconciled*. A version carries its package's digest as a
+tag from the moment it exists; the lowest version with a digest is the one, whoever created how many. Registering
+again finds it, completes its files if they are not whole, and creates nothing.
+
+A store is a folder (`registry/`: sqlite database and artifacts) or a tracking server's http address.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import logging
+import os
+import sqlite3
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model import durable
+from pipelines.package import MANIFEST, verify_package
+
+DIGEST_TAG = "gptline.digest"
+EXPERIMENT = "gptline"
+_SQLITE = "sqlite:///"
+
+
+class UnknownModel(LookupError):
+    """No such registered model, version or alias. The message lists what there is."""
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """One registered version. `source` is the address of its files, `digest` that of its package."""
+
+    name: str
+    version: int
+    source: str
+    digest: str | None
+    run_id: str | None
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """One condition for becoming champion, as it came out. `detail` says what was seen and what was asked."""
+
+    metric: str
+    passed: bool
+    detail: str
+
+
+def ensure_store(location: str | Path) -> str:
+    """The tracking URI of `location`; a folder gets its database, once, whoever else asks at the same time.
+
+    The migrations take seconds and would race; the finished database appears by one rename.
+    """
+    if str(location).startswith(("http://", "https://", _SQLITE)):
+        return str(location)
+    folder = Path(location).absolute()
+    database = folder / "mlflow.db"
+    uri = f"{_SQLITE}{database}"
+    if not database.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with _lock(uri):
+            if not database.exists():
+                _create_database(database, folder / "artifacts")
+    return uri
+
+
+def connect(uri: str) -> Any:
+    """An MlflowClient of the store at `uri`. Imports mlflow: seconds, the first time."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # A request that MLflow repeats by itself can create a thing twice; we repeat by looking first.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    from mlflow import MlflowClient
+
+    for noisy in ("mlflow", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def experiment_id(client: Any, name: str = EXPERIMENT) -> str:
+    """The id of the experiment `name`, created if need be. Its artifacts lie beside a sqlite database."""
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        uri = str(client.tracking_uri)
+        place = str(_database(uri).parent / "artifacts" / name) if uri.startswith(_SQLITE) else None
+        try:
+            return str(client.create_experiment(name, artifact_location=place))
+        except MlflowException:  # somebody else was faster: then it is there
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    return str(found.experiment_id)
+
+
+def register(uri: str, name: str, package: Path, tags: Mapping[str, str], run_id: str | None = None) -> ModelVersion:
+    """The one version of `name` that holds the package in this folder, created if it is new.
+
+    `run_id` is the run that its files are kept with (one is made if none is given). PackageDamaged if the
+    folder is not what its manifest says.
+    """
+    manifest = verify_package(package)
+    digest = str(manifest["digest"])
+    with _lock(uri):
+        client = connect(uri)
+        _ensure_name(client, name)
+        found = _canonical(client, name, digest)
+        run_id = (found and found.run_id) or run_id or _own_run(client, name, digest)
+        source = _upload(client, run_id, f"{name}-{digest[:12]}", package, manifest)
+        if found is None:
+            client.create_model_version(name, source, run_id=run_id, tags={**tags, DIGEST_TAG: digest})
+            found = _canonical(client, name, digest)
+        if found is None:
+            raise UnknownModel(f"{name}: the version just created at {uri} cannot be found; is another tool deleting versions?")
+        return found
+
+
+def promote(uri: str, version: ModelVersion, gates: Sequence[GateResult]) -> bool:
+    """Point `candidate` at the version, and `champion` too if all gates passed; the reason goes on the version."""
+    passed = all(gate.passed for gate in gates)
+    failed = "; ".join(gate.detail for gate in gates if not gate.passed)
+    reason = f"all {len(gates)} gates passed" if passed else f"not promoted: {failed}"
+    client = connect(uri)
+    results = json.dumps([vars(gate) for gate in gates], sort_keys=True)
+    # The reason is written before the alias moves: no champion without one.
+    client.set_model_version_tag(version.name, str(version.version), "gptline.gates", results)
+    client.set_model_version_tag(version.name, str(version.version), "gptline.promotion", reason)
+    for alias in ("candidate", "champion") if passed else ("candidate",):
+        client.set_registered_model_alias(version.name, alias, str(version.version))
+    return passed
+
+
+def resolve(uri: str, spec: str) -> ModelVersion:
+    """The version that `name@alias`, `name@3` or `name/3` means. UnknownModel lists what there is."""
+    name, _, which = spec.replace("/", "@", 1).partition("@")
+    if not name or not which:
+        raise UnknownModel(f"{spec!r} is not name@alias or name@version, such as sentiment@champion or sentiment@3")
+    client = connect(uri)
+    names = {model.name: model for model in client.search_registered_models(max_results=1000)}
+    if name not in names:
+        raise UnknownModel(f"no model {name!r} in {uri}; there is: {', '.join(sorted(names)) or 'none, run the pipeline first'}")
+    versions = {str(v.version): v for v in client.search_model_versions(f"name = '{name}'", max_results=10_000)}
+    aliases = dict(names[name].aliases)
+    number = which if which.isdigit() else str(aliases.get(which))
+    if number not in versions:
+        known = [f"@{alias} (version {version})" for alias, version in sorted(aliases.items())]
+        known += [f"@{version}" for version in sorted(versions, key=int)]
+        raise UnknownModel(f"no {name}@{which} in {uri}; there is: {', '.join(known) or 'no version'}")
+    return _model_version(versions[number])
+
+
+def download(uri: str, version: ModelVersion, file: str, folder: Path) -> Path:
+    """Fetch one file of a version into `folder`, under its relative name. OSError or MLflow's error if it cannot."""
+    connect(uri)
+    import mlflow.artifacts
+
+    target = folder / file
+    target.parent.mkdir(parents=True, exist_ok=True)
+    mlflow.artifacts.download_artifacts(f"{version.source}/{file}", dst_path=str(target.parent), tracking_uri=uri)
+    return target
+
+
+def version_exists(uri: str, name: str, version: int, digest: str | None = None) -> bool:
+    """Whether the registry holds this version (with this package digest, if given). Does not import mlflow.
+
+    For planning, in milliseconds. ConnectionError if a server cannot be asked.
+    """
+    ask = _tags_over_http if uri.startswith("http") else _tags_in_sqlite
+    tags = ask(uri, name, version)
+    return tags is not None and (digest is None or tags.get(DIGEST_TAG) == digest)
+
+
+def _tags_in_sqlite(uri: str, name: str, version: int) -> dict[str, str] | None:
+    path = _database(uri)
+    if not path.exists():
+        return None
+    where = "where name = ? and version = ?"
+    with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=20)) as database:
+        if not database.execute(f"select 1 from model_versions {where}", (name, version)).fetchone():
+            return None
+        return dict(database.execute(f"select key, value from model_version_tags {where}", (name, version)).fetchall())
+
+
+def _tags_over_http(uri: str, name: str, version: int) -> dict[str, str] | None:
+    query = urllib.parse.urlencode({"name": name, "version": version})
+    request = urllib.request.Request(f"{uri.rstrip('/')}/api/2.0/mlflow/model-versions/get?{query}")
+    user, password = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_PASSWORD")
+    if user and password:
+        request.add_header("Authorization", "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode())
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            found = json.load(answer)["model_version"]
+    except urllib.error.HTTPError as error:
+        if error.code == 404:
+            return None
+        raise ConnectionError(f"{uri} answered {error.code} to a question for {name} version {version}: {error.reason}") from error
+    except OSError as error:
+        raise ConnectionError(f"{uri} cannot be reached ({error}); is the MLflow server up?") from error
+    return {tag["key"]: tag["value"] for tag in found.get("tags", [])}
+
+
+def _database(uri: str) -> Path:
+    return Path(uri.removeprefix(_SQLITE))
+
+
+@contextlib.contextmanager
+def _lock(uri: str) -> Iterator[None]:
+    """One writer at a time in a local store. A server has many clients anyway: there, reconciling must do."""
+    if not uri.startswith(_SQLITE):
+        yield
+        return
+    from filelock import FileLock
+
+    with FileLock(_database(uri).with_name(".lock")):
+        yield
+
+
+def _create_database(database: Path, artifacts: Path) -> None:
+    connect(f"{_SQLITE}{database}")  # sets up MLflow's environment; touches nothing yet
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    with durable.writing(database) as draft:
+        store = SqlAlchemyStore(f"{_SQLITE}{draft}", str(artifacts))
+        store.create_experiment(EXPERIMENT, artifact_location=str(artifacts / EXPERIMENT))
+        store.engine.dispose()
+
+
+def _ensure_name(client: Any, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _canonical(client: Any, name: str, digest: str) -> ModelVersion | None:
+    """The lowest version of `name` that carries the digest."""
+    found = client.search_model_versions(f"name = '{name}' and tags.`{DIGEST_TAG}` = '{digest}'", max_results=1000)
+    return min(map(_model_version, found), key=lambda version: version.version, default=None)
+
+
+def _model_version(found: Any) -> ModelVersion:
+    return ModelVersion(found.name, int(found.version), found.source, found.tags.get(DIGEST_TAG), found.run_id or None)
+
+
+def _own_run(client: Any, name: str, digest: str) -> str:
+    """A finished run that holds a package which no step's run holds."""
+    tags = {DIGEST_TAG: digest, "mlflow.runName": f"register {name}"}
+    run_id = str(client.create_run(experiment_id(client), tags=tags).info.run_id)
+    client.set_terminated(run_id, "FINISHED")
+    return run_id
+
+
+def _upload(client: Any, run_id: str, place: str, package: Path, manifest: Mapping[str, Any]) -> str:
+    """Put the package's files below the run's artifacts, unless they are there; return their address."""
+    wanted = {f"{place}/{name}": file["size"] for name, file in manifest["files"].items()}
+    wanted[f"{place}/{MANIFEST}"] = (package / MANIFEST).stat().st_size
+    source = f"{client.get_run(run_id).info.artifact_uri}/{place}"
+    if _missing(client, run_id, place, wanted):
+        client.log_artifacts(run_id, str(package), place)
+        if urllib.parse.urlparse(source).scheme in ("", "file"):
+            durable.fsync_tree(Path(urllib.parse.urlparse(source).path))
+    if missing := _missing(client, run_id, place, wanted):
+        raise OSError(f"{source} lacks {', '.join(missing)} after the upload; is the artifact store full? Register again")
+    return source
+
+
+def _missing(client: Any, run_id: str, place: str, wanted: Mapping[str, int]) -> list[str]:
+    """Wanted files that the run's artifacts below `place` have not, or not at the right size (bytes)."""
+    folders, sizes = [place], {}
+    while folders:
+        for item in client.list_artifacts(run_id, folders.pop()):
+            if item.is_dir:
+                folders.append(item.path)
+            else:
+                sizes[item.path] = item.file_size
+    return sorted(name for name, size in wanted.items() if sizes.get(name) != size)

@@ -1,0 +1,122 @@
+"""Run a flow: plan each step when its turn comes, do it if it is not done, and keep those who watch informed.
+
+The one idea: there is no state beside the records. A run walks the steps in order; what is done is passed over, so
+a run after a crash, a changed field or a new file is the same walk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines import flow
+from pipelines.config import Execution, Recipe, Source
+from pipelines.engine import step as steps
+from pipelines.engine.digests import Digests
+from pipelines.engine.lease import Owner
+from pipelines.engine.record import Record
+from pipelines.engine.step import Attempt, Planned, Step, Watch
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run did about one step."""
+
+    planned: Planned
+    record: Record
+    done_now: bool
+
+
+@dataclass
+class Workspace:
+    """A recipe in its work directory: the steps, and what is known of the files."""
+
+    recipe: Recipe
+    execution: Execution
+    root: Path
+    steps: list[Step]
+    digests: Digests
+    settings: dict[str, Any]
+
+
+def open_workspace(recipe: Recipe, execution: Execution, fetch: bool) -> Workspace:
+    """The flow of `recipe`, its sources resolved and hashed. With `fetch`, samples that are not here are fetched.
+
+    SourceError where a source cannot be read.
+    """
+    from pipelines import sources
+
+    root = Path(execution.work)
+    if fetch:
+        root.mkdir(parents=True, exist_ok=True)
+    digests = Digests(root / "digests.json")
+
+    def files(source: Source) -> list[dict[str, Any]]:
+        return sources.described(source, Path(execution.cache), digests.of, fetch)
+
+    return Workspace(recipe, execution, root, flow.build(recipe, files), digests, settings(execution))
+
+
+def settings(execution: Execution) -> dict[str, Any]:
+    """The execution as plain data for steps, with `device` decided and `cpus`, the size of a local Ray."""
+    chosen = execution.model_dump(mode="json")
+    if execution.device == "auto":
+        # As good as asking torch, which takes three seconds to import.
+        chosen["device"] = "cuda" if Path("/proc/driver/nvidia/version").exists() else "cpu"
+    return chosen | {"cpus": max(execution.workers, execution.ranks * execution.threads)}
+
+
+def plan(workspace: Workspace) -> dict[str, Planned]:
+    """How each step stands, by name, in order."""
+    before: dict[str, Planned] = {}
+    for step in workspace.steps:
+        before[step.name] = steps.plan(step, before, workspace.root, workspace.digests, workspace.settings)
+    workspace.digests.save()
+    return before
+
+
+def run(
+    workspace: Workspace, watch: Watch, on_wait: Callable[[Owner], None], on_damage: Callable[[str], None]
+) -> Iterator[Outcome]:
+    """Do what is to do, yielding each step's outcome. `on_damage` is told of an output that has to be made again."""
+    before: dict[str, Planned] = {}
+    damaged: dict[str, str] = {}
+    position = 0
+    while position < len(workspace.steps):
+        step = workspace.steps[position]
+        planned = steps.plan(step, before, workspace.root, workspace.digests, workspace.settings)
+        if step.name in damaged:
+            planned = steps.retire(planned, damaged.pop(step.name))
+        if planned.record and planned.reasons:
+            on_damage(planned.reasons[0])
+        outcome = None
+        try:
+            outcome = _done(planned, before, workspace, watch, on_wait)
+        except steps.Damaged as damage:
+            if damage.step in damaged:
+                raise
+            # The stat signature looked right while planning and the bytes are not: go back and make them again.
+            damaged[damage.step] = str(damage)
+            position = [other.name for other in workspace.steps].index(damage.step)
+        if outcome is not None:
+            before[step.name] = outcome.planned
+            position += 1
+            yield outcome
+    workspace.digests.save()
+
+
+def _done(planned: Planned, before: Mapping[str, Planned], workspace: Workspace, watch: Watch, on_wait: Callable[[Owner], None]) -> Outcome:
+    if planned.done:
+        assert planned.record is not None
+        return Outcome(planned, planned.record, done_now=False)
+    record = steps.run(planned, before, workspace.root, workspace.settings, watch, on_wait)
+    return Outcome(Planned(planned.step, planned.fingerprint, planned.folder, record, ()), record, done_now=True)
+
+
+@contextlib.contextmanager
+def unwatched(attempt: Attempt) -> Iterator[None]:
+    """Watch nothing: for tests and for steps that are run alone."""
+    yield

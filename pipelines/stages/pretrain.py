@@ -1,0 +1,30 @@
+"""pretrain: token shards in, a base model out, as a Hugging Face directory that reproduces the live model.
+
+The one idea: all that is learned here comes from the token shards' digests and the recipe; see `model/train.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipelines.engine.step import Attempt, Stage
+from pipelines.stages import training
+
+STAGE = Stage("pretrain", 1, "pipelines.stages.pretrain:run")
+
+
+def run(attempt: Attempt) -> dict[str, Any]:
+    """Train on the training shards; outputs export/, probe.safetensors, metrics.jsonl."""
+    tokenizer = attempt.inputs["tokenizer"].path("tokenizer")
+    train = dict(attempt.config["train"])
+    return training.train(
+        attempt,
+        {
+            "model": attempt.config["model"] | training.vocabulary(tokenizer),
+            "objective": train.pop("objective"),
+            "train": train,
+            "data": {"manifest": str(attempt.inputs["tokens"].path("train.json")), "root": str(attempt.root)},
+            "tokenizer": str(tokenizer),
+            "init": None,
+        },
+    )

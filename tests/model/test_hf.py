@@ -1,0 +1,184 @@
+"""Our weights in transformers, and transformers' in ours: the same logits, both ways."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from model import durable, heads, hf
+from model.config import ModelConfig
+from tests.model import tiny
+
+SHAPES: list[dict[str, Any]] = [
+    {},
+    {"n_inner": None, "n_head": 1},
+    {"n_embd": 9, "n_head": 9, "n_layer": 1, "n_positions": 11, "layer_norm_epsilon": 1e-3},
+]
+
+
+def random_state(config: ModelConfig) -> dict[str, Tensor]:
+    """A state dict whose biases and norms count too."""
+    state = heads.build(config).state_dict()
+    generator = torch.Generator().manual_seed(9)
+    drawn = {name: value + torch.empty_like(value).normal_(0, 0.1, generator=generator) for name, value in state.items()}
+    if "lm_head.weight" in drawn and config.tie_word_embeddings:
+        drawn["lm_head.weight"] = drawn["transformer.wte.weight"]
+    return drawn
+
+
+def write(folder: Path, config: ModelConfig, state: dict[str, Tensor]) -> None:
+    """config.json and model.safetensors in `folder`."""
+    from safetensors.torch import save_file
+
+    fields, tensors = hf.to_hugging_face(config, state)
+    durable.write_json(folder / "config.json", fields)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def padded_tokens(config: ModelConfig) -> tuple[Tensor, Tensor]:
+    """Tokens (3, n_positions) padded on the right with EOT, and their mask."""
+    tokens = torch.randint(8, config.vocab_size, (3, config.n_positions), generator=torch.Generator().manual_seed(2))
+    mask = (torch.arange(config.n_positions) < torch.tensor([config.n_positions, 6, 1])[:, None]).long()
+    return tokens.masked_fill(mask == 0, config.eot_token_id), mask
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("tied", [True, False])
+def test_language_model_computes_the_same_in_transformers(tmp_path: Path, shape: dict[str, Any], tied: bool) -> None:
+    from transformers import GPT2LMHeadModel
+
+    config = tiny.config(tie_word_embeddings=tied, **shape)
+    state = random_state(config)
+    write(tmp_path, config, state)
+    theirs, info = GPT2LMHeadModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values())
+    ours = heads.build(config)
+    ours.load_state_dict(state)
+    tokens, mask = padded_tokens(config)
+    expected = theirs.eval()(tokens, attention_mask=mask).logits[mask.bool()]
+    torch.testing.assert_close(ours(tokens)[mask.bool()], expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_classifier_computes_the_same_in_transformers(tmp_path: Path, shape: dict[str, Any]) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    config = tiny.config(num_labels=3, labels=("bad", "fair", "good"), head_pdrop=0.1, **shape)
+    state = random_state(config)
+    write(tmp_path, config, state)
+    theirs, info = AutoModelForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values())
+    assert theirs.config.id2label == {0: "bad", 1: "fair", 2: "good"}
+    ours = heads.build(config)
+    ours.load_state_dict(state)
+    tokens, mask = padded_tokens(config)
+    expected = theirs.eval()(tokens, attention_mask=mask).logits
+    torch.testing.assert_close(ours(tokens), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("labels", [None, 4])
+def test_transformers_own_model_computes_the_same_here(tmp_path: Path, labels: int | None) -> None:
+    from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=301, n_positions=37, n_embd=30, n_layer=3, n_head=5, n_inner=71, num_labels=labels or 2,
+        eos_token_id=7, bos_token_id=7, pad_token_id=7, initializer_range=0.3,
+    )  # fmt: skip
+    theirs = (GPT2LMHeadModel if labels is None else GPT2ForSequenceClassification)(config).eval()
+    theirs.save_pretrained(tmp_path)
+    ours_config, state = hf.from_hugging_face(tmp_path)
+    assert ours_config.num_labels == labels
+    ours = heads.build(ours_config)
+    ours.load_state_dict(state)
+    tokens, mask = padded_tokens(ours_config)
+    found, expected = ours(tokens), theirs(tokens, attention_mask=mask).logits
+    if labels is None:
+        found, expected = found[mask.bool()], expected[mask.bool()]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": False}, {"num_labels": 2, "labels": ("a", "b"), "head_pdrop": 0.1}])
+def test_round_trip_gives_back_configuration_and_weights(tmp_path: Path, changes: dict[str, Any]) -> None:
+    config = tiny.config(embd_pdrop=0.1, **changes)
+    state = random_state(config)
+    write(tmp_path, config, state)
+    found, tensors = hf.from_hugging_face(tmp_path)
+    assert found == config
+    assert tensors.keys() == state.keys()
+    assert all(torch.equal(tensors[name], state[name]) for name in state)
+
+
+def test_tied_weight_is_stored_once() -> None:
+    _, tied = hf.to_hugging_face(tiny.config(), random_state(tiny.config()))
+    config = tiny.config(tie_word_embeddings=False)
+    _, untied = hf.to_hugging_face(config, random_state(config))
+    assert "lm_head.weight" not in tied
+    assert "lm_head.weight" in untied
+
+
+def test_bf16_weights_are_stored_in_fp32() -> None:
+    config = tiny.config()
+    state = {name: value.bfloat16() for name, value in random_state(config).items()}
+    assert {tensor.dtype for tensor in hf.to_hugging_face(config, state)[1].values()} == {torch.float32}
+
+
+def test_names_without_prefix_and_old_mask_buffers_are_read(tmp_path: Path) -> None:
+    """OpenAI's own gpt2 folder names `h.0...` without prefix and carries `attn.bias` masks."""
+    from safetensors.torch import save_file
+
+    config = tiny.config()
+    state = random_state(config)
+    fields, tensors = hf.to_hugging_face(config, state)
+    bare = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    bare["h.0.attn.bias"] = torch.ones(1, 1, 37, 37).tril()
+    durable.write_json(tmp_path / "config.json", fields)
+    save_file(bare, tmp_path / "model.safetensors")
+    _, found = hf.from_hugging_face(tmp_path)
+    assert all(torch.equal(found[name], state[name]) for name in state)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("model_type", "llama"), ("activation_function", "relu"), ("scale_attn_by_inverse_layer_idx", True), ("eos_token_id", None)],
+)
+def test_model_that_computes_something_else_is_refused_by_its_field(tmp_path: Path, field: str, value: Any) -> None:
+    config = tiny.config()
+    fields, _ = hf.to_hugging_face(config, random_state(config))
+    durable.write_json(tmp_path / "config.json", fields | {field: value})
+    with pytest.raises(hf.UnsupportedModel, match=f"config.json: {field}="):
+        hf.from_hugging_face(tmp_path)
+
+
+def test_folder_with_pickled_weights_is_refused(tmp_path: Path) -> None:
+    config = tiny.config()
+    durable.write_json(tmp_path / "config.json", hf.to_hugging_face(config, random_state(config))[0])
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(hf.UnsupportedModel, match="never from pickles"):
+        hf.from_hugging_face(tmp_path)
+
+
+def test_labels_that_do_not_fit_are_refused() -> None:
+    config = tiny.config(num_labels=3, labels=("a", "b"))
+    with pytest.raises(ValueError, match="name 2 classes, num_labels=3"):
+        hf.to_hugging_face(config, random_state(config))
+
+
+def test_classifier_starts_from_a_language_models_transformer() -> None:
+    state = random_state(tiny.config())
+    classifier = heads.build(tiny.config(num_labels=2), seed=1)
+    score = classifier.score.weight.clone()
+    assert hf.load_pretrained(classifier, state) == ["score.weight"]
+    assert torch.equal(classifier.transformer.h[1].mlp.c_fc.weight, state["transformer.h.1.mlp.c_fc.weight"])
+    assert torch.equal(classifier.score.weight, score)
+
+
+def test_pretrained_weights_of_another_shape_are_refused() -> None:
+    classifier = heads.build(tiny.config(num_labels=2, n_layer=4))
+    with pytest.raises(hf.UnsupportedModel, match=r"transformer\.h\.3"):
+        hf.load_pretrained(classifier, random_state(tiny.config()))
+    with pytest.raises(hf.UnsupportedModel, match=r"transformer\.wpe\.weight \(37, 30\) for \(40, 30\)"):
+        hf.load_pretrained(heads.build(tiny.config(n_positions=40)), random_state(tiny.config()))
