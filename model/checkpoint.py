@@ -223,9 +223,28 @@ def _convert(checkpoint: Checkpoint, attempt: Path) -> Path:
         strict=True,
         inject_missing_state=True,
     )
-    with contextlib.redirect_stdout(io.StringIO()):  # a dozen lines of progress
+    noise = io.StringIO()  # progress bars and lines; errors are exceptions
+    with contextlib.redirect_stdout(noise), contextlib.redirect_stderr(noise):
         ds_to_universal.main(options)
     return folder
+
+
+def _groups(engine: Any) -> list[dict[str, Any]]:
+    """The parameter groups of our own optimizer, under whatever DeepSpeed has wrapped it in."""
+    return engine.basic_optimizer.param_groups
+
+
+def _repair_optimizer(engine: Any, hyperparameters: list[dict[str, Any]]) -> None:
+    """Undo what DeepSpeed 0.19 does wrong when it loads the universal format at ZeRO 3.
+
+    It gives every parameter group the hyperparameters of the first, so that norms and biases would decay, and one
+    `step` tensor to all of them, which AdamW then advances once for each group in each step.
+    """
+    for group, values in zip(_groups(engine), hyperparameters, strict=True):
+        group.update(values)
+    for state in engine.basic_optimizer.state.values():
+        if "step" in state:
+            state["step"] = state["step"].clone()
 
 
 def load(engine: Any, checkpoint: Checkpoint, world: World, attempt: Path) -> None:
@@ -234,9 +253,12 @@ def load(engine: Any, checkpoint: Checkpoint, world: World, attempt: Path) -> No
     if universal:
         log.info("checkpoint %s is of %d ranks, converting it for %d", checkpoint.folder, checkpoint.world_size, world.size)
     folder = Path(world.from_first(lambda: str(_convert(checkpoint, attempt)))) if universal else checkpoint.folder
+    hyperparameters = [{name: value for name, value in group.items() if name != "params"} for group in _groups(engine)]
     loaded, _ = engine.load_checkpoint(str(folder), tag=STATE)
     if loaded is None or engine.global_steps != checkpoint.step:
         raise CheckpointError(f"{checkpoint.folder} did not load: DeepSpeed is at step {engine.global_steps}, not {checkpoint.step}")
+    if universal:
+        _repair_optimizer(engine, hyperparameters)
     world.barrier()
     if universal and world.is_first:
         durable.remove_tree(folder)

@@ -46,11 +46,11 @@ class DropoutKey:
 
     def row_keys(self, device: torch.device | str = "cpu") -> Tensor:
         """The rows' keys (B, 2) int32 on `device`, as the models take them."""
+        # One-element arrays, not numbers: their overflow wraps without a warning.
         golden = np.uint64(_GOLDEN)
-        value = np.array([self.seed], np.uint64)
-        for part in (np.array([self.step], np.uint64), self.indices.cpu().numpy().astype(np.uint64)):
-            value = splitmix64(value + golden) + part  # an array, so that overflow wraps without a warning
-        return _halves(splitmix64(value + golden)).to(device, non_blocking=True)
+        key = splitmix64(np.array([self.seed], np.uint64) + golden) + np.array([self.step], np.uint64)
+        keys = splitmix64(key + golden) + self.indices.cpu().numpy().astype(np.uint64)  # (B,)
+        return _halves(splitmix64(keys + golden)).to(device, non_blocking=True)
 
 
 def site_constants(site: int) -> tuple[int, int]:

@@ -104,7 +104,11 @@ def load_tokenizer(export: Path) -> PreTrainedTokenizerBase:
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
     """Each text's token ids, uncut. A reserved token in a stranger's text stays text; an empty text is one EOT."""
-    rows = tokenizer(texts, split_special_tokens=True, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+    rows = (
+        tokenizer(texts, split_special_tokens=True, add_special_tokens=False, verbose=False)["input_ids"]
+        if texts
+        else []
+    )
     return [row or [tokenizer.eos_token_id] for row in rows]
 
 
@@ -140,7 +144,9 @@ def read_examples(path: Path) -> list[dict[str, Any]]:
             raise ValueError(f"{path}:{number} is not JSON ({error})") from error
         missing = [name for name in ("id", "text", "label") if not isinstance(example, dict) or name not in example]
         if missing:
-            raise ValueError(f"{path}:{number} lacks {', '.join(missing)}; an example is an object with id, text and label")
+            raise ValueError(
+                f"{path}:{number} lacks {', '.join(missing)}; an example is an object with id, text and label"
+            )
         examples.append(example)
     return examples
 

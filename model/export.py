@@ -34,7 +34,9 @@ class ExportMismatch(Exception):
 def _copy_tokenizer(source: Path, target: Path, n_positions: int) -> None:
     """The tokenizer's files, told how many tokens this model takes. FileNotFoundError if there is no tokenizer.json."""
     if not (source / "tokenizer.json").exists():
-        raise FileNotFoundError(f"{source} has no tokenizer.json; an export needs the tokenizer its model was trained with")
+        raise FileNotFoundError(
+            f"{source} has no tokenizer.json; an export needs the tokenizer its model was trained with"
+        )
     for name in TOKENIZER_FILES:
         if (source / name).exists() and name != "tokenizer_config.json":
             durable.write_bytes(target / name, (source / name).read_bytes())
@@ -142,7 +144,9 @@ def check_export(folder: Path, probe: Path, tolerance: float = 1e-4) -> float:
         found = found if found.ndim == 1 else found[int(mask.sum()) - 1]
         largest = max(largest, float((found - logits).abs().max().nan_to_num(float("inf"))))
     if largest > tolerance:
-        raise ExportMismatch(f"{folder}: logits differ from the probe by {largest:.3g}, more than {tolerance:.3g}: not the model that was trained")
+        raise ExportMismatch(
+            f"{folder}: logits differ from the probe by {largest:.3g}, more than {tolerance:.3g}: not the model that was trained"
+        )
     _check_tokenizer(folder, model.config.vocab_size, model.config.eos_token_id)
     return largest
 

@@ -38,7 +38,9 @@ def continue_tokens(
     """
     room = model.config.n_positions - max_new_tokens
     if max_new_tokens < 1 or room < 1:
-        raise ValueError(f"max_new_tokens={max_new_tokens} must be from 1 to {model.config.n_positions - 1}, one less than the model's positions")
+        raise ValueError(
+            f"max_new_tokens={max_new_tokens} must be from 1 to {model.config.n_positions - 1}, one less than the model's positions"
+        )
     inputs = torch.tensor([prompt[-room:]], device=model.device)  # (1, T)
     torch.manual_seed(seed)
     outputs = model.generate(

@@ -86,7 +86,9 @@ def to_hugging_face(config: ModelConfig, state: Mapping[str, Tensor]) -> tuple[d
     A tied output layer is left out: it is the token embedding. ValueError if the labels do not fit num_labels.
     """
     if config.num_labels is not None and len(_label_names(config)) != config.num_labels:
-        raise ValueError(f"labels={list(config.labels)} name {len(config.labels)} classes, num_labels={config.num_labels}")
+        raise ValueError(
+            f"labels={list(config.labels)} name {len(config.labels)} classes, num_labels={config.num_labels}"
+        )
     tensors = {}
     for name, tensor in state.items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
@@ -118,7 +120,9 @@ def _eot(fields: Mapping[str, Any], path: Path) -> int:
     """The end-of-text token's id. UnsupportedModel where there is not exactly one in the vocabulary."""
     eot = fields.get("eos_token_id")
     if not isinstance(eot, int) or not 0 <= eot < fields["vocab_size"]:
-        raise UnsupportedModel(f"{path}: eos_token_id={eot!r} is not one id of the vocabulary of {fields['vocab_size']}")
+        raise UnsupportedModel(
+            f"{path}: eos_token_id={eot!r} is not one id of the vocabulary of {fields['vocab_size']}"
+        )
     return eot
 
 
@@ -172,8 +176,14 @@ def load_pretrained(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
     shared = {name: tensor for name, tensor in state.items() if name in own}
     absent = sorted(own.keys() - shared.keys())
     wrong = [name for name in absent if name.startswith("transformer.")]
-    wrong += [f"{name} {tuple(value.shape)} for {tuple(own[name].shape)}" for name, value in shared.items() if value.shape != own[name].shape]
+    wrong += [
+        f"{name} {tuple(value.shape)} for {tuple(own[name].shape)}"
+        for name, value in shared.items()
+        if value.shape != own[name].shape
+    ]
     if wrong:
-        raise UnsupportedModel(f"pre-trained weights do not fit the model: {', '.join(wrong)}; give the model their shape")
+        raise UnsupportedModel(
+            f"pre-trained weights do not fit the model: {', '.join(wrong)}; give the model their shape"
+        )
     model.load_state_dict(shared, strict=False)
     return absent

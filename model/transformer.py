@@ -126,5 +126,7 @@ def initialize(module: nn.Module, config: ModelConfig, seed: int) -> None:
             parameter.fill_(1.0 if name.endswith("weight") else 0.0)
             continue
         scale = 1 / math.sqrt(2 * config.n_layer) if name.endswith("c_proj.weight") else 1.0
-        draw = torch.empty(parameter.shape).normal_(0.0, config.initializer_range * scale, generator=_generator(seed, name))
+        draw = torch.empty(parameter.shape).normal_(
+            0.0, config.initializer_range * scale, generator=_generator(seed, name)
+        )
         parameter.copy_(draw)

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from model.config import Config, ModelShape, TrainConfig
 
-SourceFormat = Literal["auto", "txt", "md", "jsonl", "jsonl.gz", "jsonl.zst", "parquet"]
+SourceFormat = Literal["auto", "txt", "md", "jsonl", "jsonl.gz", "jsonl.zst", "parquet", "csv.bz2"]
 
 
 class Source(Config):
@@ -98,7 +98,6 @@ class EvaluateConfig(Config):
 
     continuations: int = Field(3, ge=0, description="texts that the base model is asked to continue")
     continuation_tokens: int = Field(48, ge=1, description="new tokens in each continuation")
-    heldout_bytes: int = Field(2 << 20, ge=1024, description="held-out text that is scored, in bytes, at most")
 
 
 class Gate(Config):
@@ -167,7 +166,7 @@ class Execution(Config):
     checkpoint_every: int = Field(100, ge=0, description="steps between two checkpoints; 0: only at the end and at SIGTERM")
     keep_checkpoints: int = Field(2, ge=1, description="newest good checkpoints kept while a step is trained")
     lease_seconds: float = Field(30.0, gt=0, description="an owner on another host without a sign of life for so long is dead")
-    peak_flops: float | None = Field(None, gt=0, description="floating-point operations a second of all ranks together, for MFU; measured if none")
+    peak_flops: float | None = Field(None, gt=0, description="floating-point operations a second that one rank could reach, for MFU; measured if none")
     port: int = Field(5000, ge=1, le=65535, description="of the MLflow UI, on loopback")
 
     @field_validator("work", "registry", "cache")

@@ -42,25 +42,31 @@ class Contamination:
     """The examples of evaluation files, ready to be searched for. Built once a process, see `load`."""
 
     def __init__(self, examples: Iterable[str], min_words: int) -> None:
-        import ahocorasick
-
         found, self.ignored = patterns(examples, min_words)
-        self._automaton = ahocorasick.Automaton(ahocorasick.STORE_LENGTH)
-        for pattern in found:
-            self._automaton.add_word(pattern)
-        self._automaton.make_automaton()
-        self._any = bool(found)
+        self._automaton = _automaton(found) if found else None
 
     def contains(self, document: str) -> bool:
         """Whether the document contains an example."""
-        if not self._any:
+        if self._automaton is None:
             return False
         return next(self._automaton.iter(f" {' '.join(words(document))} "), None) is not None
 
 
+def _automaton(found: Iterable[str]) -> Any:
+    import ahocorasick
+
+    automaton = ahocorasick.Automaton(ahocorasick.STORE_LENGTH)
+    for pattern in found:
+        automaton.add_word(pattern)
+    automaton.make_automaton()
+    return automaton
+
+
 def read_examples(paths: Iterable[Path | str]) -> list[str]:
     """The texts of evaluation examples: one JSON object with "text" a line."""
-    return [json.loads(line)["text"] for path in paths for line in Path(path).read_text("utf-8").splitlines()]
+    # Not splitlines(): it also splits at U+2028, which JSON may hold as it is.
+    lines = (line for path in paths for line in Path(path).read_text("utf-8").split("\n"))
+    return [json.loads(line)["text"] for line in lines if line]
 
 
 @functools.lru_cache(maxsize=2)

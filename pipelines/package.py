@@ -61,7 +61,10 @@ def build_package(export: Path, outdir: Path, card: Card) -> str:
 
 def read_manifest(path: Path) -> dict[str, Any]:
     """A MANIFEST.json, checked: schema, digest of itself, and that no path in it leaves the folder."""
-    manifest = durable.read_json(path)
+    try:
+        manifest = durable.read_json(path)
+    except ValueError as error:
+        raise PackageDamaged(str(error)) from error
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA or manifest.get("kind") != "model_package":
         raise PackageDamaged(f"{path} is no package manifest of schema {SCHEMA}; pull with the gptline that wrote it")
     if manifest.get("digest") != _digest(manifest):

@@ -34,12 +34,12 @@ class Pulled:
     fetched: bool
 
 
-def pull(uri: str, spec: str, dest: Path) -> Pulled:
+def pull(location: str | Path, spec: str, dest: Path) -> Pulled:
     """Make `dest` the package of `spec` (`name@alias` or `name@version`).
 
     An earlier pull in `dest` is replaced, if nobody changed it. UnknownModel, PullRefused, PackageDamaged.
     """
-    wanted = registry.resolve(uri, spec)
+    wanted = registry.resolve(location, spec)
     if wanted.digest is None:
         raise registry.UnknownModel(
             f"{spec} is version {wanted.version}, which carries no {registry.DIGEST_TAG}: it was not registered by gptline"
@@ -49,7 +49,7 @@ def pull(uri: str, spec: str, dest: Path) -> Pulled:
     if fetched:
         dest.parent.mkdir(parents=True, exist_ok=True)
         with _staging(dest) as staging:
-            _fetch(uri, wanted, staging)
+            _fetch(location, wanted, staging)
             _publish(staging, dest, wanted.digest)
         _sweep(dest)
     return Pulled(wanted.name, wanted.version, wanted.digest, dest, fetched)
@@ -68,15 +68,15 @@ def _held(dest: Path) -> str | None:
         raise PullRefused(f"{dest} was pulled, and changed since: {error}; {advice}") from error
 
 
-def _fetch(uri: str, wanted: registry.ModelVersion, staging: Path) -> None:
-    manifest = read_manifest(registry.download(uri, wanted, MANIFEST, staging))
+def _fetch(location: str | Path, wanted: registry.ModelVersion, staging: Path) -> None:
+    manifest = read_manifest(registry.download(location, wanted, MANIFEST, staging))
     if manifest["digest"] != wanted.digest:
         raise PackageDamaged(
             f"{wanted.name} version {wanted.version}: the files at {wanted.source} are package {manifest['digest']}, "
             f"the registry says {wanted.digest}; somebody changed them, register the model again"
         )
     for file in manifest["files"]:
-        registry.download(uri, wanted, file, staging)
+        registry.download(location, wanted, file, staging)
     verify_package(staging)
 
 
@@ -88,6 +88,8 @@ def _publish(staging: Path, dest: Path, digest: str) -> None:
     try:
         durable.publish_folder(staging, dest)
     except OSError:
+        if not dest.exists() and aside.exists():
+            durable.rename(aside, dest)
         # Another pull to the same place was faster: fine, if it brought the same version.
         if _held(dest) != digest:
             raise

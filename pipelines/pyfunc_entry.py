@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-import pandas as pd
+import pandas as pd  # type: ignore[import-untyped]
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -78,7 +78,8 @@ class Export(mlflow.pyfunc.PythonModel):
         how: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            out = self.model.generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=new, **how)  # (1, T')
+            mask = torch.ones_like(tokens)  # (1, T)
+            out = self.model.generate(tokens, attention_mask=mask, max_new_tokens=new, **how)  # (1, T')
         return text + self.tokenizer.decode(out[0, tokens.shape[1] :], skip_special_tokens=True)
 
 

@@ -24,7 +24,7 @@ from pipelines.config import (
     TokenizerConfig,
 )
 
-REVIEWS = Source(sample="rotten_tomatoes", label="rotten_tomatoes")
+REVIEWS = Source(sample="rotten_tomatoes", format="csv.bz2", label="rotten_tomatoes")
 SHAKESPEARE = Source(sample="shakespeare", label="shakespeare")
 
 

@@ -53,7 +53,8 @@ class Stretch:
     @property
     def name(self) -> str:
         """How the stretch is called in the `source` column: its label and the beginning of its digest."""
-        return f"{self.file.label}:{self.sha256[:12]}"
+        shard = f"/{self.start}" if self.file.format == DATASET else ""
+        return f"{self.file.label}:{self.sha256[:12]}{shard}"
 
 
 @dataclass(frozen=True)

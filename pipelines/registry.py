@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from model import durable
-from pipelines.package import MANIFEST, verify_package
+from pipelines.package import MANIFEST, PackageDamaged, verify_package
 
 DIGEST_TAG = "gptline.digest"
 EXPERIMENT = "gptline"
@@ -55,33 +55,33 @@ class GateResult:
     detail: str
 
 
+def tracking_uri(location: str | Path) -> str:
+    """MLflow's address of a store given as a folder, or as that address already. Touches nothing."""
+    if str(location).startswith(("http://", "https://", _SQLITE)):
+        return str(location)
+    return f"{_SQLITE}{Path(location).absolute() / 'mlflow.db'}"
+
+
 def ensure_store(location: str | Path) -> str:
     """The tracking URI of `location`; a folder gets its database, once, whoever else asks at the same time.
 
     The migrations take seconds and would race; the finished database appears by one rename.
     """
-    if str(location).startswith(("http://", "https://", _SQLITE)):
-        return str(location)
-    folder = Path(location).absolute()
-    database = folder / "mlflow.db"
-    uri = f"{_SQLITE}{database}"
-    if not database.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+    uri = tracking_uri(location)
+    if uri.startswith(_SQLITE) and not _database(uri).exists():
+        _database(uri).parent.mkdir(parents=True, exist_ok=True)
         with _lock(uri):
-            if not database.exists():
-                _create_database(database, folder / "artifacts")
+            if not _database(uri).exists():
+                _create_database(_database(uri))
     return uri
 
 
-def connect(uri: str) -> Any:
-    """An MlflowClient of the store at `uri`. Imports mlflow: seconds, the first time."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    # A request that MLflow repeats by itself can create a thing twice; we repeat by looking first.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+def connect(location: str | Path) -> Any:
+    """An MlflowClient of the store. Imports mlflow: seconds, the first time."""
+    uri = ensure_store(location)
+    _set_up_mlflow()
     from mlflow import MlflowClient
 
-    for noisy in ("mlflow", "alembic"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
@@ -102,7 +102,9 @@ def experiment_id(client: Any, name: str = EXPERIMENT) -> str:
     return str(found.experiment_id)
 
 
-def register(uri: str, name: str, package: Path, tags: Mapping[str, str], run_id: str | None = None) -> ModelVersion:
+def register(
+    location: str | Path, name: str, package: Path, tags: Mapping[str, str], run_id: str | None = None
+) -> ModelVersion:
     """The one version of `name` that holds the package in this folder, created if it is new.
 
     `run_id` is the run that its files are kept with (one is made if none is given). PackageDamaged if the
@@ -110,6 +112,7 @@ def register(uri: str, name: str, package: Path, tags: Mapping[str, str], run_id
     """
     manifest = verify_package(package)
     digest = str(manifest["digest"])
+    uri = ensure_store(location)
     with _lock(uri):
         client = connect(uri)
         _ensure_name(client, name)
@@ -120,16 +123,18 @@ def register(uri: str, name: str, package: Path, tags: Mapping[str, str], run_id
             client.create_model_version(name, source, run_id=run_id, tags={**tags, DIGEST_TAG: digest})
             found = _canonical(client, name, digest)
         if found is None:
-            raise UnknownModel(f"{name}: the version just created at {uri} cannot be found; is another tool deleting versions?")
+            raise UnknownModel(
+                f"{name}: the version just created at {uri} cannot be found; is another tool deleting versions?"
+            )
         return found
 
 
-def promote(uri: str, version: ModelVersion, gates: Sequence[GateResult]) -> bool:
+def promote(location: str | Path, version: ModelVersion, gates: Sequence[GateResult]) -> bool:
     """Point `candidate` at the version, and `champion` too if all gates passed; the reason goes on the version."""
     passed = all(gate.passed for gate in gates)
     failed = "; ".join(gate.detail for gate in gates if not gate.passed)
     reason = f"all {len(gates)} gates passed" if passed else f"not promoted: {failed}"
-    client = connect(uri)
+    client = connect(location)
     results = json.dumps([vars(gate) for gate in gates], sort_keys=True)
     # The reason is written before the alias moves: no champion without one.
     client.set_model_version_tag(version.name, str(version.version), "gptline.gates", results)
@@ -139,41 +144,45 @@ def promote(uri: str, version: ModelVersion, gates: Sequence[GateResult]) -> boo
     return passed
 
 
-def resolve(uri: str, spec: str) -> ModelVersion:
+def resolve(location: str | Path, spec: str) -> ModelVersion:
     """The version that `name@alias`, `name@3` or `name/3` means. UnknownModel lists what there is."""
     name, _, which = spec.replace("/", "@", 1).partition("@")
     if not name or not which:
         raise UnknownModel(f"{spec!r} is not name@alias or name@version, such as sentiment@champion or sentiment@3")
-    client = connect(uri)
+    client = connect(location)
     names = {model.name: model for model in client.search_registered_models(max_results=1000)}
     if name not in names:
-        raise UnknownModel(f"no model {name!r} in {uri}; there is: {', '.join(sorted(names)) or 'none, run the pipeline first'}")
+        raise UnknownModel(
+            f"no model {name!r} in {location}; there is: {', '.join(sorted(names)) or 'none, run the pipeline first'}"
+        )
     versions = {str(v.version): v for v in client.search_model_versions(f"name = '{name}'", max_results=10_000)}
     aliases = dict(names[name].aliases)
     number = which if which.isdigit() else str(aliases.get(which))
     if number not in versions:
         known = [f"@{alias} (version {version})" for alias, version in sorted(aliases.items())]
         known += [f"@{version}" for version in sorted(versions, key=int)]
-        raise UnknownModel(f"no {name}@{which} in {uri}; there is: {', '.join(known) or 'no version'}")
+        raise UnknownModel(f"no {name}@{which} in {location}; there is: {', '.join(known) or 'no version'}")
     return _model_version(versions[number])
 
 
-def download(uri: str, version: ModelVersion, file: str, folder: Path) -> Path:
+def download(location: str | Path, version: ModelVersion, file: str, folder: Path) -> Path:
     """Fetch one file of a version into `folder`, under its relative name. OSError or MLflow's error if it cannot."""
-    connect(uri)
+    _set_up_mlflow()
     import mlflow.artifacts
 
+    uri = tracking_uri(location)
     target = folder / file
     target.parent.mkdir(parents=True, exist_ok=True)
     mlflow.artifacts.download_artifacts(f"{version.source}/{file}", dst_path=str(target.parent), tracking_uri=uri)
     return target
 
 
-def version_exists(uri: str, name: str, version: int, digest: str | None = None) -> bool:
+def version_exists(location: str | Path, name: str, version: int, digest: str | None = None) -> bool:
     """Whether the registry holds this version (with this package digest, if given). Does not import mlflow.
 
     For planning, in milliseconds. ConnectionError if a server cannot be asked.
     """
+    uri = tracking_uri(location)
     ask = _tags_over_http if uri.startswith("http") else _tags_in_sqlite
     tags = ask(uri, name, version)
     return tags is not None and (digest is None or tags.get(DIGEST_TAG) == digest)
@@ -196,13 +205,17 @@ def _tags_over_http(uri: str, name: str, version: int) -> dict[str, str] | None:
     user, password = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_PASSWORD")
     if user and password:
         request.add_header("Authorization", "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode())
+    elif token := os.environ.get("MLFLOW_TRACKING_TOKEN"):
+        request.add_header("Authorization", f"Bearer {token}")
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:
             found = json.load(answer)["model_version"]
     except urllib.error.HTTPError as error:
         if error.code == 404:
             return None
-        raise ConnectionError(f"{uri} answered {error.code} to a question for {name} version {version}: {error.reason}") from error
+        raise ConnectionError(
+            f"{uri} answered {error.code} to a question for {name} version {version}: {error.reason}"
+        ) from error
     except OSError as error:
         raise ConnectionError(f"{uri} cannot be reached ({error}); is the MLflow server up?") from error
     return {tag["key"]: tag["value"] for tag in found.get("tags", [])}
@@ -224,10 +237,22 @@ def _lock(uri: str) -> Iterator[None]:
         yield
 
 
-def _create_database(database: Path, artifacts: Path) -> None:
-    connect(f"{_SQLITE}{database}")  # sets up MLflow's environment; touches nothing yet
+def _set_up_mlflow() -> None:
+    """Import mlflow our way: it calls nobody, it does not repeat requests by itself, it logs no chatter."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # A request that MLflow repeats by itself can create a thing twice; we repeat by looking first.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    import mlflow  # noqa: F401
+
+    for noisy in ("mlflow", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _create_database(database: Path) -> None:
+    _set_up_mlflow()
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
+    artifacts = database.parent / "artifacts"
     with durable.writing(database) as draft:
         store = SqlAlchemyStore(f"{_SQLITE}{draft}", str(artifacts))
         store.create_experiment(EXPERIMENT, artifact_location=str(artifacts / EXPERIMENT))
@@ -264,20 +289,30 @@ def _own_run(client: Any, name: str, digest: str) -> str:
 
 def _upload(client: Any, run_id: str, place: str, package: Path, manifest: Mapping[str, Any]) -> str:
     """Put the package's files below the run's artifacts, unless they are there; return their address."""
-    wanted = {f"{place}/{name}": file["size"] for name, file in manifest["files"].items()}
-    wanted[f"{place}/{MANIFEST}"] = (package / MANIFEST).stat().st_size
     source = f"{client.get_run(run_id).info.artifact_uri}/{place}"
-    if _missing(client, run_id, place, wanted):
+    address = urllib.parse.urlparse(source)
+    local = Path(address.path) if address.scheme in ("", "file") else None
+    if _lacking(client, run_id, place, package, manifest, local):
         client.log_artifacts(run_id, str(package), place)
-        if urllib.parse.urlparse(source).scheme in ("", "file"):
-            durable.fsync_tree(Path(urllib.parse.urlparse(source).path))
-    if missing := _missing(client, run_id, place, wanted):
-        raise OSError(f"{source} lacks {', '.join(missing)} after the upload; is the artifact store full? Register again")
+        if local is not None:
+            durable.fsync_tree(local)
+    if lacking := _lacking(client, run_id, place, package, manifest, local):
+        raise OSError(f"{source} is not whole after the upload: {lacking}; is the store full? Register again")
     return source
 
 
-def _missing(client: Any, run_id: str, place: str, wanted: Mapping[str, int]) -> list[str]:
-    """Wanted files that the run's artifacts below `place` have not, or not at the right size (bytes)."""
+def _lacking(
+    client: Any, run_id: str, place: str, package: Path, manifest: Mapping[str, Any], local: Path | None
+) -> str:
+    """What is wrong with the stored copy, '' if nothing: by content in a folder, by size on a server."""
+    if local is not None:
+        try:
+            verify_package(local)
+        except (PackageDamaged, FileNotFoundError) as error:
+            return str(error)
+        return "" if (local / MANIFEST).read_bytes() == (package / MANIFEST).read_bytes() else "another manifest"
+    wanted = {f"{place}/{name}": file["size"] for name, file in manifest["files"].items()}
+    wanted[f"{place}/{MANIFEST}"] = (package / MANIFEST).stat().st_size
     folders, sizes = [place], {}
     while folders:
         for item in client.list_artifacts(run_id, folders.pop()):
@@ -285,4 +320,4 @@ def _missing(client: Any, run_id: str, place: str, wanted: Mapping[str, int]) ->
                 folders.append(item.path)
             else:
                 sizes[item.path] = item.file_size
-    return sorted(name for name, size in wanted.items() if sizes.get(name) != size)
+    return ", ".join(sorted(name for name, size in wanted.items() if sizes.get(name) != size))

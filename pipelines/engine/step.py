@@ -109,6 +109,7 @@ class Attempt:
     fingerprint: str
     ancestors: Mapping[str, Record]
     numerics: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
     unit_files: list[UnitFile] = field(default_factory=list)
     report: Callable[..., None] = lambda *args, **figures: None
 
@@ -231,7 +232,7 @@ def _attempt(
 def _work(planned: Planned, attempt: Attempt, folder: Path, watch: Watch) -> Record:
     started, clock = records.now(), time.monotonic()
     with watch(attempt):
-        metrics = resolve(planned.step.stage.run)(attempt)
+        attempt.metrics = resolve(planned.step.stage.run)(attempt)
     record = Record(
         stage=planned.step.stage.name,
         step=planned.step.name,
@@ -240,7 +241,7 @@ def _work(planned: Planned, attempt: Attempt, folder: Path, watch: Watch) -> Rec
         config=dict(planned.step.config),
         inputs={name: source.digest for name, source in attempt.inputs.items()} | source_digests(planned.step),
         outputs=_outputs(attempt, folder),
-        metrics=metrics,
+        metrics=attempt.metrics,
         numerics=attempt.numerics,
         code=records.code_version(),
         libraries=records.library_versions(),

@@ -58,7 +58,9 @@ def test_every_token_is_a_target_once_with_its_predecessor_as_input(tmp_path: Pa
     shards = TokenShards.from_manifest(write_shards(tmp_path, tokenizer), tmp_path)
     stream = shards.read(0, len(shards)).tolist()
     for length in (1, 7, len(stream), len(stream) + 5):
-        inputs, targets = (sum((part.tolist() for part in parts), []) for parts in zip(*evaluate.windows(shards, length), strict=True))
+        inputs, targets = (
+            sum((part.tolist() for part in parts), []) for parts in zip(*evaluate.windows(shards, length), strict=True)
+        )
         assert targets == stream
         assert inputs == [0, *stream[:-1]]
 
@@ -79,7 +81,9 @@ def test_bits_per_byte_are_the_models_own(tmp_path: Path, tokenizer: Path) -> No
     assert found["perplexity"] == pytest.approx(math.exp(nats / len(shards)), rel=1e-5)
 
 
-def test_language_model_evaluation_repeats_exactly_and_hardly_depends_on_the_batch(tmp_path: Path, tokenizer: Path) -> None:
+def test_language_model_evaluation_repeats_exactly_and_hardly_depends_on_the_batch(
+    tmp_path: Path, tokenizer: Path
+) -> None:
     write_model(tmp_path / "export", tokenizer)
     manifest = str(write_shards(tmp_path, tokenizer))
     runs = [
@@ -97,7 +101,10 @@ def test_shards_of_another_vocabulary_are_refused(tmp_path: Path, tokenizer: Pat
 
 
 def write_text_examples(folder: Path, texts: list[str]) -> Path:
-    lines = [json.dumps({"id": str(index), "text": text, "label": index % 2, "group": "film"}) for index, text in enumerate(texts)]
+    lines = [
+        json.dumps({"id": str(index), "text": text, "label": index % 2, "group": "film"})
+        for index, text in enumerate(texts)
+    ]
     durable.write_bytes(folder / "test.jsonl", "\n".join(lines).encode())
     return folder / "test.jsonl"
 

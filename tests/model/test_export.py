@@ -37,7 +37,8 @@ def test_export_reproduces_the_probe(tmp_path: Path, tokenizer: Path, changes: d
 
 
 @pytest.mark.parametrize(
-    "name", ["transformer.wpe.weight", "transformer.h.2.attn.c_proj.weight", "transformer.ln_f.bias", "transformer.wte.weight"]
+    "name",
+    ["transformer.wpe.weight", "transformer.h.2.attn.c_proj.weight", "transformer.ln_f.bias", "transformer.wte.weight"],
 )
 def test_one_wrong_weight_fails_the_probe(tmp_path: Path, tokenizer: Path, name: str) -> None:
     config, model, _, probe = write(tmp_path, tokenizer)
@@ -61,7 +62,7 @@ def test_missing_weight_is_no_silent_random_one(tmp_path: Path, tokenizer: Path)
     config, model, _, probe = write(tmp_path, tokenizer)
     state = {key: value for key, value in model.state_dict().items() if key != "transformer.h.1.ln_2.bias"}
     export.write_export(tmp_path / "partial", config, state, tokenizer)
-    with pytest.raises(export.ExportMismatch, match="ln_2.bias"):
+    with pytest.raises(export.ExportMismatch, match=r"ln_2\.bias"):
         export.check_export(tmp_path / "partial", probe)
 
 
@@ -82,12 +83,18 @@ def test_equal_weights_give_equal_bytes(tmp_path: Path, tokenizer: Path) -> None
     write(tmp_path / "b", tokenizer)
     first, second = ({p.name: durable.sha256(p) for p in (tmp_path / x).rglob("*") if p.is_file()} for x in "ab")
     assert first == second
-    assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "probe.safetensors"} <= first.keys()
+    assert {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "probe.safetensors",
+    } <= first.keys()
 
 
 def test_failed_export_leaves_nothing(tmp_path: Path) -> None:
     config = tiny.config()
-    with pytest.raises(FileNotFoundError, match="tokenizer.json"):
+    with pytest.raises(FileNotFoundError, match=r"tokenizer\.json"):
         export.write_export(tmp_path / "export", config, heads.build(config).state_dict(), tmp_path)
     assert list(tmp_path.iterdir()) == []
 

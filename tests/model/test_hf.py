@@ -24,7 +24,9 @@ def random_state(config: ModelConfig) -> dict[str, Tensor]:
     """A state dict whose biases and norms count too."""
     state = heads.build(config).state_dict()
     generator = torch.Generator().manual_seed(9)
-    drawn = {name: value + torch.empty_like(value).normal_(0, 0.1, generator=generator) for name, value in state.items()}
+    drawn = {
+        name: value + torch.empty_like(value).normal_(0, 0.1, generator=generator) for name, value in state.items()
+    }
     if "lm_head.weight" in drawn and config.tie_word_embeddings:
         drawn["lm_head.weight"] = drawn["transformer.wte.weight"]
     return drawn
@@ -101,7 +103,9 @@ def test_transformers_own_model_computes_the_same_here(tmp_path: Path, labels: i
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": False}, {"num_labels": 2, "labels": ("a", "b"), "head_pdrop": 0.1}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"tie_word_embeddings": False}, {"num_labels": 2, "labels": ("a", "b"), "head_pdrop": 0.1}]
+)
 def test_round_trip_gives_back_configuration_and_weights(tmp_path: Path, changes: dict[str, Any]) -> None:
     config = tiny.config(embd_pdrop=0.1, **changes)
     state = random_state(config)
@@ -143,7 +147,12 @@ def test_names_without_prefix_and_old_mask_buffers_are_read(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("model_type", "llama"), ("activation_function", "relu"), ("scale_attn_by_inverse_layer_idx", True), ("eos_token_id", None)],
+    [
+        ("model_type", "llama"),
+        ("activation_function", "relu"),
+        ("scale_attn_by_inverse_layer_idx", True),
+        ("eos_token_id", None),
+    ],
 )
 def test_model_that_computes_something_else_is_refused_by_its_field(tmp_path: Path, field: str, value: Any) -> None:
     config = tiny.config()

@@ -211,4 +211,6 @@ def test_rows_of_weight_zero_add_nothing_to_a_classifiers_loss() -> None:
 def test_classification_without_labels_is_refused() -> None:
     config = tiny.config(num_labels=3)
     with pytest.raises(ValueError, match="needs a label"):
-        objectives.loss(heads.build(config), "classification", objectives.Batch(some_tokens(1, 8, config), torch.arange(1)))
+        objectives.loss(
+            heads.build(config), "classification", objectives.Batch(some_tokens(1, 8, config), torch.arange(1))
+        )

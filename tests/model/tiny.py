@@ -28,11 +28,15 @@ def write_tokenizer(folder: Path, vocab_size: int = 300) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[EOT], initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[EOT], initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator([TEXT] * 3, trainer)
     folder.mkdir()
     durable.write_bytes(folder / "tokenizer.json", tokenizer.to_str().encode())
     special = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), EOT)
-    durable.write_json(folder / "tokenizer_config.json", {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False} | special)
+    durable.write_json(
+        folder / "tokenizer_config.json", {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False} | special
+    )
     durable.write_json(folder / "special_tokens_map.json", special)
     return folder

@@ -1,0 +1,18 @@
+"""Work of a stage as Ray tasks: connected when there is some, as many in flight as the execution allows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pipelines.engine.step import Attempt
+
+
+def fan_out(attempt: Attempt, function: str, items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+    """Yield (index, result) of "package.module:function" for each item as tasks finish; no Ray if there are none."""
+    if not items:
+        return
+    from cluster import ray_map, services
+
+    services.connect(attempt.execution["ray_address"], attempt.execution["cpus"])
+    yield from ray_map.map_units(function, items, in_flight=attempt.execution["workers"])

@@ -1,0 +1,142 @@
+"""register: an export becomes a model version that explains itself, and a champion if its gates pass.
+
+The one idea: the registry is the truth. The package is a pure function of the export, its evaluation and its
+lineage; registering it again finds the version that carries its digest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from model import durable
+from pipelines.engine.record import Record
+from pipelines.engine.step import Attempt, Stage
+
+STAGE = Stage("register", 1, "pipelines.stages.register:run", check="pipelines.stages.register:check")
+
+_SUMMARY = {
+    "base": "A causal language model, pre-trained from scratch on the text below by gptline.",
+    "task": "A text classifier, fine-tuned from a pre-trained GPT on the labelled examples below by gptline.",
+}
+_LIMITS = {
+    "base": (
+        "It is small and has read little: it writes in the manner of its text and knows nothing of the world.",
+        "Nothing was done to keep it from repeating its training text or from giving offence.",
+    ),
+    "task": (
+        "It was measured on sentences like those it was trained on; on other text it is a guess.",
+        "Texts longer than its window lose their end.",
+    ),
+}
+
+
+def run(attempt: Attempt) -> dict[str, Any]:
+    """Package, register, point the aliases; returns where the version is and what became of it."""
+    from pipelines import registry
+    from pipelines.package import build_package
+
+    name = attempt.config["name"]
+    metrics = durable.read_json(attempt.inputs["evaluation"].path("metrics.json"))
+    package = attempt.outputs / "package"
+    digest = build_package(attempt.inputs["export"].path("export"), package, card(attempt, metrics))
+    uri = registry.ensure_store(attempt.execution["registry"])
+    tags = {"gptline.step": attempt.name, "gptline.fingerprint": attempt.fingerprint}
+    version = registry.register(uri, name, package, tags)
+    gates = [_gate(gate, metrics) for gate in attempt.config["gates"]]
+    champion = registry.promote(uri, version, gates)
+    durable.write_json(attempt.outputs / "registered.json", {"name": name, "digest": digest})
+    return {
+        "name": name,
+        "version": version.version,
+        "digest": digest,
+        "registry": uri,
+        "alias": "champion" if champion else "candidate",
+        "gates": "; ".join(gate.detail for gate in gates) or "no gates",
+    }
+
+
+def check(record: Record, execution: Mapping[str, Any]) -> str | None:
+    """Why the record no longer holds: the registry has lost the version, or is another one."""
+    from pipelines import registry
+
+    uri, metrics = registry.address(execution["registry"]), record.metrics
+    if uri != metrics["registry"]:
+        return f"the registry is now {uri}, was {metrics['registry']}"
+    if not registry.version_exists(uri, metrics["name"], metrics["version"], metrics["digest"]):
+        return f"{uri} has no version {metrics['version']} of {metrics['name']} with this digest any more"
+    return None
+
+
+def _gate(gate: Mapping[str, Any], metrics: Mapping[str, Any]) -> Any:
+    """How one gate came out. A metric that was not measured fails it, by name."""
+    from pipelines.registry import GateResult
+
+    name, baseline = gate["metric"], gate["baseline"]
+    missing = [wanted for wanted in (name, baseline) if wanted and wanted not in metrics]
+    if missing:
+        return GateResult(name, False, f"{missing[0]} was not measured; measured are {', '.join(sorted(metrics))}")
+    value = metrics[name] - (metrics[baseline] if baseline else 0.0)
+    low, high = gate["minimum"], gate["maximum"]
+    passed = (low is None or value >= low) and (high is None or value <= high)
+    asked = " and ".join(text for text in (low is not None and f"at least {low}", high is not None and f"at most {high}") if text)
+    compared = f" - {baseline} {metrics[baseline]:.4f}" if baseline else ""
+    return GateResult(name, passed, f"{name} {metrics[name]:.4f}{compared} {'is' if passed else 'is not'} {asked}")
+
+
+def card(attempt: Attempt, metrics: Mapping[str, Any]) -> Any:
+    """The model card: only what two equal runs have in common."""
+    from pipelines.model_card import Card
+
+    kind = attempt.config["kind"]
+    own, baselines = _by_baseline(metrics)
+    trained = attempt.ancestors["pretrain" if kind == "base" else "finetune"]
+    return Card(
+        name=attempt.config["name"],
+        task="text-generation" if kind == "base" else "text-classification",
+        summary=_SUMMARY[kind],
+        data=_data(attempt.ancestors),
+        training={f"{part}.{key}": value for part in ("model", "train") for key, value in trained.config[part].items()},
+        metrics=own,
+        baselines=baselines,
+        limits=_LIMITS[kind],
+        lineage=lineage(attempt.ancestors),
+    )
+
+
+def _by_baseline(metrics: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """Metrics named `<baseline>_<metric>` as rows of their own: the model's row, and a row for each baseline."""
+    own: dict[str, float] = {}
+    rows: dict[str, dict[str, float]] = {}
+    for name, value in metrics.items():
+        baseline, _, rest = name.partition("_")
+        if rest in metrics:
+            rows.setdefault(baseline, {})[rest] = value
+        else:
+            own[name] = value
+    return own, rows
+
+
+def _data(ancestors: Mapping[str, Record]) -> list[str]:
+    return [
+        f"{step}, {group}: {file['label']}, {file['size']:,} bytes, SHA-256 `{file['sha256'][:16]}`"
+        for step, record in sorted(ancestors.items())
+        for group, files in sorted(record.sources.items())
+        for file in sorted(files, key=lambda file: file["sha256"])
+    ]
+
+
+def lineage(ancestors: Mapping[str, Record]) -> dict[str, Any]:
+    """Each step that the model stands on: its fingerprint, its inputs' digests, the digests of its raw sources."""
+    return {
+        step: {
+            "stage": record.stage,
+            "version": record.version,
+            "fingerprint": record.fingerprint,
+            "inputs": record.inputs,
+            "sources": {
+                group: sorted(file["sha256"] for file in files) for group, files in sorted(record.sources.items())
+            },
+        }
+        for step, record in sorted(ancestors.items())
+    }
