@@ -85,9 +85,13 @@ class Gang:
         return ray.get(self._running)
 
     def _start(self) -> None:
-        rank = ray.remote(_Rank).options(num_cpus=self._threads, num_gpus=1 if self._gpu else 0)
+        rank = ray.remote(_Rank)
         self._actors = [
-            rank.options(scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, index)).remote()
+            rank.options(
+                num_cpus=self._threads,
+                num_gpus=1 if self._gpu else 0,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, index),
+            ).remote()
             for index in range(self._ranks)
         ]
         addresses = ray.get([actor.address.remote() for actor in self._actors])

@@ -30,7 +30,7 @@ def map_units(
     fails equally, and is raised here as itself. Workers are replaced after `max_calls` tasks, because tokenizers
     keep memory.
     """
-    remote = ray.remote(call).options(num_cpus=cpus, max_retries=retries, max_calls=max_calls)
+    remote = ray.remote(num_cpus=cpus, max_retries=retries, max_calls=max_calls)(call)
     waiting = iter(enumerate(items))
     running: dict[Any, int] = {}
     try:

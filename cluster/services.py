@@ -21,13 +21,15 @@ def connect(address: str, cpus: int) -> None:
 
     if ray.is_initialized():
         return
+    # That token authentication is on is as it should be, and no warning.
+    logging.getLogger("ray").setLevel(logging.ERROR)
     local = address == "local"
     ray.init(
         address=address,
         num_cpus=cpus if local else None,
         include_dashboard=False if local else None,
         log_to_driver=False,
-        logging_level=logging.WARNING,
+        logging_level=logging.ERROR,
     )
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from model import durable
-from model.token_shards import flatten, map_batch, metadata_bytes, token_dtype
+from model.token_shards import flatten, map_batch, metadata_bytes, token_dtype, view
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,8 @@ class Examples:
         self.vocab_size: int = metadata["vocab_size"]
         self.eot: int = metadata["eot"]
         column = batch.column("tokens")
-        self._tokens: np.ndarray = column.values.to_numpy()
-        self._offsets: np.ndarray = column.offsets.to_numpy()
+        self._tokens: np.ndarray = view(column.values)
+        self._offsets: np.ndarray = view(column.offsets)
         self.lengths: np.ndarray = np.diff(self._offsets)  # (examples,) tokens of each
         self._masks, self._labels, self._ids = batch.column("loss_mask"), batch.column("label"), batch.column("id")
 

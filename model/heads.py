@@ -10,19 +10,22 @@ Parameters bear the names that GPT2LMHeadModel and GPT2ForSequenceClassification
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import ModelConfig
+from model.cross_entropy import cross_entropy_sum, linear_cross_entropy_sum
 from model.dropout import dropout, site_constants
 from model.transformer import Transformer, initialize
 
-IGNORE_INDEX = -100  # a target that is no target; the value that torch and Hugging Face use
 
+class OutputLayer(nn.Linear):
+    """Hidden states to logits, or straight to the loss. A module, so that ZeRO-3 gathers its weight for the call."""
 
-def cross_entropy_sum(logits: Tensor, targets: Tensor) -> Tensor:
-    """-log softmax(logits)[target] in nats, summed in fp32 over the targets (N,) that are not IGNORE_INDEX."""
-    return F.cross_entropy(logits.float(), targets, reduction="sum", ignore_index=IGNORE_INDEX)
+    def forward(self, hidden: Tensor, targets: Tensor | None = None) -> Tensor:
+        """hidden (B, T, C) -> logits (B, T, V); with `targets` (B, T) -> the sum of their losses, fp32."""
+        if targets is None:
+            return super().forward(hidden)
+        return linear_cross_entropy_sum(hidden.flatten(0, 1), self.weight, targets.flatten())
 
 
 class LanguageModel(nn.Module):
@@ -31,7 +34,7 @@ class LanguageModel(nn.Module):
     def __init__(self, config: ModelConfig, *, activation_checkpointing: bool = False) -> None:
         super().__init__()
         self.transformer = Transformer(config, activation_checkpointing=activation_checkpointing)
-        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head = OutputLayer(config.n_embd, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.transformer.wte.weight
 
@@ -40,8 +43,7 @@ class LanguageModel(nn.Module):
 
         `targets[b, t]` is the token that should follow `tokens[b, t]`, or IGNORE_INDEX.
         """
-        logits = self.lm_head(self.transformer(tokens, row_keys))  # (B, T, V)
-        return logits if targets is None else cross_entropy_sum(logits.flatten(0, 1), targets.flatten())
+        return self.lm_head(self.transformer(tokens, row_keys), targets)
 
 
 def last_token(tokens: Tensor, pad_token_id: int) -> Tensor:

@@ -13,8 +13,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from model.cross_entropy import IGNORE_INDEX
 from model.dropout import DropoutKey
-from model.heads import IGNORE_INDEX
 
 Objective = Literal["causal_lm", "classification"]
 

@@ -76,19 +76,28 @@ class World:
         dist.barrier(group=self.control)
 
 
-def import_deepspeed(device: str) -> Any:
-    """Import deepspeed for `device` ("cpu" or "cuda"), without what it does on the way that we never use."""
-    os.environ.setdefault("DS_ACCELERATOR", device)
-    # Its autotuner imports mlflow where that is installed: 3 s of every start. A None makes the import fail at once.
+@contextmanager
+def _without_mlflow() -> Iterator[None]:
+    """Within the block `import mlflow` fails at once where mlflow was not imported before."""
     hidden = "mlflow" not in sys.modules
     if hidden:
         sys.modules["mlflow"] = None  # type: ignore[assignment]
     try:
-        import deepspeed
+        yield
     finally:
         if hidden:
             del sys.modules["mlflow"]
-    # Would compile a shared-memory all-reduce of inference at the first start: a minute, and a compiler.
+
+
+def import_deepspeed(device: str) -> Any:
+    """Import deepspeed for `device` ("cpu" or "cuda"), without two things that it does on the way and we never use.
+
+    Its autotuner imports mlflow: 3 s of every start. Its set-up of gloo would build a shared-memory all-reduce that
+    only inference uses: a minute, once, and it takes a C++ compiler.
+    """
+    os.environ.setdefault("DS_ACCELERATOR", device)
+    with _without_mlflow():
+        import deepspeed
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # DeepSpeed 0.19 calls collectives by the names that torch 2.13 is about to drop, and torch says so at each call.

@@ -64,7 +64,8 @@ def _base(recipe: Recipe) -> list[Step]:
         Step("pretrain", pretrain.STAGE, model | {"train": _json(recipe.pretrain)}, {"tokens": Input("tokenize", "train.json"), "tokenizer": tokenizer}),
         Step(
             "evaluate-base", evaluate.STAGE, {"kind": "language_model"} | _json(recipe.evaluate),
-            {"export": Input("pretrain", "export/"), "text": Input("shard", "heldout.json"), "tokens": Input("tokenize", "heldout.json"), "train": Input("tokenize", "train.json")},
+            {"export": Input("pretrain", "export/")}
+            | {f"{kind}_{split}": Input(step, f"{split}.json") for kind, step in (("text", "shard"), ("tokens", "tokenize")) for split in ("train", "heldout")},
         ),
         *_released("base", recipe.register_as.base, _json(recipe.register_as)["base_gates"], "pretrain"),
     ]  # fmt: skip
@@ -74,7 +75,7 @@ def _task(recipe: Recipe) -> list[Step]:
     """Fine-tune, measure, register and pull the task's model."""
     assert recipe.task and recipe.finetune
     base = {"base": Input("pretrain", "export/")} if recipe.finetune.init == "base" else {}
-    examples = {name: Input("prepare_task", f"{name}.jsonl") for name in ("train", "test")}
+    examples = {name: Input("prepare_task", f"{name}.jsonl") for name in ("train", "validation", "test")}
     labels = Input("prepare_task", "labels.json")
     return [
         Step(

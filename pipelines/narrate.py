@@ -63,8 +63,9 @@ def _execution(workspace: Workspace, out: Console) -> Iterator[runs.Watch]:
         raise
     finally:
         if tracker:
-            for problem in tracker[0].finish_execution(status):
-                out.print(f"tracking: {problem}", markup=False)
+            undelivered = tracker[0].finish_execution(status)
+            if undelivered:
+                out.print(f"tracking: {undelivered}", markup=False)
             _leave_ray()
 
 
@@ -81,9 +82,9 @@ def _tracker(workspace: Workspace) -> Any:
     from pipelines.tracking import Tracker
 
     recipe = workspace.recipe.model_dump(mode="json")
-    tracker = Tracker(workspace.execution.registry)
+    tracker = Tracker(workspace.execution.registry, workspace.root / "outbox.json")
     tags = {"gptline.recipe": workspace.recipe.name, "gptline.work": str(workspace.root)}
-    tracker.start_execution(digest(recipe), workspace.recipe.name, recipe, tags | {f"gptline.{k}": v for k, v in code_version().items()})
+    tracker.start_execution(digest(recipe), recipe, tags | {f"gptline.{key}": value for key, value in code_version().items()})
     return tracker
 
 
@@ -101,7 +102,7 @@ def _tracked(tracker: Any, attempt: Attempt) -> Iterator[None]:
     except BaseException:
         tracked.finish("FAILED", {}, [])
         raise
-    artifacts = [path for path in attempt.outputs.glob("*") if path.is_file() and path.stat().st_size < 1 << 20]
+    artifacts = [path for path in (attempt.folder / "outputs").glob("*") if path.is_file() and path.stat().st_size < 1 << 20]
     tracked.finish("FINISHED", attempt.metrics, sorted(artifacts))
 
 
@@ -197,11 +198,12 @@ def figure(record: Record) -> str:
         case "prepare_task":
             return f"{m['train_examples']:,} training, {m['test_examples']:,} test examples"
         case "shard":
-            return f"{m['documents']:,} documents, {m['bytes'] / 1e6:.1f} MB"
+            documents, size = (m[f"train_{name}"] + m[f"heldout_{name}"] for name in ("documents", "bytes"))
+            return f"{documents:,} documents, {size / 1e6:.1f} MB, {m['duplicates']} duplicates and {m['contaminated']} contaminated dropped"
         case "train_tokenizer":
             return f"{m['vocab_size']:,} tokens in the vocabulary"
         case "tokenize":
-            return f"{m['tokens']:,} tokens"
+            return f"{m['train_tokens'] + m['heldout_tokens']:,} tokens, {m['bytes_per_token']:.2f} bytes each"
         case "pretrain" | "finetune":
             return f"loss {m['final_loss']:.3f} after {m['steps']} steps, {m['tokens_per_second']:,.0f} tokens/s"
         case "evaluate" if "accuracy" in m:

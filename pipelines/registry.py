@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from model import durable
-from pipelines.package import MANIFEST, PackageDamaged, verify_package
+from pipelines.package import verify_package
+from pipelines.upload import upload
 
 DIGEST_TAG = "gptline.digest"
 EXPERIMENT = "gptline"
@@ -102,31 +103,39 @@ def experiment_id(client: Any, name: str = EXPERIMENT) -> str:
     return str(found.experiment_id)
 
 
-def register(
-    location: str | Path, name: str, package: Path, tags: Mapping[str, str], run_id: str | None = None
-) -> ModelVersion:
+def find_or_create_run(client: Any, identity: Mapping[str, str], name: str, experiment: str = EXPERIMENT) -> Any:
+    """The MLflow run whose tags are `identity`: the earliest there is, or a new one of that name."""
+    where = " and ".join(f"tags.`{key}` = '{value}'" for key, value in sorted(identity.items()))
+    with _lock(str(client.tracking_uri)):
+        number = experiment_id(client, experiment)
+        found = client.search_runs([number], where, max_results=1, order_by=["attributes.start_time ASC"])
+        return found[0] if found else client.create_run(number, tags={**identity, "mlflow.runName": name})
+
+
+def register(location: str | Path, name: str, package: Path, tags: Mapping[str, str]) -> ModelVersion:
     """The one version of `name` that holds the package in this folder, created if it is new.
 
-    `run_id` is the run that its files are kept with (one is made if none is given). PackageDamaged if the
-    folder is not what its manifest says.
+    Its files are kept with the run that has the tags `gptline.step` and `gptline.fingerprint` given here.
+    PackageDamaged if the folder is not what its manifest says.
     """
     manifest = verify_package(package)
     digest = str(manifest["digest"])
-    uri = ensure_store(location)
-    with _lock(uri):
-        client = connect(uri)
+    client = connect(location)
+    identity = {key: tags[key] for key in ("gptline.step", "gptline.fingerprint") if key in tags}
+    run = find_or_create_run(client, identity or {DIGEST_TAG: digest}, f"register {name}")
+    with _lock(str(client.tracking_uri)):
         _ensure_name(client, name)
         found = _canonical(client, name, digest)
-        run_id = (found and found.run_id) or run_id or _own_run(client, name, digest)
-        source = _upload(client, run_id, f"{name}-{digest[:12]}", package, manifest)
+        run_id = (found and found.run_id) or str(run.info.run_id)
+        source = upload(client, run_id, f"{name}-{digest[:12]}", package, manifest)
         if found is None:
             client.create_model_version(name, source, run_id=run_id, tags={**tags, DIGEST_TAG: digest})
             found = _canonical(client, name, digest)
-        if found is None:
-            raise UnknownModel(
-                f"{name}: the version just created at {uri} cannot be found; is another tool deleting versions?"
-            )
-        return found
+    if found is None:
+        raise UnknownModel(
+            f"{name}: the version just created in {location} is gone; is another tool deleting versions?"
+        )
+    return found
 
 
 def promote(location: str | Path, version: ModelVersion, gates: Sequence[GateResult]) -> bool:
@@ -242,6 +251,7 @@ def _set_up_mlflow() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     # A request that MLflow repeats by itself can create a thing twice; we repeat by looking first.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow  # noqa: F401
 
     for noisy in ("mlflow", "alembic"):
@@ -277,47 +287,3 @@ def _canonical(client: Any, name: str, digest: str) -> ModelVersion | None:
 
 def _model_version(found: Any) -> ModelVersion:
     return ModelVersion(found.name, int(found.version), found.source, found.tags.get(DIGEST_TAG), found.run_id or None)
-
-
-def _own_run(client: Any, name: str, digest: str) -> str:
-    """A finished run that holds a package which no step's run holds."""
-    tags = {DIGEST_TAG: digest, "mlflow.runName": f"register {name}"}
-    run_id = str(client.create_run(experiment_id(client), tags=tags).info.run_id)
-    client.set_terminated(run_id, "FINISHED")
-    return run_id
-
-
-def _upload(client: Any, run_id: str, place: str, package: Path, manifest: Mapping[str, Any]) -> str:
-    """Put the package's files below the run's artifacts, unless they are there; return their address."""
-    source = f"{client.get_run(run_id).info.artifact_uri}/{place}"
-    address = urllib.parse.urlparse(source)
-    local = Path(address.path) if address.scheme in ("", "file") else None
-    if _lacking(client, run_id, place, package, manifest, local):
-        client.log_artifacts(run_id, str(package), place)
-        if local is not None:
-            durable.fsync_tree(local)
-    if lacking := _lacking(client, run_id, place, package, manifest, local):
-        raise OSError(f"{source} is not whole after the upload: {lacking}; is the store full? Register again")
-    return source
-
-
-def _lacking(
-    client: Any, run_id: str, place: str, package: Path, manifest: Mapping[str, Any], local: Path | None
-) -> str:
-    """What is wrong with the stored copy, '' if nothing: by content in a folder, by size on a server."""
-    if local is not None:
-        try:
-            verify_package(local)
-        except (PackageDamaged, FileNotFoundError) as error:
-            return str(error)
-        return "" if (local / MANIFEST).read_bytes() == (package / MANIFEST).read_bytes() else "another manifest"
-    wanted = {f"{place}/{name}": file["size"] for name, file in manifest["files"].items()}
-    wanted[f"{place}/{MANIFEST}"] = (package / MANIFEST).stat().st_size
-    folders, sizes = [place], {}
-    while folders:
-        for item in client.list_artifacts(run_id, folders.pop()):
-            if item.is_dir:
-                folders.append(item.path)
-            else:
-                sizes[item.path] = item.file_size
-    return ", ".join(sorted(name for name, size in wanted.items() if sizes.get(name) != size))

@@ -47,7 +47,7 @@ def open_workspace(recipe: Recipe, execution: Execution, fetch: bool) -> Workspa
 
     SourceError where a source cannot be read.
     """
-    from pipelines import sources
+    from pipelines import samples, sources
 
     root = Path(execution.work)
     if fetch:
@@ -55,7 +55,11 @@ def open_workspace(recipe: Recipe, execution: Execution, fetch: bool) -> Workspa
     digests = Digests(root / "digests.json")
 
     def files(source: Source) -> list[dict[str, Any]]:
-        return sources.described(source, Path(execution.cache), digests.of, fetch)
+        try:
+            return sources.described(source, Path(execution.cache), digests.of, fetch)
+        except samples.SampleNotFetched as error:
+            # Looking fetches nothing: the step is to do, and its digest is that of no file.
+            return [{"path": "", "sha256": str(error), "label": source.label, "size": 0}]
 
     return Workspace(recipe, execution, root, flow.build(recipe, files), digests, settings(execution))
 

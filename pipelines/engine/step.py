@@ -102,8 +102,8 @@ class Attempt:
     inputs: Mapping[str, StepInput]
     sources: Mapping[str, list[dict[str, Any]]]
     root: Path
+    folder: Path
     scratch: Path
-    checkpoints: Path
     units: UnitStore
     execution: Mapping[str, Any]
     fingerprint: str
@@ -112,6 +112,11 @@ class Attempt:
     metrics: dict[str, Any] = field(default_factory=dict)
     unit_files: list[UnitFile] = field(default_factory=list)
     report: Callable[..., None] = lambda *args, **figures: None
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints are published; they outlive the attempt."""
+        return self.folder / "checkpoints"
 
     @property
     def outputs(self) -> Path:
@@ -198,7 +203,10 @@ def run(
             return existing
         _clear(folder, lease.attempt)
         attempt = _attempt(planned, inputs, ancestors(step, before), root, lease.attempt, execution)
-        record = _work(planned, attempt, folder, watch)
+        # Whoever watches sees the end only after the commit: what was not published did not happen.
+        with watch(attempt):
+            record = _work(planned, attempt)
+            _commit(record, attempt)
         failed = False
         return record
     finally:
@@ -220,27 +228,27 @@ def _attempt(
 ) -> Attempt:
     step, folder = planned.step, planned.folder
     assert folder is not None and planned.fingerprint is not None
-    (folder / "checkpoints").mkdir(exist_ok=True)
     attempt = Attempt(
-        step.name, step.config, inputs, step.sources, root, scratch, folder / "checkpoints", UnitStore(root), execution,
+        step.name, step.config, inputs, step.sources, root, folder, scratch, UnitStore(root), execution,
         planned.fingerprint, above,
     )  # fmt: skip
     attempt.outputs.mkdir()
+    attempt.checkpoints.mkdir(exist_ok=True)
     return attempt
 
 
-def _work(planned: Planned, attempt: Attempt, folder: Path, watch: Watch) -> Record:
+def _work(planned: Planned, attempt: Attempt) -> Record:
+    """Run the stage's function; the record that would make it done."""
     started, clock = records.now(), time.monotonic()
-    with watch(attempt):
-        attempt.metrics = resolve(planned.step.stage.run)(attempt)
-    record = Record(
+    attempt.metrics = resolve(planned.step.stage.run)(attempt)
+    return Record(
         stage=planned.step.stage.name,
         step=planned.step.name,
         version=planned.step.stage.version,
         fingerprint=attempt.fingerprint,
         config=dict(planned.step.config),
         inputs={name: source.digest for name, source in attempt.inputs.items()} | source_digests(planned.step),
-        outputs=_outputs(attempt, folder),
+        outputs=_outputs(attempt),
         metrics=attempt.metrics,
         numerics=attempt.numerics,
         code=records.code_version(),
@@ -251,15 +259,13 @@ def _work(planned: Planned, attempt: Attempt, folder: Path, watch: Watch) -> Rec
         host=records.host(),
         sources={name: files for name, files in planned.step.sources.items()},
     )
-    _commit(record, attempt, folder)
-    return record
 
 
-def _outputs(attempt: Attempt, folder: Path) -> list[UnitFile]:
+def _outputs(attempt: Attempt) -> list[UnitFile]:
     """Every output with the path it will have, its size and SHA-256, by path."""
     written = [
         UnitFile(
-            str((folder / "outputs" / path.relative_to(attempt.outputs)).relative_to(attempt.root)),
+            str((attempt.folder / "outputs" / path.relative_to(attempt.outputs)).relative_to(attempt.root)),
             path.stat().st_size, durable.sha256(path),
         )
         for path in attempt.outputs.rglob("*") if path.is_file()
@@ -268,13 +274,13 @@ def _outputs(attempt: Attempt, folder: Path) -> list[UnitFile]:
     return [unique[path] for path in sorted(unique)]
 
 
-def _commit(record: Record, attempt: Attempt, folder: Path) -> None:
+def _commit(record: Record, attempt: Attempt) -> None:
     """Publish: outputs by one rename, then the record by one hard link, both out of the attempt's folder."""
     try:
-        durable.publish_folder(attempt.outputs, folder / "outputs")
+        durable.publish_folder(attempt.outputs, attempt.folder / "outputs")
         draft = attempt.scratch / records.RECORD
         durable.write_bytes(draft, records.to_json(record))
-        durable.link(draft, folder / records.RECORD)
+        durable.link(draft, attempt.folder / records.RECORD)
     except FileNotFoundError as error:
         raise leases.Overtaken(
             f"step {record.step}: attempt {attempt.scratch.name} was taken over while this process made no sign of "

@@ -7,12 +7,15 @@ method's figure next to it, so that nobody has to guess whether it is good.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 from model import durable
 from pipelines.engine.step import Attempt, Stage
 
 STAGE = Stage("evaluate", 1, "pipelines.stages.evaluate:run")
+_PROMPT_WORDS = 8
 
 
 def run(attempt: Attempt) -> dict[str, Any]:
@@ -40,14 +43,15 @@ def language_model(attempt: Attempt) -> dict[str, Any]:
     from pipelines.tasks import language_modelling
 
     cpus = attempt.execution["workers"]
-    heldout, root = attempt.inputs["tokens"].path("heldout.json"), attempt.root
+    heldout, root = attempt.inputs["tokens_heldout"].path("heldout.json"), attempt.root
     metrics = run_one(
         "model.evaluate:evaluate_language_model", _job(attempt, manifest=str(heldout), root=str(root)), cpus=cpus
     )
-    metrics |= language_modelling.baselines(
-        attempt.inputs["text"].path("heldout.json"), heldout, attempt.inputs["train"].path("train.json"), root
-    )
-    prompts = language_modelling.prompts(attempt.inputs["text"].path("heldout.json"), root, attempt.config["continuations"])
+    text = {split: attempt.inputs[f"text_{split}"].path(f"{split}.json") for split in ("train", "heldout")}
+    tokens = {split: attempt.inputs[f"tokens_{split}"].path(f"{split}.json") for split in ("train", "heldout")}
+    simple = language_modelling.baselines(root, text, tokens)
+    metrics |= {f"{name}_bits_per_byte": simple[key] for name, key in (("unigram", "token_unigram"), ("gzip", "gzip"), ("xz", "xz"))}
+    prompts = _prompts(language_modelling.texts(root, text["heldout"]), attempt.config["continuations"])
     job = _job(
         attempt, prompts=prompts, max_new_tokens=attempt.config["continuation_tokens"], seed=0, temperature=0.8, top_k=50
     )
@@ -59,20 +63,49 @@ def language_model(attempt: Attempt) -> dict[str, Any]:
     return metrics
 
 
+def _prompts(documents: Iterator[bytes], count: int) -> list[str]:
+    """The first words of the first `count` held-out documents that have enough of them."""
+    openings = (document.decode().split(maxsplit=_PROMPT_WORDS) for document in documents)
+    return [" ".join(words[:_PROMPT_WORDS]) for words in islice((words for words in openings if len(words) > _PROMPT_WORDS), count)]
+
+
 def classification(attempt: Attempt) -> dict[str, Any]:
     """Accuracy and macro-F1 on the test examples, with a confidence interval and the baselines'."""
     from cluster.ray_map import run_one
     from pipelines.tasks import metrics as scores
     from pipelines.tasks.sentiment import read_examples
 
-    test, train = attempt.inputs["test"].path("test.jsonl"), attempt.inputs["train"].path("train.jsonl")
+    splits = {name: read_examples(attempt.inputs[name].path(f"{name}.jsonl")) for name in ("train", "validation", "test")}
     predictions = attempt.outputs / "predictions.jsonl"
-    job = _job(attempt, examples=str(test), output=str(predictions), max_length=attempt.config["max_length"])
+    job = _job(
+        attempt, examples=str(attempt.inputs["test"].path("test.jsonl")), output=str(predictions),
+        max_length=attempt.config["max_length"],
+    )  # fmt: skip
     counts = run_one("model.evaluate:classify", job, cpus=attempt.execution["workers"])
     predicted = [json.loads(line)["predicted"] for line in predictions.read_text().splitlines()]
-    truth = read_examples(test)
-    return (
-        {"examples": counts["examples"], "truncated": counts["truncated"]}
-        | scores.classification([example.label for example in truth], predicted)
-        | scores.baselines(read_examples(train), truth)
+    text = {name: [example.text for example in part] for name, part in splits.items()}
+    labels = {name: [example.label for example in part] for name, part in splits.items()}
+    films = [example.group for example in splits["test"]]
+    classes = len(durable.read_json(attempt.inputs["labels"].path("labels.json")))
+    simple = scores.baselines(
+        (text["train"], labels["train"]), (text["validation"], labels["validation"]), (text["test"], labels["test"], films), classes
     )
+    reports = {
+        "model": scores.report(labels["test"], predicted, films, classes),
+        "against_tfidf": scores.difference(labels["test"], predicted, simple["tfidf_logistic_regression"].pop("predicted"), films),
+        **simple,
+    }
+    durable.write_json(attempt.outputs / "report.json", reports)
+    return (
+        _figures("", reports["model"])
+        | _figures("majority_", simple["majority"])
+        | _figures("tfidf_", simple["tfidf_logistic_regression"])
+        | {"examples": counts["examples"], "truncated": counts["truncated"]}
+    )
+
+
+def _figures(prefix: str, report: dict[str, Any]) -> dict[str, float]:
+    """The figures of a report that gates and tables use; intervals are 95 %, over films."""
+    low, high = report["accuracy_interval_by_group"]
+    figures = {"accuracy": report["accuracy"], "macro_f1": report["macro_f1"], "accuracy_low": low, "accuracy_high": high}
+    return {prefix + name: value for name, value in figures.items()}

@@ -60,7 +60,7 @@ def check(record: Record, execution: Mapping[str, Any]) -> str | None:
     """Why the record no longer holds: the registry has lost the version, or is another one."""
     from pipelines import registry
 
-    uri, metrics = registry.address(execution["registry"]), record.metrics
+    uri, metrics = registry.tracking_uri(execution["registry"]), record.metrics
     if uri != metrics["registry"]:
         return f"the registry is now {uri}, was {metrics['registry']}"
     if not registry.version_exists(uri, metrics["name"], metrics["version"], metrics["digest"]):

@@ -62,7 +62,7 @@ def prepare(source: Path, validation: float = 0.1, test: float = 0.15, seed: int
     splits: dict[str, list[Example]] = {name: [] for name in SPLITS}
     for example in unique:
         splits[split_of(example.group, validation, test, seed)].append(example)
-    across = _drop_across(splits)
+    across = _drop_repeats_across_films(splits)
     _refuse_empty(splits, source)
     report = {
         "rows": len(rows),
@@ -70,9 +70,10 @@ def prepare(source: Path, validation: float = 0.1, test: float = 0.15, seed: int
             "plot": plots,
             "repeated_within_film": repeated,
             "contradicting_labels": contradicting,
-            "repeated_across_splits": len(across),
+            "repeated_across_films": len(across),
+            "repeated_across_splits": sum(drop["split"] != drop["kept_in"] for drop in across),
         },
-        "dropped_across_splits": across,
+        "repeated_across_films": across,
         "names_of_one_film": {name: film for name, film in sorted(films.items()) if name != film},
         "splits": {name: _summary(part) for name, part in splits.items()},
     }
@@ -95,7 +96,9 @@ def read_examples(path: Path) -> list[Example]:
         try:
             examples.append(Example(**json.loads(line)))
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}:{number}: not an example ({error}); rerun prepare_task to write it anew") from error
+            raise ValueError(
+                f"{path}:{number}: not an example ({error}); rerun prepare_task to write it anew"
+            ) from error
     return examples
 
 
@@ -187,7 +190,7 @@ def _without_repeats(examples: Sequence[Example]) -> tuple[list[Example], int, i
     return unique, repeated, contradicting
 
 
-def _drop_across(splits: dict[str, list[Example]]) -> list[dict[str, str]]:
+def _drop_repeats_across_films(splits: dict[str, list[Example]]) -> list[dict[str, str]]:
     """Keep a sentence of several films once, nearest to the test side; returns what was dropped, in place."""
     kept: dict[str, str] = {}
     dropped = []
@@ -207,9 +210,15 @@ def _drop_across(splits: dict[str, list[Example]]) -> list[dict[str, str]]:
 def _refuse_empty(splits: dict[str, list[Example]], source: Path) -> None:
     for name, part in splits.items():
         if len({example.label for example in part}) < len(LABELS):
-            raise ValueError(f"{source}: the {name} split has {len(part)} examples and not every label; change its share or the seed")
+            raise ValueError(
+                f"{source}: the {name} split has {len(part)} examples and not every label; change its share or the seed"
+            )
 
 
 def _summary(part: Sequence[Example]) -> dict[str, Any]:
     counts = Counter(LABELS[example.label] for example in part)
-    return {"examples": len(part), "films": len({example.group for example in part}), **{name: counts[name] for name in LABELS}}
+    return {
+        "examples": len(part),
+        "films": len({example.group for example in part}),
+        **{name: counts[name] for name in LABELS},
+    }

@@ -58,11 +58,9 @@ def test_every_token_is_a_target_once_with_its_predecessor_as_input(tmp_path: Pa
     shards = TokenShards.from_manifest(write_shards(tmp_path, tokenizer), tmp_path)
     stream = shards.read(0, len(shards)).tolist()
     for length in (1, 7, len(stream), len(stream) + 5):
-        inputs, targets = (
-            sum((part.tolist() for part in parts), []) for parts in zip(*evaluate.windows(shards, length), strict=True)
-        )
-        assert targets == stream
-        assert inputs == [0, *stream[:-1]]
+        pairs = list(evaluate.windows(shards, length))
+        assert torch.cat([targets for _, targets in pairs]).tolist() == stream
+        assert torch.cat([inputs for inputs, _ in pairs]).tolist() == [0, *stream[:-1]]
 
 
 def test_bits_per_byte_are_the_models_own(tmp_path: Path, tokenizer: Path) -> None:
@@ -96,7 +94,7 @@ def test_language_model_evaluation_repeats_exactly_and_hardly_depends_on_the_bat
 def test_shards_of_another_vocabulary_are_refused(tmp_path: Path, tokenizer: Path) -> None:
     write_model(tmp_path / "export", tokenizer, vocab_size=290)
     manifest = str(write_shards(tmp_path, tokenizer))
-    with pytest.raises(ValueError, match="vocabulary of 300 with EOT 0, .* has 290"):
+    with pytest.raises(ValueError, match=r"vocabulary of 300 with EOT 0, .* has 290"):
         evaluate.evaluate_language_model(job(tmp_path, manifest=manifest, root=str(tmp_path)))
 
 
@@ -147,7 +145,14 @@ def test_reserved_token_in_a_strangers_text_stays_text(tmp_path: Path, tokenizer
     assert tokenizer_.decode(ids) == "good <|endoftext|> bad"
 
 
-@pytest.mark.parametrize(("line", "message"), [("{oops", r"test.jsonl:2 is not JSON"), ('{"id": "1"}', "test.jsonl:2 lacks text, label"), ("[]", "test.jsonl:2 lacks id")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{oops", r"test\.jsonl:2 is not JSON"),
+        ('{"id": "1"}', r"test\.jsonl:2 lacks text, label"),
+        ("[]", r"test\.jsonl:2 lacks id"),
+    ],
+)
 def test_broken_example_is_refused_by_its_line(tmp_path: Path, line: str, message: str) -> None:
     durable.write_bytes(tmp_path / "test.jsonl", ('{"id": "0", "text": "a", "label": 0}\n' + line).encode())
     with pytest.raises(ValueError, match=message):

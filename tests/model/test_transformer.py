@@ -10,6 +10,7 @@ from torch import Tensor
 
 from model import heads, objectives
 from model.config import ModelConfig
+from model.cross_entropy import IGNORE_INDEX
 from model.dropout import DropoutKey
 from tests.model import tiny
 
@@ -201,7 +202,7 @@ def test_rows_of_weight_zero_add_nothing_to_a_classifiers_loss() -> None:
     config = tiny.config(num_labels=3)
     model = random_model(config)
     tokens = some_tokens(3, 8, config)
-    whole = objectives.Batch(tokens, torch.arange(3), labels=torch.tensor([2, 0, heads.IGNORE_INDEX]))
+    whole = objectives.Batch(tokens, torch.arange(3), labels=torch.tensor([2, 0, IGNORE_INDEX]))
     real = objectives.Batch(tokens[:2], torch.arange(2), labels=torch.tensor([2, 0]))
     (total, count), (expected, _) = (objectives.loss(model, "classification", batch) for batch in (whole, real))
     assert int(count) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 TEXTS = [
     "a warm , funny and finally moving film",
@@ -29,7 +30,7 @@ def write_base(folder: Path, seed: int = 0) -> Path:
     return _write(GPT2LMHeadModel, _config(folder), folder, seed)
 
 
-def _write(kind, config, folder: Path, seed: int) -> Path:  # type: ignore[no-untyped-def]
+def _write(kind: Any, config: Any, folder: Path, seed: int) -> Path:
     import torch
 
     torch.manual_seed(seed)
@@ -37,12 +38,14 @@ def _write(kind, config, folder: Path, seed: int) -> Path:  # type: ignore[no-un
     return folder
 
 
-def _config(folder: Path, **more):  # type: ignore[no-untyped-def]
+def _config(folder: Path, **more: Any) -> Any:
     from transformers import GPT2Config
 
     eot = _write_tokenizer(folder)
     ids = {"eos_token_id": eot, "bos_token_id": eot, "pad_token_id": eot}
-    return GPT2Config(vocab_size=300, n_positions=64, n_embd=32, n_layer=2, n_head=2, initializer_range=0.5, **ids, **more)
+    return GPT2Config(
+        vocab_size=300, n_positions=64, n_embd=32, n_layer=2, n_head=2, initializer_range=0.5, **ids, **more
+    )
 
 
 def _write_tokenizer(folder: Path) -> int:
@@ -55,6 +58,8 @@ def _write_tokenizer(folder: Path) -> int:
     tokenizer.save(str(folder / "tokenizer.json"))
     special = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), "<|endoftext|>")
     (folder / "tokenizer_config.json").write_text(
-        json.dumps({"tokenizer_class": "GPT2Tokenizer", "model_max_length": 64, "split_special_tokens": True, **special})
+        json.dumps(
+            {"tokenizer_class": "GPT2Tokenizer", "model_max_length": 64, "split_special_tokens": True, **special}
+        )
     )
     return int(tokenizer.token_to_id("<|endoftext|>"))

@@ -1,0 +1,72 @@
+"""A training batch as the loop sees it, row by row, with where each row comes from.
+
+The one idea: what is shown is made by the functions that training uses, so what looks wrong here is wrong there.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from model.batches import example_batch, example_order, pretrain_batch, samples, sequences
+from model.config import TrainConfig
+from model.examples import Examples
+from model.token_shards import TokenShards
+
+
+def training_batch(job: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of step `job["step"]` (from 0) of a training job: {"place", "origin", "tokens", "loss_mask", "label"}.
+
+    `job` has "train" (TrainConfig as JSON), "data" as in a rank's job, and "step". `loss_mask[i]` says whether the
+    loss counts token i as a target.
+    """
+    train = TrainConfig.model_validate(job["train"])
+    order = {"seed": train.seed, "global_batch_size": train.global_batch_size}
+    if "examples" in job["data"]:
+        return _examples(Examples(Path(job["data"]["examples"])), job["step"], order, train.sequence_length)
+    shards = TokenShards.from_manifest(Path(job["data"]["manifest"]), Path(job["data"]["root"]))
+    return _stream(shards, job["step"], order, train.sequence_length)
+
+
+def _stream(shards: TokenShards, step: int, order: dict[str, int], length: int) -> list[dict[str, Any]]:
+    batch = pretrain_batch(shards, step, length=length, **order).rows
+    size = order["global_batch_size"]
+    chosen = samples(sequences(shards, length), order["seed"], step * size, size)
+    return [
+        {
+            "place": place,
+            "origin": origin(shards, int(sample) * length),
+            "tokens": row.tolist(),
+            "loss_mask": [False] + [True] * length,  # the first token is only an input
+            "label": None,
+        }
+        for place, (sample, row) in enumerate(zip(chosen, batch.tokens, strict=True))
+    ]
+
+
+def origin(shards: TokenShards, position: int) -> str:
+    """Where token `position` of the stream stands: the shard's file, the document's id, the offset in it."""
+    index = int(shards.ends.searchsorted(position, "right"))
+    shard = shards.shard(index)
+    offset = position - (int(shards.ends[index]) - len(shard.tokens))
+    document = int(np.searchsorted(shard.offsets, offset, "right")) - 1
+    identifier = next(name for row, (name, _) in enumerate(shard.documents()) if row == document)
+    return f"{shards.units[index].path.name} document {identifier} token {offset - int(shard.offsets[document])}"
+
+
+def _examples(examples: Examples, step: int, order: dict[str, int], length: int) -> list[dict[str, Any]]:
+    batch = example_batch(examples, step, length=length, **order).rows
+    chosen = [examples[int(sample)] for sample in example_order(examples, step, **order)]
+    assert batch.labels is not None
+    return [
+        {
+            "place": place,
+            "origin": f"example {example.id}",
+            "tokens": row.tolist(),
+            "loss_mask": [index == min(len(example.tokens), length) - 1 for index in range(len(row))],
+            "label": int(label),
+        }
+        for place, (example, row, label) in enumerate(zip(chosen, batch.tokens, batch.labels, strict=True))
+    ]

@@ -1,0 +1,155 @@
+"""Encoding: text to token ids, as fast as can be proven right.
+
+The one idea: `tokenizers` says what is right and `gigatoken` is a hundred times faster. So gigatoken encodes, and its
+output for a sample of every batch is compared with what `tokenizers` makes of the same documents; a batch with any
+difference is encoded by `tokenizers`, with the reason kept.
+
+Reserved tokens (`<|endoftext|>`) that stand in a text are text, in both.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines.tokenizer_files import EOT, TokenizerFacts
+
+SAMPLE_SHARE, SAMPLE_BYTES = 1024, (16 << 10, 64 << 10)  # a 1024th of a batch is compared, within these bounds, in bytes
+_RENEW_BYTES = 1 << 30  # gigatoken caches every word it has seen, without a bound: it is loaded anew after so much text
+HARD = (
+    f"a{EOT}b {EOT}", "\x00\x01\x7f\ufeff", "漢字かな交じり文。한국어 텍스트", "👩‍👩‍👧‍👦 🏳️‍🌈 e\u0301", "x" * 3000, " " * 300 + "\t\t\r\n\n\n  y",
+    "don't WE'LL I'd ’s", "١٢٣ 四五 1234567890", "\u2028\u2029\x85\u3000 \u00a0", "\U0010ffff\ufdd0",
+)  # fmt: skip  # compared once a worker: what corpora rarely hold and tokenizers get wrong
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A batch of documents as ids: document i is tokens[offsets[i]:offsets[i + 1]], its EOT included."""
+
+    tokens: np.ndarray  # (tokens,) of the vocabulary's dtype
+    offsets: np.ndarray  # (documents + 1,) int64
+    engine: str  # "gigatoken", or "tokenizers: why"
+
+
+class Encoder:
+    """A tokenizer in both engines. Lives as long as its worker; see `load`."""
+
+    def __init__(self, folder: Path, facts: TokenizerFacts) -> None:
+        # Ray's tasks are the parallelism; more threads in each would only fight over the cores.
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        from tokenizers import Tokenizer
+
+        self.facts = facts
+        self._json = (folder / "tokenizer.json").read_text("utf-8")
+        self._reference = Tokenizer.from_str(self._json)
+        self._reference.encode_special_tokens = True
+        self._reference.no_truncation()
+        self._reference.no_padding()
+        self._dtype = np.dtype(np.uint16 if facts.vocab_size <= 1 << 16 else np.uint32)
+        self._fast: Any = None
+        self._encoded = _RENEW_BYTES
+        self._refusal = self._prove()
+
+    def encode(self, texts: Any) -> Encoded:
+        """Encode a pyarrow array of strings, each document closed by EOT."""
+        tokens, offsets, refusal = None, None, self._refusal
+        if refusal is None:
+            tokens, offsets = self._gigatoken(texts)
+            refusal = self._difference(texts, tokens, offsets, sample(texts))
+        if refusal is not None:
+            tokens, offsets = self._tokenizers(texts.to_pylist())
+        assert tokens is not None and offsets is not None
+        return Encoded(*self._closed(tokens, offsets), f"tokenizers: {refusal}" if refusal else "gigatoken")
+
+    def _prove(self) -> str | None:
+        """Why gigatoken cannot be used with this tokenizer at all, or None."""
+        import pyarrow as pa
+
+        texts = pa.array(HARD, pa.large_string())
+        try:
+            return self._difference(texts, *self._gigatoken(texts), range(len(HARD)))
+        except Exception as error:  # not installed, or a kind of tokenizer it does not know: both are an answer
+            return f"gigatoken cannot load or run it ({type(error).__name__}: {error})"
+
+    def _gigatoken(self, texts: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Ids (tokens,) uint32 and offsets (documents + 1,) int64, without a Python object for any document."""
+        if self._encoded >= _RENEW_BYTES:
+            import gigatoken
+
+            self._fast, self._encoded = gigatoken.Tokenizer.from_json(_without_reserved(self._json)), 0
+        rows = _as_awkward(texts)
+        self._encoded += int(rows.layout.offsets[-1] - rows.layout.offsets[0])
+        encoded = self._fast.encode_batch(rows, parallel=False).layout
+        offsets = np.asarray(encoded.offsets.data)
+        return np.asarray(encoded.content.data)[offsets[0] : offsets[-1]], offsets - offsets[0]
+
+    def _tokenizers(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        rows = [np.array(row.ids, self._dtype) for row in self._reference.encode_batch_fast(texts, add_special_tokens=False)]
+        offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows], dtype=np.int64)])
+        return np.concatenate([*rows, np.zeros(0, self._dtype)]), offsets
+
+    def _difference(self, texts: Any, tokens: np.ndarray, offsets: np.ndarray, chosen: Any) -> str | None:
+        """How gigatoken's output differs from `tokenizers` on the chosen documents, or None."""
+        documents = [texts[int(index)].as_py() for index in chosen]
+        for index, row in zip(chosen, self._reference.encode_batch_fast(documents, add_special_tokens=False), strict=True):
+            if not np.array_equal(tokens[offsets[index] : offsets[index + 1]], row.ids):
+                return f"gigatoken differs on {documents[list(chosen).index(index)][:60]!r}"
+        return None
+
+    def _closed(self, tokens: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The documents with EOT after each."""
+        offsets = offsets + np.arange(len(offsets))
+        is_text = np.ones(offsets[-1], bool)
+        is_text[offsets[1:] - 1] = False
+        closed = np.full(offsets[-1], self.facts.eot, self._dtype)
+        closed[is_text] = tokens
+        return closed, offsets
+
+
+@functools.lru_cache(maxsize=1)
+def load(folder: Path, facts: TokenizerFacts) -> Encoder:
+    """The encoder of a tokenizer directory, once a worker."""
+    return Encoder(folder, facts)
+
+
+def _without_reserved(tokenizer_json: str) -> str:
+    """The tokenizer without its reserved tokens: what spells one is then text like any other."""
+    state = json.loads(tokenizer_json)
+    state["added_tokens"] = [token for token in state["added_tokens"] if not token["special"]]
+    return json.dumps(state, ensure_ascii=False)
+
+
+def _as_awkward(texts: Any) -> Any:
+    """A pyarrow array of large strings as awkward's, sharing its memory."""
+    import awkward as ak
+
+    _, offsets, data = texts.buffers()
+    starts = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    characters = ak.contents.NumpyArray(np.frombuffer(data, np.uint8), parameters={"__array__": "char"})
+    return ak.Array(ak.contents.ListOffsetArray(ak.index.Index64(starts), characters, parameters={"__array__": "string"}))
+
+
+def sample(texts: Any) -> list[int]:
+    """Which documents of a batch are compared: the first, some with other characters than ASCII, and an even spread."""
+    import pyarrow.compute as pc
+
+    sizes = pc.binary_length(texts).to_numpy()
+    budget = int(np.clip(sizes.sum() // SAMPLE_SHARE, *SAMPLE_BYTES))
+    beyond_ascii = np.flatnonzero(pc.utf8_length(texts).to_numpy() != sizes)
+    # A spread of a stride prime to the count visits every document once, evenly from the first few on.
+    order = np.concatenate([[0], beyond_ascii[:: max(1, len(beyond_ascii) // 4)][:4], _spread(len(texts))])
+    order = order[np.sort(np.unique(order, return_index=True)[1])]
+    taken = np.searchsorted(np.cumsum(sizes[order]), budget) + 1
+    return [int(index) for index in order[:taken]]
+
+
+def _spread(count: int) -> np.ndarray:
+    """The numbers below `count`, first those of a coarse grid, then finer ones."""
+    steps = [np.arange(0, count, max(1, count >> level)) for level in range(7)]
+    return np.concatenate(steps).astype(np.int64)

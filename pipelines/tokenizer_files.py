@@ -1,0 +1,33 @@
+"""The tokenizer directory: the files that `transformers` and both engines read, and what shards say of them.
+
+The one idea: a tokenizer is known by the SHA-256 of its tokenizer.json, wherever a tokenizer's digest is named.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from model import durable
+
+EOT = "<|endoftext|>"  # ends each document; beginning of text, padding and unknown too, as in GPT-2
+FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
+
+
+@dataclass(frozen=True)
+class TokenizerFacts:
+    """What shards say of a tokenizer: the digest of its tokenizer.json, number of ids, the end-of-text id."""
+
+    digest: str
+    vocab_size: int
+    eot: int
+
+
+def tokenizer_facts(folder: Path) -> TokenizerFacts:
+    """Read a tokenizer directory's tokenizer.json, without `tokenizers`. ValueError if it has no end-of-text token."""
+    path = folder / "tokenizer.json"
+    state = durable.read_json(path)
+    ids = dict(state["model"]["vocab"]) | {token["content"]: token["id"] for token in state["added_tokens"]}
+    if EOT not in ids:
+        raise ValueError(f"{path} has no token {EOT}, which has to end each document; use a tokenizer that has it")
+    return TokenizerFacts(durable.sha256(path), max(ids.values()) + 1, ids[EOT])

