@@ -12,7 +12,7 @@ PY := $(VENV)/bin/python
 OPTIONS = --recipe "$(RECIPE)" --work "$(WORK)" $(if $(SET),--set "$(SET)")
 
 # Every target is phony: one named like a folder (tests, model) would silently do nothing.
-.PHONY: help setup run plan status verify pull generate inspect ui test check format bench clean
+.PHONY: help setup run plan dryrun status verify pull generate inspect ui test check format bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -32,6 +32,9 @@ run: setup ## make everything the recipe asks for; does only what is not done
 
 plan: setup ## each step: done, or to do and why
 	@$(PY) -m pipelines plan $(OPTIONS)
+
+dryrun: setup ## sizes, memory and batches of the recipe's models, without training
+	@$(PY) -m pipelines dry-run $(OPTIONS)
 
 status: setup ## what is made, by whom something is being made, what it measured
 	@$(PY) -m pipelines status $(OPTIONS)

@@ -48,12 +48,27 @@ def configured(recipe: str, work: str, settings: list[str] | None) -> tuple[Reci
 
 
 @app.command("run")
-def run_command(recipe: RecipeName = "default", work: WorkDir = "work", settings: Settings = None) -> None:
+def run_command(
+    recipe: RecipeName = "default",
+    work: WorkDir = "work",
+    settings: Settings = None,
+    until: Annotated[str | None, typer.Option(help="name of the last step to do; all if not given")] = None,
+) -> None:
     """Make everything that the recipe asks for and that is not made yet."""
     from pipelines import narrate
 
     made, execution = configured(recipe, work, settings)
-    narrate.run(run.open_workspace(made, execution, fetch=True), out, err)
+    narrate.run(run.until(run.open_workspace(made, execution, fetch=True), until), out, err)
+
+
+@app.command("dry-run")
+def dry_run_command(recipe: RecipeName = "default", work: WorkDir = "work", settings: Settings = None) -> None:
+    """Build the recipe's models on shapes alone: sizes, memory, batches. Trains nothing."""
+    from pipelines import dry_run
+
+    made, execution = configured(recipe, work, settings)
+    for line in dry_run.lines(made, execution):
+        out.print(line, markup=False)
 
 
 @app.command()

@@ -83,7 +83,7 @@ def _task(recipe: Recipe) -> list[Step]:
             {"examples": examples["train"], "labels": labels, "tokenizer": Input("train_tokenizer", "tokenizer/")} | base,
         ),
         Step(
-            "evaluate-task", evaluate.STAGE, {"kind": "classification", "max_length": recipe.finetune.sequence_length},
+            "evaluate-task", evaluate.STAGE, {"kind": "classification"},
             {"export": Input("finetune", "export/"), "labels": labels} | examples,
         ),
         *_released("task", recipe.register_as.task, _json(recipe.register_as)["task_gates"], "finetune"),

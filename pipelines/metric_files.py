@@ -84,7 +84,7 @@ def flattened(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     items = list(
         value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else []
     )
-    if not items:
+    if not items and prefix:
         yield prefix.rstrip("."), value if isinstance(value, str) else json.dumps(value)
     for key, item in items:
         yield from flattened(item, f"{prefix}{key}.")

@@ -217,21 +217,26 @@ def figure(record: Record) -> str:
 
 def results(workspace: Workspace, planned: Mapping[str, Planned]) -> Iterator[str]:
     """What came out: versions, held-out metrics beside the baselines, folders, continuations, next commands."""
-    for kind in ("task", "base"):
-        if f"register-{kind}" in planned:
-            yield from _released(kind, planned)
+    released = [kind for kind in ("task", "base") if f"pull-{kind}" in planned]
+    for kind in released:
+        yield from _released(kind, planned)
+    if not released:
+        return
     folder = planned["evaluate-base"].folder
     assert folder is not None
     yield "\nthe base model continues held-out text:"
     for sample in durable.read_json(folder / "outputs" / "continuations.json"):
         yield f"  {sample['prompt']!r} -> {sample['continuation']!r}"
-    name = next(_record(planned[step]).metrics["name"] for step in ("register-task", "register-base") if step in planned)
+    name = _record(planned[f"register-{released[0]}"]).metrics["name"]
     recipe = "" if workspace.recipe.name == "default" else f" RECIPE={workspace.recipe.name}"
     yield "\nnext:"
-    yield "  make ui                                                # MLflow: runs, curves, versions"
-    yield f"  make pull MODEL={name}@champion DEST=/tmp/{name}       # the model elsewhere"
-    yield '  make generate PROMPT="To be"                           # the base model continues a text'
-    yield f"  make run{recipe}                                       # again: does only what changed"
+    commands = {
+        "make ui": "MLflow: runs, curves, versions",
+        f"make pull MODEL={name}@champion DEST=/tmp/{name}": "the model elsewhere",
+        'make generate PROMPT="To be"': "the base model continues a text",
+        f"make run{recipe}": "again: does only what changed",
+    }
+    yield from (f"  {command:<48} # {what}" for command, what in commands.items())
 
 
 def _record(planned: Planned) -> Record:

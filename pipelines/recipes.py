@@ -68,8 +68,11 @@ def tiny() -> Recipe:
 
 
 def gpt2_124m() -> Recipe:
-    """GPT-2 small's shape in bf16 with ZeRO-2, for GPUs. Put your own corpus at data/corpus."""
-    text = Source(path="data/corpus", label="corpus")
+    """GPT-2 small's shape in bf16 with ZeRO-2, for GPUs. The sample text only shows the way: give your own corpus.
+
+    make run RECIPE=gpt2_124m SET='shard.sources=[{"path":"/data/corpus"}] tokenizer.sources=[{"path":"/data/corpus"}]'
+    """
+    text = Source(sample="conversations", label="conversations")
     return Recipe(
         name="gpt2_124m",
         shard=ShardConfig(sources=(text,), shard_bytes=64 << 20, heldout_fraction=0.001),

@@ -136,7 +136,8 @@ def _decompressed(plain: io.BufferedReader, format: str) -> BinaryIO:
     if format == "jsonl.zst":
         import pyarrow as pa
 
-        return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(plain, "r"), "zstd"), BLOCK)  # type: ignore[arg-type]
+        # Small reads: the one that meets the end of a truncated file gives nothing, so what it asked for is lost.
+        return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(plain, "r"), "zstd"), 1 << 14)  # type: ignore[arg-type]
     return plain
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pipelines import flow
-from pipelines.config import Execution, Recipe, Source
+from pipelines.config import ConfigError, Execution, Recipe, Source
 from pipelines.engine import step as steps
 from pipelines.engine.digests import Digests
 from pipelines.engine.lease import Owner
@@ -62,6 +62,16 @@ def open_workspace(recipe: Recipe, execution: Execution, fetch: bool) -> Workspa
             return [{"path": "", "sha256": str(error), "label": source.label, "size": 0}]
 
     return Workspace(recipe, execution, root, flow.build(recipe, files), digests, settings(execution))
+
+
+def until(workspace: Workspace, last: str | None) -> Workspace:
+    """The workspace with no steps after `last`. ConfigError names the steps there are."""
+    if last is None:
+        return workspace
+    names = [step.name for step in workspace.steps]
+    if last not in names:
+        raise ConfigError(f"--until {last}: no such step; the steps are {', '.join(names)}")
+    return replace(workspace, steps=workspace.steps[: names.index(last) + 1])
 
 
 def settings(execution: Execution) -> dict[str, Any]:

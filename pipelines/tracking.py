@@ -26,6 +26,7 @@ from pipelines.wanted_runs import Outcome, Status, WantedRun, params
 
 _POLL = 2.0  # seconds between two looks at the metrics files
 _SAMPLE = 10.0  # seconds between two system samples
+_REFUSALS = 3  # times that MLflow may refuse a run before it is given up
 _LONGEST_WAIT = 30.0  # seconds between two attempts while the store is away
 _METRICS_A_BATCH, _ITEMS_A_BATCH, _TAG = 1000, 100, 5000  # MLflow's limits; the last in characters
 
@@ -81,6 +82,7 @@ class Tracker:
         self._wake = threading.Event()
         self._ending = threading.Event()
         self._trouble = ""
+        self._refused: list[str] = []
         self._sampled = time.monotonic()
         # What an earlier pipeline could not deliver comes first.
         self._runs = [WantedRun.from_json(content) for content in durable.read_json(outbox)] if outbox.exists() else []
@@ -114,7 +116,7 @@ class Tracker:
     def finish_execution(self, status: Status, patience: float = 60.0) -> str | None:
         """End the parent run and deliver what is left, for `patience` seconds. None, or what was not delivered, and why.
 
-        That is in the outbox then: the next pipeline delivers it.
+        What may still succeed is in the outbox then: the next pipeline delivers it.
         """
         assert self._parent is not None, "start_execution comes first"
         for step in self._steps:
@@ -125,12 +127,16 @@ class Tracker:
         self._wake.set()
         self._thread.join(patience)
         left = [run for run in self._runs if not run.closed]
-        if not left:
+        problems = [f"MLflow at {self._location} refused {refused}" for refused in self._refused]
+        if left:
+            durable.write_json(self._outbox, [run.as_json() for run in left])
+            names, why = ", ".join(run.name for run in left), self._trouble or "it is slow"
+            problems.append(
+                f"MLflow at {self._location} did not take all of: {names} ({why}); kept in {self._outbox} for the next run"
+            )
+        else:
             self._outbox.unlink(missing_ok=True)
-            return None
-        durable.write_json(self._outbox, [run.as_json() for run in left])
-        names = ", ".join(run.name for run in left)
-        return f"MLflow at {self._location} did not take all of: {names} ({self._trouble or 'it is slow'}); kept in {self._outbox} for the next run"
+        return "; ".join(problems) or None
 
     def _mirror(self) -> None:
         """The thread: look, deliver, wait; longer while the store is away."""
@@ -161,23 +167,35 @@ class Tracker:
                 step.wanted.points.extend(system_points())
 
     def _note(self, error: Exception) -> None:
-        """Remember the trouble, say it once, and forget what the store was believed to have."""
+        """Remember the trouble and say it, once."""
         summary = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
         if summary != self._trouble:
             log.warning("MLflow at %s: %s; the pipeline goes on, tracking will be caught up", self._location, summary)
         self._trouble = summary
-        for run in self._runs:
-            run.steps.clear()
 
     def _deliver(self) -> None:
+        """Supply what the store lacks. Its own trouble ends the attempt, one run's trouble only that run."""
         if self._client is None:
             self._client = registry.connect(self._location)
-        for run in list(self._runs):
-            if not run.closed:
+        for run in [run for run in self._runs if not run.closed]:
+            try:
                 self._open(run)
                 self._log_points(run)
                 if run.outcome is not None and not run.points:
                     self._close(run, run.outcome)
+            except Exception as error:
+                run.forget()
+                if getattr(error, "error_code", "") != "INVALID_PARAMETER_VALUE":
+                    raise
+                self._note(error)
+                self._refuse(run, error)
+
+    def _refuse(self, run: WantedRun, error: Exception) -> None:
+        """Give up a run that MLflow understands and refuses, after a few tries: asking for ever would not help."""
+        run.refusals += 1
+        if run.refusals == _REFUSALS:
+            run.closed = True
+            self._refused.append(f"{run.name} ({error})")
 
     def _open(self, run: WantedRun) -> None:
         """Find or create the run, mark it as running, and bring its parameters and tags up to date."""

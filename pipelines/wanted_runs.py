@@ -46,11 +46,18 @@ class WantedRun:
     started: int = 0
     told: dict[str, str] = field(default_factory=dict)
     steps: dict[str, set[int]] = field(default_factory=dict)
+    refusals: int = 0
     closed: bool = False
+
+    def forget(self) -> None:
+        """Believe nothing about the store: after trouble it is asked again."""
+        self.run_id = None
+        self.told.clear()
+        self.steps.clear()
 
     def as_json(self) -> dict[str, Any]:
         """The wanted part, for the outbox."""
-        known = ("run_id", "started", "told", "steps", "closed")
+        known = ("run_id", "started", "told", "steps", "refusals", "closed")
         plain = {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name not in known}
         lists = {name: [dataclasses.astuple(point) for point in plain[name]] for name in ("points", "curve")}
         return plain | lists | {"outcome": self.outcome and dataclasses.asdict(self.outcome)}

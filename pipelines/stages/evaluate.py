@@ -77,10 +77,8 @@ def classification(attempt: Attempt) -> dict[str, Any]:
 
     splits = {name: read_examples(attempt.inputs[name].path(f"{name}.jsonl")) for name in ("train", "validation", "test")}
     predictions = attempt.outputs / "predictions.jsonl"
-    job = _job(
-        attempt, examples=str(attempt.inputs["test"].path("test.jsonl")), output=str(predictions),
-        max_length=attempt.config["max_length"],
-    )  # fmt: skip
+    # Cut at what the model takes, as whoever loads the export does, not at what it was trained on.
+    job = _job(attempt, examples=str(attempt.inputs["test"].path("test.jsonl")), output=str(predictions))
     counts = run_one("model.evaluate:classify", job, cpus=attempt.execution["workers"])
     predicted = [json.loads(line)["predicted"] for line in predictions.read_text().splitlines()]
     text = {name: [example.text for example in part] for name, part in splits.items()}

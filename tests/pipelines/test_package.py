@@ -80,11 +80,11 @@ def test_a_flipped_byte_in_any_file_is_found(package: Path, name: str) -> None:
 
 def test_missing_and_unlisted_files_are_found(package: Path) -> None:
     (package / "extra.txt").write_text("hello")
-    with pytest.raises(PackageDamaged, match="extra.txt: not in the manifest"):
+    with pytest.raises(PackageDamaged, match=r"extra\.txt: not in the manifest"):
         verify_package(package)
     (package / "extra.txt").unlink()
     (package / "config.json").unlink()
-    with pytest.raises(PackageDamaged, match="config.json: is missing"):
+    with pytest.raises(PackageDamaged, match=r"config\.json: is missing"):
         verify_package(package)
 
 
@@ -98,7 +98,7 @@ def test_what_mlflow_and_python_leave_behind_is_no_damage(package: Path) -> None
 def test_links_are_refused(package: Path) -> None:
     (package / "config.json").rename(package.parent / "config.json")
     (package / "config.json").symlink_to(package.parent / "config.json")
-    with pytest.raises(PackageDamaged, match="config.json is a link"):
+    with pytest.raises(PackageDamaged, match=r"config\.json is a link"):
         verify_package(package)
 
 

@@ -148,6 +148,29 @@ def test_an_execution_that_fails_closes_the_runs_of_its_steps(store: Path, tmp_p
     assert _runs(store, {"gptline.fingerprint": "f-closed"})[0].info.status == "FAILED"
 
 
+def test_a_run_that_mlflow_refuses_is_reported_and_holds_up_no_other(store: Path, tmp_path: Path) -> None:
+    tracker = _started(store, tmp_path, "refused")
+    tracker.start_step("bad", "f-bad", {"a name: with ? in it": 1}, {}).finish("FINISHED", {})
+    tracker.start_step("good", "f-good", {}, {}).finish("FINISHED", {})
+    problem = tracker.finish_execution("FINISHED")
+    assert problem is not None
+    assert "refused bad (Invalid value" in problem
+    assert _runs(store, {"gptline.fingerprint": "f-good"})[0].info.status == "FINISHED"
+    assert not (tmp_path / "outbox.json").exists()
+
+
+def test_a_run_that_somebody_deleted_meanwhile_is_made_again(store: Path, tmp_path: Path) -> None:
+    tracker = _started(store, tmp_path, "deleted")
+    step = tracker.start_step("pretrain", "f-deleted", {}, {})
+    _eventually(lambda: bool(_runs(store, {"gptline.fingerprint": "f-deleted"})))
+    registry.connect(store).delete_run(_runs(store, {"gptline.fingerprint": "f-deleted"})[0].info.run_id)
+    step.follow(tmp_path / "metrics.jsonl")
+    (tmp_path / "metrics.jsonl").write_text(_line(1))
+    step.finish("FINISHED", {})
+    assert tracker.finish_execution("FINISHED") is None
+    assert _history(store, _runs(store, {"gptline.fingerprint": "f-deleted"})[0]) == [(1, 10.0)]
+
+
 def test_what_mlflow_did_not_take_waits_in_the_outbox_for_the_next_pipeline(store: Path, tmp_path: Path) -> None:
     away = Tracker("http://127.0.0.1:9", tmp_path / "outbox.json")
     away.start_execution("away", RECIPE, {})

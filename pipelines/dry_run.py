@@ -1,0 +1,39 @@
+"""A recipe on shapes alone: does it fit together, how big is it, how long would it take.
+
+The one idea: whatever would fail an hour into a run because of sizes fails here in seconds, on any machine.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from pipelines.config import Execution, Recipe
+from pipelines.engine.step import resolve
+
+
+def describe(recipe: Recipe, execution: Execution) -> dict[str, Any]:
+    """Facts about each training step of `recipe` under `execution`, as JSON values. ValueError if it cannot be run."""
+    vocabulary = {"vocab_size": recipe.tokenizer.vocab_size, "eot_token_id": 0}
+    jobs = {"pretrain": recipe.pretrain.model_dump(mode="json", exclude={"objective"})}
+    if recipe.finetune:
+        jobs["finetune"] = recipe.finetune.model_dump(mode="json", exclude={"init", "dropout"})
+    shape = recipe.model.model_dump(mode="json") | vocabulary
+    parts = {"ranks": execution.ranks, "micro_batch_size": execution.micro_batch_size}
+    return {name: resolve("model.dry_run:describe")({"model": shape, "train": train, **parts}) for name, train in jobs.items()}
+
+
+def lines(recipe: Recipe, execution: Execution) -> Iterator[str]:
+    """The facts for people."""
+    for name, facts in describe(recipe, execution).items():
+        yield f"{name}: {facts['parameters'] / 1e6:.1f} M parameters, {facts['tokens'] / 1e6:,.1f} M tokens, {facts['flops']:.2g} FLOPs"
+        yield (
+            f"  a step: {facts['tokens_per_step']:,} tokens, as {facts['accumulation_steps']} micro-batches of "
+            f"{facts['micro_batch_size']} sequences on each of {execution.ranks} ranks"
+        )
+        yield f"  a rank holds {facts['state_bytes_per_rank'] / 2**30:.2f} GiB of weights, gradients and optimizer state"
+        if execution.peak_flops:
+            hours = facts["flops"] / (execution.peak_flops * execution.ranks) / 3600
+            yield f"  at full peak it takes {hours:,.1f} hours; expect two to three times that"
+        yield f"  DeepSpeed: {json.dumps(facts['deepspeed']['zero_optimization'])}, bf16 {facts['deepspeed']['bf16']['enabled']}"

@@ -1,0 +1,239 @@
+"""Sources: what is found, what is read, and what is said when it cannot be."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model import durable
+from pipelines.config import Source
+from pipelines.corpus import Document, documents, refuse
+from pipelines.records import Reject, whole
+from pipelines.sources import SourceError, SourceFile, resolve
+
+
+def files(path: Path, **options: Any) -> list[SourceFile]:
+    return resolve(Source(path=str(path), label="t", **options), path)
+
+
+def found(path: Path, limit: int = 4096, **options: Any) -> list[Document | Reject]:
+    (file,) = files(path, **options)
+    return list(documents(whole(file), limit))
+
+
+def texts(path: Path, limit: int = 4096, **options: Any) -> list[str]:
+    return [document.text for document in found(path, limit, **options) if isinstance(document, Document)]
+
+
+def rejects(path: Path, **options: Any) -> list[Reject]:
+    return [item for item in found(path, on_bad_record="skip", **options) if isinstance(item, Reject)]
+
+
+def failure(path: Path, **options: Any) -> str:
+    """The message that a reader of `path` gets under the policy `fail`."""
+    (file,) = files(path, **options)
+    with pytest.raises(SourceError) as raised:
+        for item in documents(whole(file), 4096):
+            if isinstance(item, Reject):
+                refuse(item, whole(file))
+    return str(raised.value)
+
+
+def write_jsonl(path: Path, *records: Any) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def test_every_format_gives_the_same_documents(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    lines = [{"text": "first\r\nline"}, {"text": "second é"}]
+    plain = write_jsonl(tmp_path / "a.jsonl", *lines).read_bytes()
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(plain))
+    with pa.CompressedOutputStream(str(tmp_path / "a.jsonl.zst"), "zstd") as out:
+        out.write(plain)
+    pq.write_table(pa.table({"text": [line["text"] for line in lines]}), tmp_path / "a.parquet")
+    (tmp_path / "a.txt").write_bytes("first\r\nline\r\n\r\nsecond é\r\n".encode())
+    for name in ("a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet"):
+        assert texts(tmp_path / name) == ["first\nline", "second é"], name
+    assert texts(tmp_path / "a.txt", limit=12) == ["first\nline", "second é"]
+
+
+def test_a_directory_a_glob_and_a_file_are_found_and_sorted_by_content(tmp_path: Path) -> None:
+    for name in ("b.txt", "a.md", "c.jsonl", "ignored.bin", ".hidden.txt"):
+        (tmp_path / name).write_text(name)
+    assert {Path(file.path).name for file in files(tmp_path)} == {"a.md", "b.txt", "c.jsonl"}
+    assert [Path(file.path).name for file in files(tmp_path / "*.txt")] == ["b.txt"]
+    digests = [file.sha256 for file in files(tmp_path)]
+    assert digests == sorted(digests)
+
+
+def test_identity_is_the_content_and_never_the_name(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "a.txt").write_text("same")
+    (tmp_path / "b.txt").write_text("same")
+    assert files(tmp_path / "one")[0].identity == files(tmp_path / "b.txt")[0].identity
+
+
+@pytest.mark.parametrize(("pattern", "says"), [("none/here", "does not exist"), ("*.txt", "no file matches"), ("", "no file that ends in")])
+def test_sources_that_are_not_there_say_where_they_were_looked_for(tmp_path: Path, pattern: str, says: str) -> None:
+    with pytest.raises(SourceError, match=says) as raised:
+        files(tmp_path / pattern)
+    assert str(tmp_path) in str(raised.value)
+
+
+def test_an_unknown_ending_is_refused_unless_the_format_is_given(tmp_path: Path) -> None:
+    (tmp_path / "a.log").write_text("text")
+    with pytest.raises(SourceError, match="unknown file ending"):
+        files(tmp_path / "a.log")
+    assert texts(tmp_path / "a.log", format="txt") == ["text"]
+
+
+def test_an_empty_file_is_refused_when_planned_or_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").touch()
+    with pytest.raises(SourceError, match=r"a\.txt is empty"):
+        files(tmp_path / "a.txt")
+    assert [reject.reason for reject in rejects(tmp_path / "a.txt")] == ["the file is empty; remove it or fill it"]
+
+
+def test_undecodable_bytes_name_file_line_and_byte(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"good\n\nalso good\nbad \xff here\n")
+    message = failure(tmp_path / "a.txt")
+    assert f"{tmp_path}/a.txt:4: byte 5 of the line (0xff) is not valid UTF-8" in message
+    assert "on_bad_record='skip'" in message
+
+
+def test_a_skipped_document_leaves_the_others(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"good one\n\nbad \xff\n\ngood two\n")
+    assert texts(tmp_path / "a.txt", limit=8, on_bad_record="skip") == ["good one", "good two"]
+    (reject,) = [item for item in found(tmp_path / "a.txt", 8, on_bad_record="skip") if isinstance(item, Reject)]
+    assert (reject.line, reject.excerpt) == (3, "bad \\xff")
+
+
+def test_a_broken_json_line_names_its_line_and_shows_it(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "good"}\n\n{"text": "cut\n{"text": "good"}\n')
+    assert f"{tmp_path}/a.jsonl:3: not valid JSON" in failure(tmp_path / "a.jsonl")
+    assert [reject.line for reject in rejects(tmp_path / "a.jsonl")] == [3]
+    assert texts(tmp_path / "a.jsonl", on_bad_record="skip") == ["good", "good"]
+
+
+def test_a_missing_field_names_the_fields_that_are_there(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", {"text": "x"}, {"body": "x", "id": 1})
+    assert "a.jsonl:2: no field 'text'; the fields are body, id (see text_column)" in failure(tmp_path / "a.jsonl")
+    assert texts(tmp_path / "a.jsonl", text_column="body", on_bad_record="skip") == ["x"]
+
+
+def test_a_missing_column_names_the_columns_that_are_there(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"body": ["x"], "id": [1]}), tmp_path / "a.parquet")
+    assert "no column 'text'; the columns are body, id (see text_column)" in failure(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize(
+    ("value", "says"), [(7, "is not text but int"), (None, "is not text but null"), (["x"], "is not text but list"), ("\ud800", "half of a surrogate pair")]
+)
+def test_a_value_that_is_no_text_is_a_bad_record(tmp_path: Path, value: Any, says: str) -> None:
+    write_jsonl(tmp_path / "a.jsonl", {"text": value})
+    assert says in failure(tmp_path / "a.jsonl")
+
+
+def test_a_json_line_that_is_no_object_is_a_bad_record(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", ["text"])
+    assert "a JSON object is expected, this is a list" in failure(tmp_path / "a.jsonl")
+
+
+def test_null_and_undecodable_rows_of_parquet_are_bad_records(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    raw = pa.Array.from_buffers(pa.string(), 3, pa.array([b"ok", b"\xff", None], pa.binary()).buffers())
+    pq.write_table(pa.table({"text": raw}), tmp_path / "a.parquet")
+    assert [(reject.line, reject.reason) for reject in rejects(tmp_path / "a.parquet")] == [(2, "'text' is not text but bytes"), (3, "'text' is not text but null")]
+    assert texts(tmp_path / "a.parquet", on_bad_record="skip") == ["ok"]
+
+
+@pytest.mark.parametrize("ending", ["gz", "zst"])
+def test_a_truncated_stream_says_how_far_it_was_readable(tmp_path: Path, ending: str) -> None:
+    import pyarrow as pa
+
+    plain = write_jsonl(tmp_path / "a.jsonl", *({"text": hashlib.sha512(b"%d" % index).hexdigest() * 2} for index in range(4000))).read_bytes()
+    packed = gzip.compress(plain) if ending == "gz" else pa.compress(plain, "zstd", asbytes=True)
+    path = tmp_path / f"a.jsonl.{ending}"
+    path.write_bytes(packed[: len(packed) // 2])
+    assert "the compressed data is truncated or damaged after line" in failure(path)
+    (reject,) = rejects(path)
+    assert len(texts(path, on_bad_record="skip")) == reject.line - 1 > 0
+
+
+def test_a_file_that_is_no_gzip_is_said_to_be_none(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.gz").write_bytes(b'{"text": "plain"}\n')
+    assert "Not a gzipped file" in failure(tmp_path / "a.jsonl.gz")
+
+
+def test_a_file_that_is_no_parquet_is_said_to_be_none(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 not really")
+    assert "not a readable Parquet file" in failure(tmp_path / "a.parquet")
+
+
+def test_a_utf8_byte_order_mark_is_dropped_and_a_utf16_one_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbftext")
+    (tmp_path / "b.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "text"}\n')
+    (tmp_path / "c.txt").write_bytes("text".encode("utf-16"))
+    assert texts(tmp_path / "a.txt") == texts(tmp_path / "b.jsonl") == ["text"]
+    assert "UTF-16 (little-endian), by its byte order mark; convert it to UTF-8" in failure(tmp_path / "c.txt")
+
+
+def test_a_file_that_changed_after_planning_is_an_error(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", {"text": "planned"})
+    (planned,) = files(path)
+    write_jsonl(path, {"text": "changed"})
+    with pytest.raises(SourceError, match="changed or removed after this run was planned"):
+        list(documents(whole(planned), 4096))
+    path.unlink()
+    with pytest.raises(SourceError, match="changed or removed after this run was planned"):
+        list(documents(whole(planned), 4096))
+
+
+def test_origin_names_label_content_and_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("one\n\n\ntwo\n\nthree\n")
+    digest = durable.sha256(path)[:12]
+    sources = [document.source for document in found(path, 5) if isinstance(document, Document)]
+    assert sources == [f"t:{digest}:1", f"t:{digest}:4", f"t:{digest}:6"]
+
+
+def test_a_long_record_is_cut_and_its_parts_are_numbered(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", {"text": "short"}, {"text": "one\n\ntwo\n\nthree"})
+    sources = [document.source.split(":")[-1] for document in found(path, 9) if isinstance(document, Document)]
+    assert sources == ["1", "2", "2.2"]
+
+
+def test_a_local_dataset_is_read_through_the_datasets_library(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    write_jsonl(tmp_path / "set" / "train.jsonl", {"text": "from a dataset"}, {"text": "second"})
+    write_jsonl(tmp_path / "set" / "test.jsonl", {"text": "other split"})
+    (file,) = resolve(Source(dataset=str(tmp_path / "set"), label="d"), tmp_path)
+    assert [document.text for document in documents(whole(file), 99) if isinstance(document, Document)] == ["from a dataset", "second"]
+
+
+def test_a_dataset_with_another_file_is_another_dataset(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "train.jsonl", {"text": "x"})
+    source = Source(dataset=str(tmp_path))
+    before = resolve(source, tmp_path)
+    write_jsonl(tmp_path / "train-2.jsonl", {"text": "y"})
+    assert resolve(source, tmp_path)[0].sha256 != before[0].sha256
+
+
+def test_a_dataset_that_cannot_be_opened_says_so_in_the_librarys_words(tmp_path: Path) -> None:
+    (tmp_path / "README").write_text("nothing here")
+    (file,) = resolve(Source(dataset=str(tmp_path)), tmp_path)
+    with pytest.raises(SourceError, match="cannot be opened"):
+        list(documents(whole(file), 99))
