@@ -7,6 +7,7 @@ time, and gives each line once; who mirrors decides what is new to MLflow.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -71,11 +72,11 @@ def _inode(path: Path) -> int:
 
 
 def numbers(values: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
-    """The numbers in nested mappings, each with its dotted name."""
+    """The finite numbers in nested mappings, each with its dotted name."""
     for key, value in values.items():
         if isinstance(value, dict):
             yield from numbers(value, f"{prefix}{key}.")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
+        elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
             yield f"{prefix}{key}", float(value)
 
 

@@ -20,6 +20,7 @@ from pipelines.records import Stretch, modified, open_dataset, whole
 from pipelines.sources import DATASET, SourceError, SourceFile, source_file
 
 _EXPANSION = 4  # text grows about so much when it is decompressed; only group sizes depend on it
+_CAP = 4  # shards in a piece at most; one in e^4 pieces meets it
 _LINE_FORMATS = ("txt", "md", "jsonl")
 _PARAGRAPH_END = re.compile(rb"\n\r?\n")
 _BLOCK = 1 << 20  # bytes
@@ -36,7 +37,7 @@ def needs_cutting(file: SourceFile, shard_bytes: int) -> bool:
 
 
 def group(files: Iterable[SourceFile], shard_bytes: int) -> Iterator[list[Stretch]]:
-    """Pieces of whole files, in order of their digests, of about `shard_bytes` each and at most twice as much.
+    """Pieces of whole files, in order of their digests, of about `shard_bytes` each and at most four times as much.
 
     A file opens a new piece with probability size / shard_bytes, drawn from its digest: pieces hold shard_bytes on
     average, and an opening does not depend on what came before. The cap is the exception; its effect ends at
@@ -46,7 +47,7 @@ def group(files: Iterable[SourceFile], shard_bytes: int) -> Iterator[list[Stretc
     size = 0
     for file in sorted(files, key=lambda file: file.sha256):
         opens = int(file.sha256[:16], 16) * shard_bytes < text_size(file) << 64
-        if piece and (opens or size + text_size(file) > 2 * shard_bytes):
+        if piece and (opens or size + text_size(file) > _CAP * shard_bytes):
             yield piece
             piece, size = [], 0
         piece.append(whole(file))

@@ -99,7 +99,10 @@ def undecodable(document: bytes, line: int, error: UnicodeDecodeError) -> Reject
 
 
 def read(stretch: Stretch) -> Iterator[Text | Reject]:
-    """The texts of a stretch. SourceError if the file is gone or is not the one that was planned."""
+    """The texts of a stretch, each to be consumed before the next is asked for.
+
+    SourceError if the file is gone or is not the one that was planned.
+    """
     format = stretch.file.format
     if format == DATASET:
         yield from _dataset(stretch)

@@ -21,7 +21,7 @@ _PARAMETER = 6000  # characters, MLflow's limit
 
 @dataclass
 class Outcome:
-    """How a run ended: status, figures without a step, further facts as tags, files to keep with it."""
+    """How a run ended: its true status, figures that have no step, paths of files to keep with it."""
 
     status: Status
     ended: int  # milliseconds since 1970

@@ -10,7 +10,7 @@ import pytest
 
 from model import durable
 from pipelines.pieces import group, stretches
-from pipelines.records import Stretch, read, stretch_from
+from pipelines.records import Stretch, Text, read, stretch_from
 from pipelines.sources import SourceError, SourceFile
 
 SHARD_BYTES = 10_000
@@ -30,10 +30,14 @@ def cut(path: Path, shard_bytes: int = 2000, document_bytes: int = 100) -> list[
     return [stretch_from(value) for value in stretches({"file": asdict(file), "shard_bytes": shard_bytes, "document_bytes": document_bytes})]
 
 
+def content(stretch: Stretch) -> bytes:
+    return b"".join(block for text in read(stretch) if isinstance(text, Text) for block in text.blocks)
+
+
 def test_small_files_are_grouped_to_about_the_size_of_a_shard() -> None:
     pieces = list(group([small(f"f{index}") for index in range(2000)], SHARD_BYTES))
     sizes = [sum(stretch.file.size for stretch in piece) for piece in pieces]
-    assert max(sizes) <= 2 * SHARD_BYTES
+    assert max(sizes) <= 4 * SHARD_BYTES
     assert 0.5 * SHARD_BYTES < sum(sizes) / len(sizes) < 1.5 * SHARD_BYTES
 
 
@@ -46,9 +50,8 @@ def test_one_more_file_costs_its_own_group_and_no_other() -> None:
     files = [small(f"f{index}") for index in range(500)]
     before = keys(list(group(files, SHARD_BYTES)))
     changed = [len(keys(list(group([*files, small(f"new{index}")], SHARD_BYTES))) - before) for index in range(40)]
-    # Where a piece is at its cap, the file that no longer fits moves on, until the next opening.
-    assert sum(count <= 2 for count in changed) >= 36
-    assert max(changed) <= 5
+    # Two where the file opens a piece in the middle of one; more only behind a piece that has reached its cap.
+    assert sorted(changed)[-4] <= 2
 
 
 def test_a_large_text_is_cut_at_paragraphs_into_stretches_that_cover_it(tmp_path: Path) -> None:
@@ -58,8 +61,7 @@ def test_a_large_text_is_cut_at_paragraphs_into_stretches_that_cover_it(tmp_path
     assert found[0].start == 0 and found[-1].stop == path.stat().st_size
     assert all(before.stop == after.start for before, after in zip(found, found[1:], strict=False))
     for stretch in found:
-        (text,) = read(stretch)
-        assert b"".join(text.blocks).startswith(b"paragraph ")  # type: ignore[union-attr]
+        assert content(stretch).startswith(b"paragraph ")
         assert path.read_bytes()[: stretch.start].count(b"\n") == stretch.first_line - 1
 
 
@@ -68,8 +70,7 @@ def test_a_large_text_without_paragraphs_is_cut_between_characters_at_the_least(
     path = tmp_path / "a.txt"
     path.write_text(unit * 1000)
     for stretch in cut(path):
-        (text,) = read(stretch)
-        b"".join(text.blocks).decode()  # type: ignore[union-attr]
+        content(stretch).decode()
 
 
 def test_a_large_jsonl_is_cut_between_lines(tmp_path: Path) -> None:
