@@ -85,6 +85,8 @@ class TrainConfig(Config):
             raise ValueError(f"min_learning_rate={self.min_learning_rate} is above learning_rate={self.learning_rate}")
         if self.offload == "optimizer_and_parameters" and self.zero_stage != 3:
             raise ValueError(f"offload of parameters needs zero_stage=3, not {self.zero_stage}")
+        if self.precision == "bf16" and self.zero_stage == 0:
+            raise ValueError("precision bf16 needs zero_stage of 1, 2 or 3, not 0: DeepSpeed keeps fp32 master weights only there")
         if self.offload == "optimizer" and self.zero_stage == 0:
             raise ValueError("offload of the optimizer needs zero_stage of 1, 2 or 3, not 0")
         return self
@@ -112,7 +114,7 @@ def deepspeed_config(train: TrainConfig, world_size: int, micro_batch_size: int)
         zero["offload_optimizer"] = {"device": "cpu"}
     if train.offload == "optimizer_and_parameters":
         zero["offload_param"] = {"device": "cpu"}
-    return {
+    config: dict[str, Any] = {
         "train_batch_size": train.global_batch_size,
         "train_micro_batch_size_per_gpu": train.global_batch_size // world_size // accumulation,
         "gradient_accumulation_steps": accumulation,
@@ -124,3 +126,7 @@ def deepspeed_config(train: TrainConfig, world_size: int, micro_batch_size: int)
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 1 << 62,
     }
+    if train.precision == "bf16":
+        # Micro-batches' gradients are summed in fp32: in bf16 a sum of many loses those that are small beside it.
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
+    return config

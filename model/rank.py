@@ -7,87 +7,34 @@ files as one that was not.
 
 from __future__ import annotations
 
-import json
 import logging
-import math
-import signal
-import threading
-import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import nn
 
 from model import checkpoint, durable, export
 from model.batches import RankBatch, example_batch, pretrain_batch
 from model.checkpoint import Checkpoint
-from model.config import Config, ModelConfig, TrainConfig, accumulation_steps
+from model.config import ModelConfig, accumulation_steps
 from model.examples import Examples
 from model.heads import build
 from model.hf import from_hugging_face, load_pretrained
-from model.token_shards import TokenShards
-from model.train import StepReport, train
+from model.job import ExampleData, RankJob
+from model.monitor import METRICS, DivergenceGuard, Journal, flops_per_token, sigterm_noticed
+from model.token_shards import DamagedShard, TokenShards
+from model.train import train
 from model.world import World, joined
 from model.zero import build_engine, full_state
 
 log = logging.getLogger(__name__)
-METRICS, PROGRESS = "metrics.jsonl", "progress.jsonl"
 BF16_TOLERANCE = 0.05  # of the largest logit: bf16 has 8 bits of mantissa, and errors add up over the blocks
-
-
-class TrainingDiverged(RuntimeError):
-    """The loss is not a number, or exploded. The last good checkpoint is from before."""
-
-
-class StreamData(Config):
-    """Training text: a manifest of token shards."""
-
-    manifest: str
-    root: str = Field(description="folder that the manifest's paths are relative to")
-
-
-class ExampleData(Config):
-    """Training examples: one file of tokenised examples."""
-
-    examples: str
-
-
-class RankJob(Config):
-    """What a rank is to do. All ranks of a job get the same."""
-
-    model: ModelConfig
-    train: TrainConfig
-    objective: Literal["causal_lm", "classification"]
-    data: StreamData | ExampleData
-    tokenizer: str = Field(description="folder of the tokenizer that the export carries")
-    init: str | None = Field(None, description="export folder to start from; none: weights are a function of the seed")
-    attempt: str = Field(description="folder of this owner; nothing is written outside of it but by a rename from it")
-    outputs: str = Field(description="folder in the attempt for what the step leaves behind")
-    checkpoints: str = Field(description="folder of the published checkpoints, older attempts' too")
-    micro_batch_size: int = Field(ge=1, description="most sequences in one forward pass of a rank")
-    threads: int = Field(1, ge=1, description="threads of a rank's CPU kernels; decides the last bits of the result")
-    device: Literal["cpu", "cuda"] = "cpu"
-    checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints; 0: only at the end and at SIGTERM")
-    peak_flops: float | None = Field(None, gt=0, description="FLOP/s that one rank could reach, for MFU; none: no MFU")
-    keep_checkpoints: int = Field(2, ge=1, description="published checkpoints that are kept")
-    verify: bool = Field(True, description="hash every token shard before it is read")
-
-    @staticmethod
-    def parse(job: dict[str, Any]) -> RankJob:
-        """The job of a JSON value. pydantic's ValidationError names each field that is wrong."""
-        return RankJob.model_validate_json(json.dumps(job))
 
 
 def _verify_shards(shards: TokenShards, world: World) -> None:
     """Hash all shards, each rank its share. DamagedShard on all ranks if one of them is not what its manifest says."""
-    from model.token_shards import DamagedShard
-
     problem = None
     try:
         for index in range(world.rank, len(shards.units), world.size):
@@ -138,100 +85,13 @@ def initial_model(job: RankJob) -> nn.Module:
     return model
 
 
-def flops_per_token(model: nn.Module, config: ModelConfig, length: int) -> float:
-    """FLOPs of one token's forward and backward pass: 6 N + 12 L d T (Chowdhery et al. 2022, PaLM, appendix B).
-
-    N counts the parameters that are multiplied: no position embeddings, and the token embedding only where it
-    is the output layer. T is the length of the sequence. Recomputed activations are not counted.
-    """
-    count = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())
-    count -= config.n_positions * config.n_embd
-    if config.num_labels is not None or not config.tie_word_embeddings:
-        count -= config.vocab_size * config.n_embd
-    return 6 * count + 12 * config.n_layer * config.n_embd * length
-
-
-@dataclass
-class Journal:
-    """What rank 0 writes down of each step: `metrics.jsonl`, an output, and `progress.jsonl`, which tells times."""
-
-    attempt: Path
-    peak_flops: float | None  # of all ranks together
-    flops_per_token: float
-    metrics: bytes = b""  # the whole metrics file, as checkpoints carry it
-    seconds: float = 0.0
-    tokens: int = 0
-
-    def record(self, report: StepReport) -> None:
-        """Add a step to both files. FileNotFoundError when the attempt was taken over."""
-        line = {
-            "step": report.step,
-            "loss": report.loss,
-            "learning_rate": report.learning_rate,
-            "grad_norm": report.grad_norm,
-            "tokens": report.tokens,
-        }
-        data = json.dumps(line, allow_nan=False).encode() + b"\n"
-        self.metrics += data
-        self.seconds += report.seconds
-        self.tokens += report.tokens
-        durable.append(self.attempt / METRICS, data)
-        durable.append(self.attempt / PROGRESS, json.dumps(self._progress(report)).encode() + b"\n")
-
-    def _progress(self, report: StepReport) -> dict[str, Any]:
-        """Speed of one step, and the time it ended."""
-        speed = report.tokens / report.seconds
-        mfu = speed * self.flops_per_token / self.peak_flops if self.peak_flops else None
-        return {"step": report.step, "tokens_per_second": speed, "mfu": mfu, "time": time.time()}
-
-    def lines(self) -> list[dict[str, Any]]:
-        """The metrics of all steps so far."""
-        return [json.loads(line) for line in self.metrics.splitlines()]
-
-
-@dataclass
-class DivergenceGuard:
-    """Notices that a loss is no number or exploded: more than ten times the best mean of WINDOW steps.
-
-    A best mean below one nat counts as one: a classifier's loss comes close to zero, and a hard batch is no explosion.
-    """
-
-    WINDOW = 20
-    best: float = math.inf
-    recent: deque[float] = field(default_factory=lambda: deque(maxlen=DivergenceGuard.WINDOW))
-
-    def check(self, step: int, loss: float, last_good: Path | None) -> None:
-        """TrainingDiverged if step `step` diverged; else remember its loss."""
-        limit = 10 * max(self.best, 1.0)
-        if not math.isfinite(loss) or loss > limit:
-            raise TrainingDiverged(
-                f"loss {loss} at step {step} ({'not a number' if not math.isfinite(loss) else f'more than {limit:.3g}'}); the "
-                f"last good checkpoint is {last_good or 'none'}. Lower learning_rate, or raise warmup_steps or grad_clip's hold"
-            )
-        self.recent.append(loss)
-        self.best = min(self.best, sum(self.recent) / len(self.recent))
-
-
-@contextmanager
-def sigterm_noticed() -> Iterator[Callable[[], bool]]:
-    """Within the block SIGTERM does not kill; the function yielded says whether one came."""
-    came = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield came.is_set  # only the main thread may set handlers; whoever runs us elsewhere has its own
-        return
-    previous = signal.signal(signal.SIGTERM, lambda *_: came.set())
-    try:
-        yield came.is_set
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
 class Run:
     """A training run on this rank, from its resumption to its end: the engine and what is known about it."""
 
     def __init__(self, job: RankJob, world: World) -> None:
         self.job, self.world = job, world
         self.attempt, self.checkpoints = Path(job.attempt), Path(job.checkpoints)
+        self._stop_file = self.attempt / "stop"  # how a driver asks ranks on other machines to save and stop
         self.resumed: Checkpoint | None = checkpoint.find(self.checkpoints, self.attempt, world)
         self.saved = self.resumed  # the last good checkpoint
         self.step = self.resumed.step if self.resumed else 0
@@ -271,14 +131,14 @@ class Run:
         )
 
     def steps(self, stop: Callable[[], bool]) -> bool:
-        """Train to the last step, or until `stop()` is true on any rank. Whether it was stopped."""
+        """Train to the last step, or until `stop()` is true on any rank or attempt/stop exists. Whether it was stopped."""
         every = self.job.checkpoint_every
         for report in train(self.engine, self.load, self.job.objective, self.job.train, self.world, self.step):
             self.guard.check(report.step, report.loss, self.saved and self.saved.folder)
             self.step = report.step
             if self.world.is_first:
                 self.journal.record(report)
-            if self.world.any(stop()):
+            if self.world.any(stop() or self._stop_file.exists()):
                 return self.step < self.job.train.max_steps
             if every and self.step % every == 0:
                 self.save()

@@ -117,8 +117,9 @@ def train(
 
 
 def run_rank(job: dict[str, Any]) -> dict[str, Any]:
-    """Run one rank of a training job, as `rank.RankJob` describes it; what it returns is described at `rank.run`."""
-    from model.rank import RankJob, run
+    """Run one rank of a training job, as `job.RankJob` describes it; what it returns is described at `rank.run`."""
+    from model.job import RankJob
+    from model.rank import run
 
     return run(RankJob.parse(job))
 

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipelines.documents import ID_BYTES, content_hash, cut
-from pipelines.records import Reject, Stretch, read, undecodable
+from pipelines.records import Reject, read, undecodable
 from pipelines.sources import SourceError
+from pipelines.stretches import Stretch
 
 
 @dataclass(frozen=True, slots=True)

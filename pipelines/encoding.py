@@ -127,7 +127,7 @@ def _without_reserved(tokenizer_json: str) -> str:
 
 def _as_awkward(texts: Any) -> Any:
     """A pyarrow array of large strings as awkward's, sharing its memory."""
-    import awkward as ak
+    import awkward as ak  # type: ignore[import-untyped]
 
     _, offsets, data = texts.buffers()
     starts = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]

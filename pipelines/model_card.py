@@ -78,7 +78,8 @@ def _loading(card: Card) -> str:
     return (
         "With `transformers`, from the folder `DIR` that this package was pulled to:\n\n"
         f"```python\n{_LOAD[card.task]}\n```\n\n"
-        "With `mlflow`, straight from the registry (same predictions; a reserved token in the text stays text):\n\n"
+        "With `mlflow`, straight from the registry that MLFLOW_TRACKING_URI names (same predictions; a reserved token "
+        "in the text stays text):\n\n"
         "```python\nimport mlflow\n"
         f'model = mlflow.pyfunc.load_model("models:/{card.name}@champion")\nprint(model.predict(["some text"]))\n```'
     )

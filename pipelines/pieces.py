@@ -12,18 +12,18 @@ import hashlib
 import mmap
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from pipelines.documents import character_start
-from pipelines.records import Stretch, modified, open_dataset, whole
-from pipelines.sources import DATASET, SourceError, SourceFile, source_file
+from pipelines.records import open_dataset
+from pipelines.sources import DATASET, SourceFile, source_file
+from pipelines.stretches import BLOCK, Stretch, changed, modified, whole
 
 _EXPANSION = 4  # text grows about so much when it is decompressed; only group sizes depend on it
 _CAP = 4  # shards in a piece at most; one in e^4 pieces meets it
 _LINE_FORMATS = ("txt", "md", "jsonl")
 _PARAGRAPH_END = re.compile(rb"\n\r?\n")
-_BLOCK = 1 << 20  # bytes
 
 
 def text_size(file: SourceFile) -> int:
@@ -46,7 +46,8 @@ def group(files: Iterable[SourceFile], shard_bytes: int) -> Iterator[list[Stretc
     piece: list[Stretch] = []
     size = 0
     for file in sorted(files, key=lambda file: file.sha256):
-        opens = int(file.sha256[:16], 16) * shard_bytes < text_size(file) << 64
+        # The end of the digest: by its beginning the files are sorted, so all openings would lie together.
+        opens = int(file.sha256[-16:], 16) * shard_bytes < text_size(file) << 64
         if piece and (opens or size + text_size(file) > _CAP * shard_bytes):
             yield piece
             piece, size = [], 0
@@ -56,7 +57,7 @@ def group(files: Iterable[SourceFile], shard_bytes: int) -> Iterator[list[Stretc
         yield piece
 
 
-def stretches(item: dict[str, Any]) -> list[dict[str, Any]]:
+def cut_file(item: dict[str, Any]) -> list[dict[str, Any]]:
     """Task: the stretches (JSON) of one large file or dataset; item is {"file", "shard_bytes", "document_bytes"}.
 
     The whole file is hashed on the way. SourceError if it is not the one that was planned.
@@ -83,8 +84,8 @@ def _byte_ranges(file: SourceFile, shard_bytes: int, document_bytes: int) -> lis
                 stop = _edge(data, start + shard_bytes, document_bytes, file.format)
             stretch_digest = hashlib.sha256()
             lines = 0
-            for position in range(start, stop, _BLOCK):
-                block = data[position : min(position + _BLOCK, stop)]
+            for position in range(start, stop, BLOCK):
+                block = data[position : min(position + BLOCK, stop)]
                 stretch_digest.update(block)
                 all_of_it.update(block)
                 lines += block.count(b"\n")
@@ -116,7 +117,7 @@ def _row_groups(file: SourceFile, shard_bytes: int) -> list[Stretch]:
     stamp = modified(file.path)
     digest = hashlib.sha256()
     with open(file.path, "rb", buffering=0) as source:
-        while block := source.read(_BLOCK):
+        while block := source.read(BLOCK):
             digest.update(block)
     _check(file, digest.hexdigest())
     try:
@@ -142,12 +143,12 @@ def _dataset_shards(file: SourceFile) -> list[Stretch]:
 
 def _check(file: SourceFile, found: str) -> None:
     if found != file.sha256:
-        raise SourceError(f"{file.path} was changed after this run was planned; run again to plan with what is there now")
+        raise changed(file.path)
 
 
 def unique_files(files: Iterable[SourceFile]) -> list[SourceFile]:
     """The files without those whose bytes another one has already (of the same label first, so order is content's)."""
     kept: dict[str, SourceFile] = {}
     for file in sorted(files, key=lambda file: (file.sha256, file.label)):
-        kept.setdefault(file.sha256, replace(file))
+        kept.setdefault(file.sha256, file)
     return list(kept.values())

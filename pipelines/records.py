@@ -8,53 +8,20 @@ What is read is hashed on its way, and other bytes than those that were planned 
 from __future__ import annotations
 
 import gzip
-import hashlib
 import io
 import json
-import os
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from pipelines.documents import normalise_newlines
-from pipelines.sources import DATASET, SourceError, SourceFile, source_file
+from pipelines.sources import DATASET, SourceError, SourceFile
+from pipelines.stretches import BLOCK, Checked, Stretch, check_unchanged
 
-BLOCK = 1 << 20  # bytes
 EXCERPT = 200  # characters of a bad record that are shown and kept
-_CHANGED = "{path} was changed or removed after this run was planned; run again to plan with what is there now"
 _BOM = b"\xef\xbb\xbf"
 _FOREIGN_BOMS = {b"\xff\xfe": "UTF-16 (little-endian)", b"\xfe\xff": "UTF-16 (big-endian)"}
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """A stretch of one source file that one task reads.
-
-    `start` and `stop` count bytes of plain files, row groups of Parquet files, shards of datasets; compressed
-    files are read whole. `sha256` is of the bytes of the stretch, where it has bytes of its own, else the file's.
-    """
-
-    file: SourceFile
-    sha256: str
-    start: int
-    stop: int | None  # None: to the end
-    first_line: int = 1
-    modified: int = 0  # newest time stamp, in ns, when the whole was hashed; 0: hashed while it is read
-
-    @property
-    def identity(self) -> list[Any]:
-        """What is read, wherever it lies. Bytes say it themselves; row groups and shards need their numbers."""
-        file = {key: value for key, value in self.file.identity.items() if key not in ("sha256", "size")}
-        within = [self.start, self.stop] if self.file.format in ("parquet", DATASET) else []
-        return [self.sha256, self.first_line, *within, file]
-
-    @property
-    def name(self) -> str:
-        """How the stretch is called in the `source` column: its label and the beginning of its digest."""
-        shard = f"/{self.start}" if self.file.format == DATASET else ""
-        return f"{self.file.label}:{self.sha256[:12]}{shard}"
 
 
 @dataclass(frozen=True)
@@ -73,16 +40,6 @@ class Reject:
     line: int
     reason: str
     excerpt: str = ""
-
-
-def whole(file: SourceFile) -> Stretch:
-    """The stretch that is all of a file."""
-    return Stretch(file, file.sha256, 0, None)
-
-
-def stretch_from(value: dict[str, Any]) -> Stretch:
-    """A Stretch from its JSON, as tasks receive it."""
-    return Stretch(**{**value, "file": source_file(value["file"])})
 
 
 def excerpt(raw: bytes) -> str:
@@ -109,12 +66,12 @@ def read(stretch: Stretch) -> Iterator[Text | Reject]:
     elif format == "parquet":
         yield from _parquet(stretch)
     else:
-        with _Checked(stretch) as raw:
+        with Checked(stretch) as raw:
             yield from _lines_or_text(stretch, raw)
             raw.check()
 
 
-def _lines_or_text(stretch: Stretch, raw: _Checked) -> Iterator[Text | Reject]:
+def _lines_or_text(stretch: Stretch, raw: Checked) -> Iterator[Text | Reject]:
     plain = io.BufferedReader(raw, BLOCK)
     foreign = _FOREIGN_BOMS.get(plain.peek(2)[:2])
     if not plain.peek(1):
@@ -133,9 +90,9 @@ def _without_bom(blocks: Iterator[bytes], stretch: Stretch) -> Iterator[bytes]:
         yield block.removeprefix(_BOM) if index == 0 and stretch.start == 0 else block
 
 
-def _decompressed(plain: io.BufferedReader, format: str) -> BinaryIO:
+def _decompressed(plain: io.BufferedReader[Any], format: str) -> BinaryIO:
     if format == "jsonl.gz":
-        return gzip.GzipFile(fileobj=plain, mode="rb")  # type: ignore[return-value]
+        return gzip.GzipFile(fileobj=plain, mode="rb")
     if format == "jsonl.zst":
         import pyarrow as pa
 
@@ -199,9 +156,9 @@ def _parquet(stretch: Stretch) -> Iterator[Text | Reject]:
                 return
             groups = list(range(file.num_row_groups))[stretch.start : stretch.stop]
             for batch in file.iter_batches(1024, row_groups=groups, columns=[column], use_threads=False):
-                for row, value in enumerate(batch.column(0), row):
+                for value in batch.column(0):
                     yield _text(_python(value), row, column)
-                row += 1
+                    row += 1
     except (pa.ArrowInvalid, OSError) as error:
         yield Reject(row, f"not a readable Parquet file ({error}); fetch or write it again")
 
@@ -241,65 +198,3 @@ def _dataset(stretch: Stretch) -> Iterator[Text | Reject]:
         yield Reject(row + 1, f"dataset {stretch.file.path} cannot be read on after row {row}: {error}")
 
 
-def modified(path: str) -> int:
-    """The newest time stamp of a file, or of the files of a folder, in ns; 0 for what is not on this disk."""
-    if not os.path.exists(path):
-        return 0
-    files = [path] if os.path.isfile(path) else [os.path.join(root, name) for root, _, names in os.walk(path) for name in names]
-    return max(os.stat(file).st_mtime_ns for file in files)
-
-
-def check_unchanged(stretch: Stretch) -> None:
-    """SourceError if a file that cannot be hashed on its way is no longer what was planned."""
-    file = stretch.file
-    if stretch.modified:
-        changed = modified(file.path) != stretch.modified
-    else:
-        changed = file.format != DATASET and _sha256(file.path) != stretch.sha256
-    if changed:
-        raise SourceError(_CHANGED.format(path=file.path))
-
-
-def _sha256(path: str) -> str:
-    from model import durable
-
-    try:
-        return durable.sha256(Path(path))
-    except FileNotFoundError:
-        raise SourceError(_CHANGED.format(path=path)) from None
-
-
-class _Checked(io.RawIOBase):
-    """The bytes of a stretch, hashed while they are read; `check` compares them with what was planned."""
-
-    def __init__(self, stretch: Stretch) -> None:
-        self._stretch = stretch
-        self._digest = hashlib.sha256()
-        try:
-            self._file = open(stretch.file.path, "rb", buffering=0)
-        except FileNotFoundError:
-            raise SourceError(_CHANGED.format(path=stretch.file.path)) from None
-        self._file.seek(stretch.start)
-        self._left = (os.fstat(self._file.fileno()).st_size if stretch.stop is None else stretch.stop) - stretch.start
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer)[: self._left]
-        size = self._file.readinto(view) if self._left else 0
-        self._digest.update(view[:size])
-        self._left -= size
-        return size
-
-    def check(self) -> None:
-        """Read what is left and compare. SourceError if the file was changed since it was planned."""
-        scratch = bytearray(BLOCK)
-        while self.readinto(scratch):
-            pass
-        if self._digest.hexdigest() != self._stretch.sha256:
-            raise SourceError(_CHANGED.format(path=self._stretch.file.path))
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()

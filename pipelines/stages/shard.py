@@ -11,7 +11,6 @@ import json
 import logging
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from model import durable
@@ -20,15 +19,15 @@ from pipelines.contamination import evaluation_inputs
 from pipelines.engine.fingerprint import digest
 from pipelines.engine.step import Attempt, Stage
 from pipelines.engine.units import Unit, unit_key
-from pipelines.records import Stretch, stretch_from
-from pipelines.stages.fan_out import fan_out
 from pipelines.sources import DATASET, FORMATS, SourceError, SourceFile, source_file
+from pipelines.stages.fan_out import fan_out
+from pipelines.stretches import Stretch, stretch_from
 
 STAGE = Stage("shard", 1, "pipelines.stages.shard:run")
 log = logging.getLogger(__name__)
 
 
-class EmptySplit(ValueError):
+class EmptySplit(SourceError):
     """Train or held-out got no document. The message says how many documents there were and what to change."""
 
 
@@ -52,7 +51,7 @@ def _pieces(attempt: Attempt, files: list[SourceFile]) -> Iterator[list[Stretch]
     large = [file for file in files if pieces.needs_cutting(file, shard_bytes)]
     yield from pieces.group([file for file in files if file not in large], shard_bytes)
     items = [{"file": asdict(file), "shard_bytes": shard_bytes, "document_bytes": document_bytes} for file in large]
-    for _, found in fan_out(attempt, "pipelines.pieces:stretches", items):
+    for _, found in fan_out(attempt, "pipelines.pieces:cut_file", items):
         yield from ([stretch_from(stretch)] for stretch in found)
 
 
@@ -130,7 +129,7 @@ def repeated(ids: list[Any]) -> list[Any]:
     high, low = np.ascontiguousarray(everything).view(">u8").T  # (documents,) each
     order = np.lexsort((low, high))  # stable: among equal ids the earliest piece comes first
     same = (high[order][1:] == high[order][:-1]) & (low[order][1:] == low[order][:-1])
-    drop = np.zeros(len(everything), bool)
+    drop: Any = np.zeros(len(everything), bool)
     drop[order[1:][same]] = True
     ends = np.cumsum([len(piece) for piece in ids])
     return [piece[mask] for piece, mask in zip(ids, np.split(drop, ends)[: len(ids)], strict=True)]

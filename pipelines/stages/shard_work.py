@@ -17,7 +17,8 @@ from pipelines import contamination, text_shards
 from pipelines.corpus import Document, documents, refuse
 from pipelines.documents import ID_BYTES, is_heldout
 from pipelines.engine.units import UnitStore
-from pipelines.records import Reject, Stretch, stretch_from
+from pipelines.records import Reject
+from pipelines.stretches import Stretch, stretch_from
 from pipelines.text_shards import TextShardWriter
 
 
@@ -65,7 +66,7 @@ def shard_piece(item: dict[str, Any]) -> str:
             elif tally.keep(found, known, stretch.file.label):
                 split = "heldout" if is_heldout(found.content, config["heldout_fraction"]) else "train"
                 writers[split].add(found.id, found.utf8, found.source)
-    info = {name: tally.counts[name] for name in ("duplicates", "contaminated", "blank", "rejected")}
+    info: dict[str, Any] = {name: tally.counts[name] for name in ("duplicates", "contaminated", "blank", "rejected")}
     info |= {"sources": {label: dict(counts) for label, counts in tally.sources.items()}, "evaluation": {"ignored": known.ignored}}
     return _publish(item, writers, list(tally.seen), tally.rejects, info)
 

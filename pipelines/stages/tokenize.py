@@ -45,7 +45,7 @@ def _made(attempt: Attempt, keyed: dict[str, dict[str, Any]], facts: TokenizerFa
     made = {key: unit for key in keyed if (unit := attempt.units.find("tokens", key))}
     reused = len(made)
     folder = str(attempt.inputs["tokenizer"].path("tokenizer"))
-    items = [
+    items: list[dict[str, Any]] = [
         {"root": str(attempt.root), "scratch": str(attempt.scratch), "key": key, "shard": shard, "folder": folder, "facts": vars(facts)}
         for key, shard in keyed.items() if key not in made
     ]  # fmt: skip

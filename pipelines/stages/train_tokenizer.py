@@ -13,9 +13,9 @@ from typing import Any
 
 from model import durable
 from pipelines.engine.step import Attempt, Stage
-from pipelines.records import Stretch, whole
 from pipelines.sources import source_file
 from pipelines.stages.fan_out import fan_out
+from pipelines.stretches import Stretch, whole
 
 STAGE = Stage("train_tokenizer", 1, "pipelines.stages.train_tokenizer:run")
 FOLDER = "tokenizer"
@@ -25,7 +25,7 @@ def run(attempt: Attempt) -> dict[str, Any]:
     """Write the directory `tokenizer/`; return its digest and figures."""
     folder = attempt.outputs / FOLDER
     folder.mkdir()
-    item = {"folder": str(folder), "config": dict(attempt.config)}
+    item: dict[str, Any] = {"folder": str(folder), "config": dict(attempt.config)}
     if attempt.config["pinned"]:
         task = "pipelines.stages.train_tokenizer_work:copy_pinned"
     else:

@@ -14,8 +14,9 @@ from typing import Any
 from model import durable
 from pipelines.corpus import documents, refuse
 from pipelines.pieces import text_size
-from pipelines.records import Reject, Stretch, stretch_from
+from pipelines.records import Reject
 from pipelines.sources import SourceError
+from pipelines.stretches import Stretch, stretch_from
 from pipelines.tokenizer_files import EOT, FILES, tokenizer_facts
 
 DOCUMENT_BYTES = 1 << 16  # documents of the training sample; BPE does not look across words, so it hardly matters

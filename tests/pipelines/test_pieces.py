@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from model import durable
-from pipelines.pieces import group, stretches
-from pipelines.records import Stretch, Text, read, stretch_from
+from pipelines.pieces import cut_file, group
+from pipelines.records import Text, read
 from pipelines.sources import SourceError, SourceFile
+from pipelines.stretches import Stretch, stretch_from
 
 SHARD_BYTES = 10_000
 
@@ -27,7 +29,7 @@ def keys(pieces: list[list[Stretch]]) -> set[tuple[str, ...]]:
 def cut(path: Path, shard_bytes: int = 2000, document_bytes: int = 100) -> list[Stretch]:
     format = path.suffix[1:]
     file = SourceFile(str(path), durable.sha256(path), path.stat().st_size, "t", format)
-    return [stretch_from(value) for value in stretches({"file": asdict(file), "shard_bytes": shard_bytes, "document_bytes": document_bytes})]
+    return [stretch_from(value) for value in cut_file({"file": asdict(file), "shard_bytes": shard_bytes, "document_bytes": document_bytes})]
 
 
 def content(stretch: Stretch) -> bytes:
@@ -51,7 +53,7 @@ def test_one_more_file_costs_its_own_group_and_no_other() -> None:
     before = keys(list(group(files, SHARD_BYTES)))
     changed = [len(keys(list(group([*files, small(f"new{index}")], SHARD_BYTES))) - before) for index in range(40)]
     # Two where the file opens a piece in the middle of one; more only behind a piece that has reached its cap.
-    assert sorted(changed)[-4] <= 2
+    assert max(changed) <= 3 and sum(count <= 2 for count in changed) > 36
 
 
 def test_a_large_text_is_cut_at_paragraphs_into_stretches_that_cover_it(tmp_path: Path) -> None:
@@ -59,7 +61,7 @@ def test_a_large_text_is_cut_at_paragraphs_into_stretches_that_cover_it(tmp_path
     path.write_text("".join(f"paragraph {index}\nsecond line\n\n" for index in range(600)))
     found = cut(path)
     assert found[0].start == 0 and found[-1].stop == path.stat().st_size
-    assert all(before.stop == after.start for before, after in zip(found, found[1:], strict=False))
+    assert all(before.stop == after.start for before, after in itertools.pairwise(found))
     for stretch in found:
         assert content(stretch).startswith(b"paragraph ")
         assert path.read_bytes()[: stretch.start].count(b"\n") == stretch.first_line - 1
@@ -105,5 +107,5 @@ def test_cutting_a_file_that_changed_after_planning_is_an_error(tmp_path: Path) 
     path = tmp_path / "a.txt"
     path.write_text("x\n\n" * 5000)
     file = SourceFile(str(path), "0" * 64, path.stat().st_size, "t", "txt")
-    with pytest.raises(SourceError, match="was changed after this run was planned"):
-        stretches({"file": asdict(file), "shard_bytes": 2000, "document_bytes": 100})
+    with pytest.raises(SourceError, match="was changed or removed after this run was planned"):
+        cut_file({"file": asdict(file), "shard_bytes": 2000, "document_bytes": 100})

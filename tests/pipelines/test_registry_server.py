@@ -1,4 +1,4 @@
-"""The same over a tracking server: registered and pulled through its artifact proxy, and mirrored through its deaths."""
+"""The same over a tracking server: registered and pulled through its artifact proxy, and mirrored through a bad network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -21,64 +20,14 @@ from pipelines.model_card import Card
 from pipelines.package import build_package
 from pipelines.pull import pull
 from pipelines.tracking import Tracker
-from tests.pipelines.test_tracking import RECIPE, _eventually, _history, _line, _runs
+from tests.pipelines.lossy_proxy import LossyProxy
+from tests.pipelines.mlflow_views import RECIPE, eventually, history, line, runs
 from tests.pipelines.tiny_exports import write_classifier
 
 
-@dataclass
-class Server:
-    """An MLflow server that can be killed and started again at the same address."""
-
-    folder: Path
-    port: int
-    process: subprocess.Popen[bytes] | None = field(default=None)
-
-    @property
-    def uri(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        command = [
-            sys.executable,
-            "-m",
-            "mlflow",
-            "server",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(self.port),
-            "--workers",
-            "1",
-        ]
-        stores = [
-            "--backend-store-uri",
-            f"sqlite:///{self.folder}/mlflow.db",
-            "--artifacts-destination",
-            str(self.folder / "kept"),
-        ]
-        with open(self.folder / "server.log", "ab") as log:
-            self.process = subprocess.Popen([*command, *stores], stdout=log, stderr=log, start_new_session=True)
-        deadline = time.monotonic() + 120
-        while not self._healthy():
-            assert time.monotonic() < deadline and self.process.poll() is None, (self.folder / "server.log").read_text()
-            time.sleep(0.2)
-
-    def kill(self) -> None:
-        if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            self.process = None
-
-    def _healthy(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.uri}/health", timeout=5) as answer:
-                return bool(answer.status == 200)
-        except OSError:
-            return False
-
-
 @pytest.fixture(scope="module")
-def server(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def served(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LossyProxy]:
+    """An MLflow server behind a network that can fail."""
     folder = tmp_path_factory.mktemp("server")
     shutil.copy(store / "mlflow.db", folder / "mlflow.db")
     # The copied experiment keeps its artifacts in a local folder; the server shall make one that it serves itself.
@@ -87,57 +36,102 @@ def server(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    made = Server(folder, port)
-    yield made
-    made.kill()
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    stores = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "kept")]
+    with open(folder / "server.log", "wb") as log:
+        process = subprocess.Popen([*command, *stores], stdout=log, stderr=log, start_new_session=True)
+    try:
+        _wait(f"http://127.0.0.1:{port}/health", process, folder / "server.log")
+        proxy = LossyProxy(port)
+        yield proxy
+        proxy.close()
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
-def test_points_logged_while_the_server_is_down_arrive_once_and_in_order(server: Server, tmp_path: Path) -> None:
-    metrics = tmp_path / "metrics.jsonl"
-    tracker = Tracker(server.uri, tmp_path / "outbox.json")
+def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except OSError:
+            time.sleep(0.2)
+    raise AssertionError(log.read_text())
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("package")
+    export = write_classifier(folder / "export")
+    build_package(export, folder / "package", Card("served", "text-classification", "A test."))
+    return folder / "package"
+
+
+def _uri(served: LossyProxy) -> str:
+    return f"http://127.0.0.1:{served.port}"
+
+
+def test_points_logged_while_the_server_is_away_arrive_once_and_in_order(served: LossyProxy, tmp_path: Path) -> None:
+    metrics, uri = tmp_path / "metrics.jsonl", _uri(served)
+    served.lose = {b"runs/create"}
+    tracker = Tracker(uri, tmp_path / "outbox.json")
     tracker.start_execution("outage", RECIPE, {})
     step = tracker.start_step("pretrain", "f-outage", {"a": 1}, {})
     step.follow(metrics)
-    metrics.write_text(_line(1) + _line(2))
-    time.sleep(1)  # the first attempts find nobody
-    server.start()
-    _eventually(
-        lambda: [len(_history(server.uri, run)) for run in _runs(server.uri, {"gptline.step": "pretrain"})] == [2]
-    )
-    server.kill()
+    metrics.write_text(line(1) + line(2))
+    eventually(lambda: [len(history(uri, run)) for run in runs(uri, {"gptline.step": "pretrain"})] == [2])
+    served.lose = {b"runs/log-batch"}
     with open(metrics, "a") as log:
-        log.write(_line(3) + _line(4))
+        log.write(line(3) + line(4))
+    eventually(lambda: not served.lose)
+    served.away = True
+    with open(metrics, "a") as log:
+        log.write(line(5) + line(6))
     time.sleep(3)
-    server.start()
+    served.away = False
     step.finish("FINISHED", {"final_loss": 2.5})
     assert tracker.finish_execution("FINISHED") is None
-    [parent], [run] = (
-        _runs(server.uri, {"gptline.execution": "outage"}),
-        _runs(server.uri, {"gptline.fingerprint": "f-outage"}),
-    )
-    assert _history(server.uri, run) == [(n, 10.0 / n) for n in range(1, 5)]
+    [parent], [run] = runs(uri, {"gptline.execution": "outage"}), runs(uri, {"gptline.fingerprint": "f-outage"})
+    assert history(uri, run) == [(n, 10.0 / n) for n in range(1, 7)]
     assert (parent.info.status, run.info.status) == ("FINISHED", "FINISHED")
-    assert "loss.png" in {item.path for item in registry.connect(server.uri).list_artifacts(run.info.run_id)}
+    assert "loss.png" in {item.path for item in registry.connect(uri).list_artifacts(run.info.run_id)}
 
 
-def test_a_server_registers_once_and_serves_what_was_registered(server: Server, tmp_path: Path) -> None:
-    if server.process is None:
-        server.start()
-    build_package(
-        write_classifier(tmp_path / "export"), tmp_path / "package", Card("served", "text-classification", "A test.")
-    )
-    version = registry.register(server.uri, "served", tmp_path / "package", {"a": "b"})
-    assert registry.register(server.uri, "served", tmp_path / "package", {"a": "b"}) == version
+@pytest.mark.parametrize("request_line", [b"runs/create", b"registered-models/create", b"model-versions/create"])
+def test_a_registration_whose_answer_was_lost_is_repeated_into_one_version(
+    served: LossyProxy, package: Path, request_line: bytes
+) -> None:
+    from mlflow.exceptions import MlflowException
+
+    name = f"lost-{request_line.decode().partition('/')[0]}"
+    tags = {"gptline.step": name, "gptline.fingerprint": name}
+    served.lose = {request_line}
+    with pytest.raises(MlflowException):
+        registry.register(_uri(served), name, package, tags)
+    assert not served.lose
+    version = registry.register(_uri(served), name, package, tags)
+    assert version.version == 1
+    assert len(registry.connect(_uri(served)).search_model_versions(f"name = '{name}'")) == 1
+    assert len(runs(_uri(served), tags)) == 1
+
+
+def test_a_server_registers_once_and_serves_what_was_registered(
+    served: LossyProxy, package: Path, tmp_path: Path
+) -> None:
+    uri = _uri(served)
+    version = registry.register(uri, "served", package, {"a": "b"})
+    assert registry.register(uri, "served", package, {"a": "b"}) == version
     assert version.source.startswith("mlflow-artifacts:")
-    assert registry.promote(server.uri, version, [])
-    assert registry.version_exists(server.uri, "served", 1, version.digest)
-    assert not registry.version_exists(server.uri, "served", 2)
-    assert pull(server.uri, "served@champion", tmp_path / "dest").fetched
-    for path in (tmp_path / "package").iterdir():
+    assert registry.promote(uri, version, [])
+    assert registry.version_exists(uri, "served", 1, version.digest)
+    assert not registry.version_exists(uri, "served", 2)
+    assert pull(uri, "served@champion", tmp_path / "dest").fetched
+    for path in package.iterdir():
         assert (tmp_path / "dest" / path.name).read_bytes() == path.read_bytes()
 
 
-def test_asking_a_server_that_is_away_says_so(server: Server) -> None:
-    server.kill()
+def test_asking_a_server_that_is_away_says_so() -> None:
     with pytest.raises(ConnectionError, match="is the MLflow server up"):
-        registry.version_exists(server.uri, "served", 1)
+        registry.version_exists("http://127.0.0.1:9", "served", 1)

@@ -13,8 +13,9 @@ import pytest
 from model import durable
 from pipelines.config import Source
 from pipelines.corpus import Document, documents, refuse
-from pipelines.records import Reject, whole
+from pipelines.records import Reject
 from pipelines.sources import SourceError, SourceFile, resolve
+from pipelines.stretches import whole
 
 
 def files(path: Path, **options: Any) -> list[SourceFile]:

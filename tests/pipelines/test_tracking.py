@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pipelines import registry
 from pipelines.metric_files import MetricFile
 from pipelines.tracking import Tracker
+from tests.pipelines.mlflow_views import RECIPE, eventually, history, line, runs
 
 ROOT = Path(__file__).parents[2]
-RECIPE = {"name": "tiny", "pretrain": {"max_steps": 5, "sources": ["a", "b"]}, "note": "x" * 13_000}
-
-
-def _line(step: int, **figures: float) -> str:
-    return json.dumps({"step": step, "loss": 10.0 / step, **figures}) + "\n"
-
-
-def _runs(store: Any, identity: dict[str, str]) -> list[Any]:
-    client = registry.connect(store)
-    where = " and ".join(f"tags.`{key}` = '{value}'" for key, value in identity.items())
-    return list(client.search_runs([registry.experiment_id(client)], where))
-
-
-def _history(store: Any, run: Any, key: str = "loss") -> list[tuple[int, float]]:
-    return [(point.step, point.value) for point in registry.connect(store).get_metric_history(run.info.run_id, key)]
 
 
 def _started(store: Any, tmp_path: Path, key: str) -> Tracker:
@@ -41,25 +24,18 @@ def _started(store: Any, tmp_path: Path, key: str) -> Tracker:
     return tracker
 
 
-def _eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen within a minute"
-        time.sleep(0.2)
-
-
 def test_a_step_is_a_nested_run_with_its_configuration_points_picture_and_samples(store: Path, tmp_path: Path) -> None:
     tracker = _started(store, tmp_path, "whole")
     step = tracker.start_step("pretrain", "f-whole", {"train": {"max_steps": 5}}, {"gptline.input.tokens": "d" * 64})
     step.follow(tmp_path / "metrics.jsonl", tmp_path / "progress.jsonl")
-    (tmp_path / "metrics.jsonl").write_text("".join(_line(n, learning_rate=0.1) for n in range(1, 6)))
+    (tmp_path / "metrics.jsonl").write_text("".join(line(n, learning_rate=0.1) for n in range(1, 6)))
     (tmp_path / "progress.jsonl").write_text('{"step": 5, "tokens_per_second": 700.0, "mfu": null, "time": 1e9}\n')
     (tmp_path / "samples.txt").write_text("Once upon a time")
     step.finish("FINISHED", {"final_loss": 2.0, "alias": "champion", "parts": {"n": 1}}, [tmp_path / "samples.txt"])
     tracker.reuse_step("shard", "f-shard")
     assert tracker.finish_execution("FINISHED") is None
 
-    [parent], [run] = _runs(store, {"gptline.execution": "whole"}), _runs(store, {"gptline.fingerprint": "f-whole"})
+    [parent], [run] = runs(store, {"gptline.execution": "whole"}), runs(store, {"gptline.fingerprint": "f-whole"})
     assert (parent.info.status, run.info.status) == ("FINISHED", "FINISHED")
     assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert run.data.params == {"train.max_steps": "5"}
@@ -68,7 +44,7 @@ def test_a_step_is_a_nested_run_with_its_configuration_points_picture_and_sample
     assert parent.data.tags["gptline.reused.shard"] == "f-shard"
     assert run.data.tags["gptline.input.tokens"] == "d" * 64
     assert run.data.tags["gptline.result.alias"] == "champion"
-    assert _history(store, run) == [(n, 10.0 / n) for n in range(1, 6)]
+    assert history(store, run) == [(n, 10.0 / n) for n in range(1, 6)]
     assert run.data.metrics["final_loss"] == 2.0
     assert run.data.metrics["parts.n"] == 1.0
     assert run.data.metrics["tokens_per_second"] == 700.0
@@ -80,14 +56,12 @@ def test_points_arrive_while_the_step_is_running(store: Path, tmp_path: Path) ->
     tracker = _started(store, tmp_path, "live")
     step = tracker.start_step("pretrain", "f-live", {}, {})
     step.follow(tmp_path / "metrics.jsonl")
-    (tmp_path / "metrics.jsonl").write_text(_line(1) + _line(2)[:-5])
-    _eventually(
-        lambda: [_history(store, run) for run in _runs(store, {"gptline.fingerprint": "f-live"})] == [[(1, 10.0)]]
-    )
-    assert _runs(store, {"gptline.fingerprint": "f-live"})[0].info.status == "RUNNING"
+    (tmp_path / "metrics.jsonl").write_text(line(1) + line(2)[:-5])
+    eventually(lambda: [history(store, run) for run in runs(store, {"gptline.fingerprint": "f-live"})] == [[(1, 10.0)]])
+    assert runs(store, {"gptline.fingerprint": "f-live"})[0].info.status == "RUNNING"
     step.finish("KILLED", {})
     assert tracker.finish_execution("KILLED") is None
-    assert _runs(store, {"gptline.fingerprint": "f-live"})[0].info.status == "KILLED"
+    assert runs(store, {"gptline.fingerprint": "f-live"})[0].info.status == "KILLED"
 
 
 def test_a_restart_continues_the_runs_and_repeats_no_point(store: Path, tmp_path: Path) -> None:
@@ -98,16 +72,16 @@ def test_a_restart_continues_the_runs_and_repeats_no_point(store: Path, tmp_path
         step = tracker.start_step("pretrain", "f-restart", {"a": 1}, {})
         step.follow(attempt / "metrics.jsonl")
         # The second attempt begins at a checkpoint: its file has the first steps again.
-        (attempt / "metrics.jsonl").write_text("".join(_line(n) for n in range(1, last + 1)))
+        (attempt / "metrics.jsonl").write_text("".join(line(n) for n in range(1, last + 1)))
         step.finish(status, {"final_loss": 1.0})  # type: ignore[arg-type]
         assert tracker.finish_execution(status) is None  # type: ignore[arg-type]
         [parent], [run] = (
-            _runs(store, {"gptline.execution": "restart"}),
-            _runs(store, {"gptline.fingerprint": "f-restart"}),
+            runs(store, {"gptline.execution": "restart"}),
+            runs(store, {"gptline.fingerprint": "f-restart"}),
         )
         assert (parent.info.status, run.info.status) == (status, status)
-    assert _history(store, run) == [(n, 10.0 / n) for n in range(1, 11)]
-    assert _history(store, run, "final_loss") == [(0, 1.0)]
+    assert history(store, run) == [(n, 10.0 / n) for n in range(1, 11)]
+    assert history(store, run, "final_loss") == [(0, 1.0)]
 
 
 def test_a_killed_driver_leaves_a_running_run_that_the_next_one_finishes(store: Path, tmp_path: Path) -> None:
@@ -121,31 +95,31 @@ step = tracker.start_step("pretrain", "f-killed", {{}}, {{}})
 step.follow(Path({str(tmp_path)!r}) / "metrics.jsonl")
 time.sleep(3600)
 """
-    (tmp_path / "metrics.jsonl").write_text("".join(_line(n) for n in range(1, 4)))
+    (tmp_path / "metrics.jsonl").write_text("".join(line(n) for n in range(1, 4)))
     driver = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
     try:
-        _eventually(
-            lambda: any(len(_history(store, run)) == 3 for run in _runs(store, {"gptline.fingerprint": "f-killed"}))
+        eventually(
+            lambda: any(len(history(store, run)) == 3 for run in runs(store, {"gptline.fingerprint": "f-killed"}))
         )
     finally:
         driver.kill()
         driver.wait()
-    assert _runs(store, {"gptline.fingerprint": "f-killed"})[0].info.status == "RUNNING"
+    assert runs(store, {"gptline.fingerprint": "f-killed"})[0].info.status == "RUNNING"
     tracker = _started(store, tmp_path, "killed")
     step = tracker.start_step("pretrain", "f-killed", {}, {})
     step.follow(tmp_path / "metrics.jsonl")
     step.finish("FINISHED", {})
     assert tracker.finish_execution("FINISHED") is None
-    [run] = _runs(store, {"gptline.fingerprint": "f-killed"})
+    [run] = runs(store, {"gptline.fingerprint": "f-killed"})
     assert run.info.status == "FINISHED"
-    assert len(_history(store, run)) == 3
+    assert len(history(store, run)) == 3
 
 
 def test_an_execution_that_fails_closes_the_runs_of_its_steps(store: Path, tmp_path: Path) -> None:
     tracker = _started(store, tmp_path, "closed")
     tracker.start_step("pretrain", "f-closed", {}, {})
     assert tracker.finish_execution("FAILED") is None
-    assert _runs(store, {"gptline.fingerprint": "f-closed"})[0].info.status == "FAILED"
+    assert runs(store, {"gptline.fingerprint": "f-closed"})[0].info.status == "FAILED"
 
 
 def test_a_run_that_mlflow_refuses_is_reported_and_holds_up_no_other(store: Path, tmp_path: Path) -> None:
@@ -155,20 +129,20 @@ def test_a_run_that_mlflow_refuses_is_reported_and_holds_up_no_other(store: Path
     problem = tracker.finish_execution("FINISHED")
     assert problem is not None
     assert "refused bad (Invalid value" in problem
-    assert _runs(store, {"gptline.fingerprint": "f-good"})[0].info.status == "FINISHED"
+    assert runs(store, {"gptline.fingerprint": "f-good"})[0].info.status == "FINISHED"
     assert not (tmp_path / "outbox.json").exists()
 
 
 def test_a_run_that_somebody_deleted_meanwhile_is_made_again(store: Path, tmp_path: Path) -> None:
     tracker = _started(store, tmp_path, "deleted")
     step = tracker.start_step("pretrain", "f-deleted", {}, {})
-    _eventually(lambda: bool(_runs(store, {"gptline.fingerprint": "f-deleted"})))
-    registry.connect(store).delete_run(_runs(store, {"gptline.fingerprint": "f-deleted"})[0].info.run_id)
+    eventually(lambda: bool(runs(store, {"gptline.fingerprint": "f-deleted"})))
+    registry.connect(store).delete_run(runs(store, {"gptline.fingerprint": "f-deleted"})[0].info.run_id)
     step.follow(tmp_path / "metrics.jsonl")
-    (tmp_path / "metrics.jsonl").write_text(_line(1))
+    (tmp_path / "metrics.jsonl").write_text(line(1))
     step.finish("FINISHED", {})
     assert tracker.finish_execution("FINISHED") is None
-    assert _history(store, _runs(store, {"gptline.fingerprint": "f-deleted"})[0]) == [(1, 10.0)]
+    assert history(store, runs(store, {"gptline.fingerprint": "f-deleted"})[0]) == [(1, 10.0)]
 
 
 def test_what_mlflow_did_not_take_waits_in_the_outbox_for_the_next_pipeline(store: Path, tmp_path: Path) -> None:
@@ -177,7 +151,7 @@ def test_what_mlflow_did_not_take_waits_in_the_outbox_for_the_next_pipeline(stor
     began = time.monotonic()
     step = away.start_step("pretrain", "f-away", {}, {})
     step.follow(tmp_path / "metrics.jsonl")
-    (tmp_path / "metrics.jsonl").write_text("".join(_line(n) for n in range(1, 4)))
+    (tmp_path / "metrics.jsonl").write_text("".join(line(n) for n in range(1, 4)))
     step.finish("FINISHED", {"final_loss": 3.0})
     assert time.monotonic() - began < 0.5, "training waited for MLflow"
     problem = away.finish_execution("FINISHED", patience=8)
@@ -187,9 +161,9 @@ def test_what_mlflow_did_not_take_waits_in_the_outbox_for_the_next_pipeline(stor
 
     tracker = _started(store, tmp_path, "later")
     assert tracker.finish_execution("FINISHED") is None
-    [parent], [run] = _runs(store, {"gptline.execution": "away"}), _runs(store, {"gptline.fingerprint": "f-away"})
+    [parent], [run] = runs(store, {"gptline.execution": "away"}), runs(store, {"gptline.fingerprint": "f-away"})
     assert (parent.info.status, run.info.status) == ("FINISHED", "FINISHED")
-    assert _history(store, run) == [(n, 10.0 / n) for n in range(1, 4)]
+    assert history(store, run) == [(n, 10.0 / n) for n in range(1, 4)]
     assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert not (tmp_path / "outbox.json").exists()
 
@@ -197,14 +171,14 @@ def test_what_mlflow_did_not_take_waits_in_the_outbox_for_the_next_pipeline(stor
 def test_only_whole_lines_are_read_each_once_and_bad_ones_are_counted(tmp_path: Path) -> None:
     file = MetricFile(tmp_path / "metrics.jsonl")
     assert file.read() == []
-    (tmp_path / "metrics.jsonl").write_text(_line(1) + "not json\n" + '{"loss": 1}\n[1]\n' + _line(2)[:-1])
+    (tmp_path / "metrics.jsonl").write_text(line(1) + "not json\n" + '{"loss": 1}\n[1]\n' + line(2)[:-1])
     assert [point.step for point in file.read()] == [1]
     assert file.bad_lines == 3
     with open(tmp_path / "metrics.jsonl", "a") as log:
-        log.write("\n" + _line(3))
+        log.write("\n" + line(3))
     assert [point.step for point in file.read()] == [2, 3]
     assert file.read() == []
-    (tmp_path / "other").write_text(_line(1) + _line(2) + _line(3) + _line(4))
+    (tmp_path / "other").write_text(line(1) + line(2) + line(3) + line(4))
     (tmp_path / "other").rename(tmp_path / "metrics.jsonl")
     assert [point.step for point in file.read()] == [1, 2, 3, 4]
 
@@ -212,7 +186,7 @@ def test_only_whole_lines_are_read_each_once_and_bad_ones_are_counted(tmp_path: 
 @pytest.mark.parametrize("cut", [b"", b'{"step": 1, "loss": 5.0}\n'])
 def test_a_file_that_was_cut_back_is_read_from_its_beginning(tmp_path: Path, cut: bytes) -> None:
     file = MetricFile(tmp_path / "metrics.jsonl")
-    (tmp_path / "metrics.jsonl").write_text(_line(1) + _line(2))
+    (tmp_path / "metrics.jsonl").write_text(line(1) + line(2))
     file.read()
     with open(tmp_path / "metrics.jsonl", "r+b") as log:
         log.truncate(0)

@@ -1,0 +1,53 @@
+"""What a training job is, as data: the JSON object that every rank of it gets.
+
+The one idea: a job says all that a rank needs and nothing that it could find out. Paths and slicing are in it, for
+it is never hashed; what decides the result is in `model` and `train`. Torch-free.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from pydantic import Field
+
+from model.config import Config, ModelConfig, TrainConfig
+
+
+class StreamData(Config):
+    """Training text: a manifest of token shards."""
+
+    manifest: str
+    root: str = Field(description="folder that the manifest's paths are relative to")
+
+
+class ExampleData(Config):
+    """Training examples: one file of tokenised examples."""
+
+    examples: str
+
+
+class RankJob(Config):
+    """What a rank is to do. All ranks of a job get the same."""
+
+    model: ModelConfig
+    train: TrainConfig
+    objective: Literal["causal_lm", "classification"]
+    data: StreamData | ExampleData
+    tokenizer: str = Field(description="folder of the tokenizer that the export carries")
+    init: str | None = Field(None, description="export folder to start from; none: weights are a function of the seed")
+    attempt: str = Field(description="folder of this owner; nothing is written outside of it but by a rename from it")
+    outputs: str = Field(description="folder in the attempt for what the step leaves behind")
+    checkpoints: str = Field(description="folder of the published checkpoints, older attempts' too")
+    micro_batch_size: int = Field(ge=1, description="most sequences in one forward pass of a rank")
+    threads: int = Field(1, ge=1, description="threads of a rank's CPU kernels; decides the last bits of the result")
+    device: Literal["cpu", "cuda"] = "cpu"
+    checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints; 0: only at the end and at SIGTERM")
+    peak_flops: float | None = Field(None, gt=0, description="FLOP/s that one rank could reach, for MFU; none: no MFU")
+    keep_checkpoints: int = Field(2, ge=1, description="published checkpoints that are kept")
+    verify: bool = Field(True, description="hash every token shard before it is read")
+
+    @staticmethod
+    def parse(job: dict[str, Any]) -> RankJob:
+        """The job of a JSON value. pydantic's ValidationError names each field that is wrong."""
+        return RankJob.model_validate_json(json.dumps(job))

@@ -1,0 +1,118 @@
+"""What looks at training between two steps: what is written down of it, and when it has to stop.
+
+The one idea: each is a consumer of step reports and knows nothing of how a step is made.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from model import durable
+from model.config import ModelConfig
+from model.train import StepReport
+
+METRICS, PROGRESS = "metrics.jsonl", "progress.jsonl"
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss is not a number, or exploded. The last good checkpoint is from before."""
+
+
+def flops_per_token(model: nn.Module, config: ModelConfig, length: int) -> float:
+    """FLOPs of one token's forward and backward pass: 6 N + 12 L d T (Chowdhery et al. 2022, PaLM, appendix B).
+
+    N counts the parameters that are multiplied: no position embeddings, and the token embedding only where it
+    is the output layer. T is the length of the sequence. Recomputed activations are not counted.
+    """
+    count = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())
+    count -= config.n_positions * config.n_embd
+    if config.num_labels is not None or not config.tie_word_embeddings:
+        count -= config.vocab_size * config.n_embd
+    return 6 * count + 12 * config.n_layer * config.n_embd * length
+
+
+@dataclass
+class Journal:
+    """What rank 0 writes down of each step: `metrics.jsonl`, an output, and `progress.jsonl`, which tells times."""
+
+    attempt: Path
+    peak_flops: float | None  # of all ranks together
+    flops_per_token: float
+    metrics: bytes = b""  # the whole metrics file, as checkpoints carry it
+    seconds: float = 0.0
+    tokens: int = 0
+
+    def record(self, report: StepReport) -> None:
+        """Add a step to both files. FileNotFoundError when the attempt was taken over."""
+        line = {
+            "step": report.step,
+            "loss": report.loss,
+            "learning_rate": report.learning_rate,
+            "grad_norm": report.grad_norm,
+            "tokens": report.tokens,
+        }
+        data = json.dumps(line, allow_nan=False).encode() + b"\n"
+        self.metrics += data
+        self.seconds += report.seconds
+        self.tokens += report.tokens
+        durable.append(self.attempt / METRICS, data)
+        durable.append(self.attempt / PROGRESS, json.dumps(self._progress(report)).encode() + b"\n")
+
+    def _progress(self, report: StepReport) -> dict[str, Any]:
+        """Speed of one step, and the time it ended."""
+        speed = report.tokens / report.seconds
+        mfu = speed * self.flops_per_token / self.peak_flops if self.peak_flops else None
+        return {"step": report.step, "tokens_per_second": speed, "mfu": mfu, "time": time.time()}
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The metrics of all steps so far."""
+        return [json.loads(line) for line in self.metrics.splitlines()]
+
+
+@dataclass
+class DivergenceGuard:
+    """Notices that a loss is no number or exploded: more than ten times the best mean of WINDOW steps.
+
+    A best mean below one nat counts as one: a classifier's loss comes close to zero, and a hard batch is no explosion.
+    """
+
+    WINDOW = 20
+    best: float = math.inf
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=DivergenceGuard.WINDOW))
+
+    def check(self, step: int, loss: float, last_good: Path | None) -> None:
+        """TrainingDiverged if step `step` diverged; else remember its loss."""
+        limit = 10 * max(self.best, 1.0)
+        if not math.isfinite(loss) or loss > limit:
+            raise TrainingDiverged(
+                f"loss {loss} at step {step} ({'not a number' if not math.isfinite(loss) else f'more than {limit:.3g}'}); the "
+                f"last good checkpoint is {last_good or 'none'}. Lower learning_rate, or raise warmup_steps or grad_clip's hold"
+            )
+        self.recent.append(loss)
+        self.best = min(self.best, sum(self.recent) / len(self.recent))
+
+
+@contextmanager
+def sigterm_noticed() -> Iterator[Callable[[], bool]]:
+    """Within the block SIGTERM does not kill; the function yielded says whether one came."""
+    came = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield came.is_set  # only the main thread may set handlers; whoever runs us elsewhere has its own
+        return
+    previous = signal.signal(signal.SIGTERM, lambda *_: came.set())
+    try:
+        yield came.is_set
+    finally:
+        signal.signal(signal.SIGTERM, previous)

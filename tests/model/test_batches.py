@@ -1,0 +1,169 @@
+"""The data order is a pure function of the seed and the step, the same at any number of ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model.batches import (
+    POOL,
+    Permutation,
+    RankBatch,
+    example_batch,
+    example_order,
+    pretrain_batch,
+    samples,
+    sequences,
+)
+from model.examples import Examples, write_examples
+from model.token_shards import TokenShards
+from tests.model.test_token_shards import EOT, stream, write
+
+ORDER = {"seed": 5, "global_batch_size": 8}
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> TokenShards:
+    """Three shards whose stream is 0, 1, 2, ... but for the ends of documents."""
+    starts = [0, 200, 320, 500]
+    units = []
+    for index in range(3):
+        document = list(range(starts[index], starts[index + 1] - 1))
+        units.append(write(tmp_path / f"{index}.arrow", [[*document, EOT]]))
+    return stream(units)
+
+
+@pytest.fixture
+def examples(tmp_path: Path) -> Examples:
+    """100 examples of 1 to 40 tokens; example i is labelled i % 3 and its tokens are all i."""
+    lengths = np.random.default_rng(0).integers(1, 41, 100)
+    tokens = [[index] * int(length) for index, length in enumerate(lengths)]
+    ids, labels = [str(index) for index in range(100)], [index % 3 for index in range(100)]
+    write_examples(tmp_path / "e.arrow", tokens, ids, tokenizer="t", vocab_size=500, eot=499, labels=labels)
+    return Examples(tmp_path / "e.arrow")
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 64, 65, 1000, 4099])
+def test_the_permutation_is_a_permutation_with_random_access(n: int) -> None:
+    permutation = Permutation(n, seed=1)
+    whole = permutation(np.arange(n))
+    assert sorted(whole.tolist()) == list(range(n))
+    places = np.array([n - 1, 0, n // 2])
+    assert permutation(places).tolist() == whole[places].tolist()
+
+
+def test_the_permutation_depends_on_seed_and_epoch_and_on_nothing_else() -> None:
+    def order(seed: int, epoch: int) -> list[int]:
+        return Permutation(1000, seed, epoch)(np.arange(1000)).tolist()
+
+    assert order(1, 0) == order(1, 0)
+    assert order(1, 0) != order(2, 0)
+    assert order(1, 0) != order(1, 1)
+
+
+def test_the_permutation_is_the_one_that_earlier_runs_had() -> None:
+    assert Permutation(1000, 0)(np.arange(6)).tolist() == [776, 908, 865, 517, 545, 454]
+
+
+def test_the_permutation_looks_random() -> None:
+    order = Permutation(10_000, seed=3)(np.arange(10_000))
+    assert abs(np.corrcoef(np.arange(10_000), order)[0, 1]) < 0.03
+    assert (np.diff(order) == 1).mean() < 0.002
+    places = np.bincount(order[:1000] // 1000, minlength=10)  # the first tenth comes from everywhere
+    assert places.min() > 60 and places.max() < 140
+
+
+def test_every_epoch_sees_each_sample_once_in_another_order() -> None:
+    run = samples(10, seed=0, start=0, count=35)
+    for epoch in range(3):
+        assert sorted(run[epoch * 10 : epoch * 10 + 10].tolist()) == list(range(10))
+    assert run[:10].tolist() != run[10:20].tolist()
+    assert samples(10, seed=0, start=7, count=9).tolist() == run[7:16].tolist()
+
+
+def ranks_of(batch: list[RankBatch]) -> list[list[int]]:
+    return [row.tolist() for share in batch for row in share.rows.tokens]
+
+
+@pytest.mark.parametrize("world_size", [2, 4, 8])
+def test_one_two_and_four_ranks_see_the_same_samples_of_a_stream(shards: TokenShards, world_size: int) -> None:
+    for step in (0, 1, 9):
+        alone = pretrain_batch(shards, step, length=16, **ORDER)
+        shares = [
+            pretrain_batch(shards, step, length=16, **ORDER, rank=rank, world_size=world_size) for rank in range(world_size)
+        ]
+        assert ranks_of(shares) == ranks_of([alone])
+        assert torch.cat([share.rows.indices for share in shares]).tolist() == list(range(8))
+        assert {share.loss_tokens for share in shares} == {alone.loss_tokens} == {8 * 16}
+
+
+def test_a_sequence_is_the_stream_at_its_place_with_one_token_more(shards: TokenShards) -> None:
+    count = sequences(shards, 16)
+    order = samples(count, 5, 0, 8)
+    rows = pretrain_batch(shards, 0, length=16, **ORDER).rows.tokens  # (8, 17)
+    for row, sample in zip(rows, order.tolist(), strict=True):
+        assert row.tolist() == shards.read(sample * 16, 17).tolist()
+    assert count == 499 // 16
+
+
+def test_micro_batches_are_the_rows_in_order(shards: TokenShards) -> None:
+    share = pretrain_batch(shards, 3, length=16, **ORDER)
+    pieces = list(share.micro_batches(2))
+    assert [len(piece.tokens) for piece in pieces] == [2, 2, 2, 2]
+    assert torch.equal(torch.cat([piece.tokens for piece in pieces]), share.rows.tokens)
+    assert torch.cat([piece.indices for piece in pieces]).tolist() == list(range(8))
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_ranks_see_the_same_examples_padded_to_the_same_length(examples: Examples, world_size: int) -> None:
+    for step in (0, 1, POOL, 3 * POOL + 1):
+        alone = example_batch(examples, step, length=32, **ORDER)
+        shares = [
+            example_batch(examples, step, length=32, **ORDER, rank=rank, world_size=world_size) for rank in range(world_size)
+        ]
+        assert ranks_of(shares) == ranks_of([alone])
+        labels = [share.rows.labels for share in shares]
+        assert torch.equal(torch.cat([label for label in labels if label is not None]), alone.rows.labels)
+        assert {(share.loss_tokens, share.real_tokens) for share in shares} == {(8, alone.real_tokens)}
+
+
+def test_an_example_keeps_its_tokens_its_label_and_its_padding_on_the_right(examples: Examples) -> None:
+    share = example_batch(examples, 2, length=32, **ORDER)
+    assert share.rows.labels is not None
+    for row, label, sample in zip(share.rows.tokens, share.rows.labels, example_order(examples, 2, **ORDER), strict=True):
+        length = min(32, int(examples.lengths[sample]))
+        assert row.tolist() == [int(sample)] * length + [499] * (len(row) - length)
+        assert int(label) == sample % 3
+
+
+def test_an_epoch_of_examples_holds_each_once_and_batches_are_of_like_length(tmp_path: Path) -> None:
+    lengths = np.random.default_rng(1).integers(1, 60, POOL * 8)
+    ids = [str(index) for index in range(len(lengths))]
+    tokens = [[1] * int(length) for length in lengths]
+    write_examples(tmp_path / "e.arrow", tokens, ids, tokenizer="t", vocab_size=9, eot=0, labels=[0] * len(ids))
+    examples = Examples(tmp_path / "e.arrow")
+    batches = [example_order(examples, step, **ORDER) for step in range(POOL)]
+    assert sorted(np.concatenate(batches).tolist()) == list(range(POOL * 8))
+    spread = [np.ptp(examples.lengths[batch]) for batch in batches]
+    assert max(spread) < 20
+    first = [int(examples.lengths[batch].max()) for batch in batches]
+    assert first != sorted(first), "short batches must not come first"
+
+
+def test_a_batch_that_does_not_divide_over_the_ranks_is_refused(shards: TokenShards) -> None:
+    with pytest.raises(ValueError, match="global_batch_size=8 does not divide over 3 ranks"):
+        pretrain_batch(shards, 0, length=16, **ORDER, rank=0, world_size=3)
+
+
+def test_a_stream_shorter_than_a_sequence_is_refused(shards: TokenShards) -> None:
+    with pytest.raises(ValueError, match="500 tokens hold no sequence of 500"):
+        pretrain_batch(shards, 0, length=500, **ORDER)
+
+
+def test_an_example_without_a_label_is_refused_by_name(tmp_path: Path) -> None:
+    write_examples(tmp_path / "e.arrow", [[1], [2]], ["x", "y"], tokenizer="t", vocab_size=9, eot=0)
+    with pytest.raises(ValueError, match="has no label"):
+        example_batch(Examples(tmp_path / "e.arrow"), 0, seed=0, global_batch_size=2, length=4)

@@ -1,0 +1,177 @@
+"""Real ranks train: every ZeRO stage learns the same, stops when asked, and goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from model.config import TrainConfig
+from model.export import check_export
+from model.monitor import DivergenceGuard, TrainingDiverged
+from model.rank import run
+from model.job import RankJob
+from model.train import learning_rate
+from tests.model.conftest import Trained
+from tests.model.training_runs import MIDDLE, STEPS, finish, metrics, start, weights
+
+STAGES = ["zero0", "zero1", "zero2", "zero3"]
+
+
+@pytest.fixture(scope="module")
+def interrupted(trained: Trained) -> dict[str, Any]:
+    """The job `zero2` again, one of whose two ranks gets a SIGTERM after a few steps."""
+    job = trained.jobs.job("interrupted", train={"zero_stage": 2}, checkpoint_every=0)
+    process = start([job], ranks=2)
+    lines = Path(job["attempt"], "metrics.jsonl")
+    while not lines.exists() or lines.read_bytes().count(b"\n") < 2:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.002)
+    psutil.Process(process.pid).children()[-1].terminate()
+    (result,), _ = finish(process)
+    return {"job": job, "result": result}
+
+
+@pytest.fixture(scope="module")
+def alone(trained: Trained) -> dict[str, dict[str, Any]]:
+    """The middle checkpoints of two ranks, continued to the end by one."""
+    jobs = {
+        stage: trained.jobs.continuation(f"alone-{stage}", trained.job[stage], MIDDLE, checkpoint_every=2)
+        for stage in [*STAGES, "bf16"]
+    }
+    results, _ = finish(start(list(jobs.values()), ranks=1))
+    assert [result["resumed_from"] for result in results] == [MIDDLE] * len(jobs)
+    return jobs
+
+
+@pytest.fixture(scope="module")
+def resumed(trained: Trained, interrupted: dict[str, Any], alone: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Two ranks go on from checkpoints: their own, those of one rank, and that of the SIGTERM."""
+    make = trained.jobs.continuation
+    jobs = {stage: make(f"resumed-{stage}", trained.job[stage], MIDDLE) for stage in [*STAGES, "bf16", "finetuned"]}
+    jobs |= {f"back-{stage}": make(f"back-{stage}", alone[stage], MIDDLE + 2) for stage in STAGES}
+    jobs["interrupted"] = make("after-sigterm", interrupted["job"], interrupted["result"]["steps"])
+    results, _ = finish(start(list(jobs.values()), ranks=2))
+    assert all(result["resumed_from"] for result in results)
+    return jobs
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_loss_goes_down_at_every_zero_stage(trained: Trained, stage: str) -> None:
+    lines = metrics(trained.job[stage])
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    assert lines[0]["loss"] == pytest.approx(math.log(trained.jobs.vocab_size), abs=0.2)
+    assert lines[-1]["loss"] < lines[0]["loss"] - 0.5
+    assert trained.result[stage]["final_loss"] == lines[-1]["loss"]
+
+
+@pytest.mark.parametrize("stage", STAGES[1:])
+def test_zero_stages_agree_in_loss_and_gradient_norm(trained: Trained, stage: str) -> None:
+    for line, reference in zip(metrics(trained.job[stage]), metrics(trained.job["zero0"]), strict=True):
+        assert line["loss"] == pytest.approx(reference["loss"], abs=1e-5)
+        assert line["grad_norm"] == pytest.approx(reference["grad_norm"], rel=1e-4)
+
+
+def test_bf16_stays_close_to_fp32(trained: Trained) -> None:
+    for line, reference in zip(metrics(trained.job["bf16"]), metrics(trained.job["zero2"]), strict=True):
+        assert line["loss"] == pytest.approx(reference["loss"], abs=0.05)
+
+
+@pytest.mark.parametrize("name", [*STAGES, "bf16", "finetuned"])
+def test_the_export_of_every_stage_computes_what_the_live_model_did(trained: Trained, name: str) -> None:
+    outputs = Path(trained.job[name]["outputs"])
+    assert trained.result[name]["export_difference"] <= 1e-4
+    assert check_export(outputs / "export", outputs / "probe.safetensors") <= 1e-4
+
+
+def test_a_classifier_learns_from_a_base_models_export(trained: Trained) -> None:
+    lines = metrics(trained.job["finetuned"])
+    assert lines[0]["loss"] == pytest.approx(math.log(2), abs=0.3)
+    assert lines[-1]["loss"] < 0.3
+    assert trained.result["finetuned"]["tokens"] == sum(line["tokens"] for line in lines)
+
+
+@pytest.mark.parametrize("name", [*STAGES, "bf16", "finetuned"])
+def test_a_resumed_run_ends_with_identical_weights_and_metrics(trained: Trained, resumed: dict[str, Any], name: str) -> None:
+    assert weights(resumed[name]) == weights(trained.job[name])
+    assert metrics(resumed[name]) == metrics(trained.job[name])
+
+
+def test_a_sigterm_to_one_rank_stops_all_after_a_whole_step_with_a_checkpoint(interrupted: dict[str, Any]) -> None:
+    result, job = interrupted["result"], interrupted["job"]
+    assert result["stopped"] == "sigterm" and 2 <= result["steps"] < STEPS
+    assert [path.name for path in Path(job["checkpoints"]).iterdir()] == [f"step-{result['steps']:06d}"]
+    assert not Path(job["outputs"]).exists()
+
+
+def test_a_run_stopped_by_sigterm_resumes_to_identical_weights(trained: Trained, resumed: dict[str, Any]) -> None:
+    assert weights(resumed["interrupted"]) == weights(trained.job["zero2"])
+    assert metrics(resumed["interrupted"]) == metrics(trained.job["zero2"])
+
+
+@pytest.mark.parametrize("name", [*STAGES, "bf16"])
+def test_one_rank_continues_what_two_began(trained: Trained, alone: dict[str, Any], name: str) -> None:
+    """Sums are taken in another order: losses differ in their last bits, and Adam makes a little more of that each step."""
+    tolerance = 5e-3 if name == "bf16" else 2e-5
+    for line, reference in zip(metrics(alone[name]), metrics(trained.job[name]), strict=True):
+        assert line["loss"] == pytest.approx(reference["loss"], abs=tolerance)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_ranks_take_over_again_from_one(trained: Trained, resumed: dict[str, Any], stage: str) -> None:
+    for line, reference in zip(metrics(resumed[f"back-{stage}"]), metrics(trained.job[stage]), strict=True):
+        assert line["loss"] == pytest.approx(reference["loss"], abs=2e-5)
+
+
+def test_the_result_says_what_decided_its_last_bits(trained: Trained) -> None:
+    numerics = trained.result["zero1"]["numerics"]
+    assert (numerics["ranks"], numerics["threads"], numerics["accumulation_steps"]) == (2, 1, 2)
+    assert numerics["device"] == "cpu" and numerics["instruction_set"]
+
+
+def test_progress_tells_speed_and_only_outputs_are_outputs(trained: Trained) -> None:
+    home = Path(trained.job["zero1"]["attempt"])
+    assert (home / "progress.jsonl").read_bytes().count(b"\n") == STEPS
+    assert sorted(path.name for path in Path(trained.job["zero1"]["outputs"]).iterdir()) == [
+        "export",
+        "metrics.jsonl",
+        "probe.safetensors",
+    ]
+    assert not list(home.glob("staging-*")), "staging folders are renamed, never left"
+
+
+def test_the_learning_rate_warms_up_and_falls_as_a_cosine() -> None:
+    train = TrainConfig(
+        max_steps=110, warmup_steps=10, learning_rate=1.0, min_learning_rate=0.1, global_batch_size=1, sequence_length=2
+    )
+    assert [learning_rate(train, step) for step in (0, 4, 9)] == [0.1, 0.5, 1.0]
+    assert learning_rate(train, 10) == 1.0
+    assert learning_rate(train, 60) == pytest.approx(0.55)
+    assert learning_rate(train, 110) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, 51.0])
+def test_a_loss_that_explodes_or_is_no_number_stops_the_run(loss: float, tmp_path: Path) -> None:
+    guard = DivergenceGuard()
+    for step in range(1, 30):
+        guard.check(step, 5.0, tmp_path)
+    with pytest.raises(TrainingDiverged, match=f"at step 30 .*last good checkpoint is {tmp_path}"):
+        guard.check(30, loss, tmp_path)
+
+
+def test_a_hard_batch_is_no_explosion_when_the_loss_is_near_zero(tmp_path: Path) -> None:
+    guard = DivergenceGuard()
+    for step in range(30):
+        guard.check(step, 0.01, tmp_path)
+    guard.check(30, 3.0, tmp_path)
+
+
+def test_a_run_with_a_wild_learning_rate_names_the_step_and_the_last_good_checkpoint(trained: Trained) -> None:
+    wild = {"learning_rate": 1e4, "grad_clip": 0.0, "warmup_steps": 0, "max_steps": 30}
+    job = trained.jobs.job("wild", train=wild, checkpoint_every=1)
+    with pytest.raises(TrainingDiverged, match=r"at step \d+ .*checkpoints/step-\d+"):
+        run(RankJob.parse(job))

@@ -1,0 +1,212 @@
+"""The whole line on the `tiny` recipe, by the command line, as a user runs it: real Ray, DeepSpeed and MLflow.
+
+One finished work directory serves all tests here: making it costs a minute.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model import durable
+
+ROOT = Path(__file__).parents[1]
+STAGES = {"shard", "train_tokenizer", "tokenize", "pretrain", "prepare_task", "finetune", "evaluate", "register", "pull"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A work directory and a registry, and the command line on them."""
+
+    work: Path
+    registry: Path
+    recipe: str = "tiny"
+
+    def command(self, verb: str, *arguments: str, **settings: object) -> list[str]:
+        chosen = {"execution.registry": self.registry, **settings}
+        options = [part for key, value in chosen.items() for part in ("--set", f"{key}={value}")]
+        return [sys.executable, "-m", "pipelines", verb, *arguments, "--recipe", self.recipe, "--work", str(self.work), *options]
+
+    def __call__(self, verb: str, *arguments: str, expect: int = 0, **settings: object) -> str:
+        done = subprocess.run(self.command(verb, *arguments, **settings), cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == expect, done.stdout + done.stderr
+        return done.stdout
+
+    def records(self) -> dict[str, dict[str, Any]]:
+        """The newest record of each step."""
+        found = [durable.read_json(path) for path in (self.work / "steps").glob("*/record.json")]
+        return {record["step"]: record for record in sorted(found, key=lambda record: record["finished"])}
+
+    def outputs(self, step: str) -> dict[str, str]:
+        return {file["path"]: file["sha256"] for file in self.records()[step]["outputs"]}
+
+
+def done_now(said: str) -> list[str]:
+    """The steps that the summary table says were done now."""
+    return [line.split()[0] for line in said.splitlines() if "done now" in line and not line.endswith("in all")]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Line:
+    folder = tmp_path_factory.mktemp("line")
+    line = Line(folder / "work", folder / "registry")
+    said = line("run")
+    assert len(done_now(said)) == 12, said
+    return line
+
+
+@pytest.fixture
+def copy(finished: Line, tmp_path: Path) -> Line:
+    """A copy of the finished work directory, to change. Hard links would share damage, so the bytes are copied."""
+    shutil.copytree(finished.work, tmp_path / "work")
+    return Line(tmp_path / "work", finished.registry)
+
+
+def test_every_stage_left_a_record_and_both_models_are_champions(finished: Line) -> None:
+    records = finished.records()
+    assert {record["stage"] for record in records.values()} == STAGES
+    assert {records[step]["metrics"]["alias"] for step in ("register-base", "register-task")} == {"champion"}
+    assert {"ranks", "threads", "micro_batch_size", "instruction_set", "device"} <= set(records["pretrain"]["numerics"])
+
+
+def test_the_pulled_model_predicts_what_evaluation_recorded(finished: Line) -> None:
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    (folder,) = finished.work.glob("steps/pull-task-*/outputs/model")
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    (examples,) = finished.work.glob("steps/prepare_task-*/outputs/test.jsonl")
+    (predictions,) = finished.work.glob("steps/evaluate-task-*/outputs/predictions.jsonl")
+    for example, predicted in list(zip(map(json.loads, examples.open()), map(json.loads, predictions.open()), strict=True))[:20]:
+        with torch.inference_mode():
+            scores = model(**tokenizer(example["text"], return_tensors="pt", truncation=True)).logits.softmax(-1)[0].tolist()
+        assert scores == pytest.approx(predicted["scores"], abs=1e-5)
+
+
+def test_the_base_model_runs_the_code_that_its_users_have(finished: Line) -> None:
+    from transformers import GPT2LMHeadModel, GPT2Tokenizer
+
+    (folder,) = finished.work.glob("steps/pull-base-*/outputs/model")
+    model, tokenizer = GPT2LMHeadModel.from_pretrained(folder), GPT2Tokenizer.from_pretrained(folder)
+    inputs = tokenizer.encode("To be, or not", return_tensors="pt")
+    outputs = model.generate(inputs, max_length=50, num_return_sequences=1)
+    assert tokenizer.decode(outputs[0], skip_special_tokens=True).startswith("To be, or not")
+
+
+def test_a_second_run_does_nothing_and_says_so(finished: Line) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.work.rglob("*") if path.is_file()}
+    said = finished("run")
+    assert "nothing to do: all 12 steps" in said and done_now(said) == []
+    after = {path: path.stat().st_mtime_ns for path in finished.work.rglob("*") if path.is_file()}
+    assert {path: time for path, time in after.items() if path.name != "digests.json"} == {
+        path: time for path, time in before.items() if path.name != "digests.json"
+    }
+
+
+def test_a_run_with_nothing_to_do_imports_nothing_heavy(finished: Line) -> None:
+    arguments = finished.command("run")[3:]
+    probe = (
+        f"import sys; sys.argv = ['gptline', *{arguments!r}]\nfrom pipelines.__main__ import main\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "print('LOADED', sorted({'torch', 'ray', 'mlflow', 'transformers', 'datasets'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "LOADED []" in done.stdout
+
+
+def test_plan_names_the_field_and_a_run_redoes_only_what_is_downstream(copy: Line) -> None:
+    planned = json.loads(copy("plan", "--json", **{"finetune.learning_rate": "0.004"}))["steps"]
+    assert {step["step"]: step["why"] for step in planned}["finetune"] == ["train.learning_rate: 0.005 -> 0.004"]
+    said = copy("run", **{"finetune.learning_rate": "0.004"})
+    assert done_now(said) == ["finetune", "evaluate-task", "register-task", "pull-task"]
+
+
+def test_verify_finds_planted_damage_and_a_run_mends_it(copy: Line) -> None:
+    assert "0 damaged, 0 missing, 0 unowned" in copy("verify")
+    (shard,) = list(copy.work.glob("units/tokens/*/*.arrow"))[:1]
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    assert f"damaged: {shard.relative_to(copy.work)}" in copy("verify", expect=3)
+    assert done_now(copy("run", "--until", "tokenize")) == ["tokenize"]
+    assert "0 damaged, 0 missing" in copy("verify")
+
+
+def kill_when(line: Line, ready: Callable[[], bool], *arguments: str, **settings: object) -> None:
+    """Start a run and SIGKILL its driver as soon as `ready()`; its Ray dies by itself within seconds."""
+    driver = subprocess.Popen(line.command("run", *arguments, **settings), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not ready():
+        assert driver.poll() is None, "the run ended before the moment to kill it"
+        time.sleep(0.02)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+
+
+def test_a_driver_killed_while_pretraining_resumes_to_identical_weights(finished: Line, copy: Line) -> None:
+    expected = finished.outputs("pretrain")
+    for folder in copy.work.glob("steps/pretrain-*"):
+        shutil.rmtree(folder)
+    settings = {"execution.checkpoint_every": 5}
+    kill_when(copy, lambda: bool(list(copy.work.glob("steps/pretrain-*/checkpoints/step-*10"))), "--until", "pretrain", **settings)
+    assert "pretrain" not in copy.records()
+    copy("run", "--until", "pretrain", **settings)
+    assert copy.records()["pretrain"]["metrics"]["resumed_from"] >= 10
+    assert copy.outputs("pretrain") == expected
+
+
+RECIPE = """
+from pipelines import recipes
+from pipelines.config import ShardConfig, Source
+
+def many():
+    tiny = recipes.tiny()
+    source = Source(path={folder!r}, label="files")
+    return tiny.model_copy(update={{"name": "many", "shard": ShardConfig(sources=(source,), document_bytes=512, shard_bytes=8192, heldout_fraction=0.05)}})
+"""
+
+
+@pytest.fixture
+def files(finished: Line, tmp_path: Path) -> Line:
+    """A user's own recipe over a folder of text files."""
+    text = next((ROOT / ".cache" / "gptline").glob("tiny_shakespeare-*/input.txt")).read_text()
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for index in range(40):
+        (folder / f"{index}.txt").write_text(text[index * 6000 : (index + 1) * 6000])
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(RECIPE.format(folder=str(folder)))
+    return Line(tmp_path / "work", finished.registry, f"{recipe}:many")
+
+
+def test_one_more_source_file_costs_only_its_own_shards(files: Line, tmp_path: Path) -> None:
+    files("run", "--until", "tokenize")
+    before = {path: path.stat().st_mtime_ns for path in (files.work / "units").rglob("*") if path.is_file()}
+    (tmp_path / "corpus" / "new.txt").write_text("A new file, with a paragraph of its own.\n\n" * 60 + "And its end.\n")
+    assert done_now(files("run", "--until", "tokenize")) == ["shard", "tokenize"]
+    after = {path: path.stat().st_mtime_ns for path in (files.work / "units").rglob("*") if path.is_file()}
+    assert before.items() <= after.items()
+    records = files.records()
+    made = records["shard"]["metrics"]["pieces"] - records["shard"]["metrics"]["pieces_reused"]
+    assert 1 <= made <= 2, "the new file's own group, and the one that it may have split"
+    assert records["tokenize"]["metrics"]["shards"] - records["tokenize"]["metrics"]["shards_reused"] <= 2 * made
+
+
+def test_a_driver_killed_while_tokenizing_continues_to_identical_files(files: Line, tmp_path: Path) -> None:
+    undisturbed = Line(tmp_path / "undisturbed", files.registry, files.recipe)
+    undisturbed("run", "--until", "tokenize")
+    kill_when(files, lambda: len(list(files.work.glob("units/tokens/*/*.json"))) > 3, "--until", "tokenize")
+    assert "tokenize" not in files.records()
+    files("run", "--until", "tokenize")
+    assert files.records()["tokenize"]["metrics"]["shards_reused"] > 3
+    assert files.outputs("tokenize") == undisturbed.outputs("tokenize")
