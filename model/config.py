@@ -27,7 +27,9 @@ class ModelShape(Config):
     n_embd: int = Field(ge=8, description="width of the residual stream, in features")
     n_layer: int = Field(ge=1, description="number of blocks")
     n_head: int = Field(ge=1, description="attention heads in a block; divides n_embd")
-    n_inner: int | None = Field(None, ge=1, description="width of the feed-forward layer, in features; 4 x n_embd if none")
+    n_inner: int | None = Field(
+        None, ge=1, description="width of the feed-forward layer, in features; 4 x n_embd if none"
+    )
     embd_pdrop: float = Field(0.0, ge=0, lt=1, description="dropout after the embeddings, a probability")
     resid_pdrop: float = Field(0.0, ge=0, lt=1, description="dropout on each residual branch, a probability")
     layer_norm_epsilon: float = Field(1e-5, gt=0, description="added to the variance in layer norms")
@@ -71,9 +73,13 @@ class TrainConfig(Config):
     beta2: float = Field(0.95, ge=0, lt=1, description="AdamW beta2")
     epsilon: float = Field(1e-8, gt=0, description="AdamW epsilon")
     grad_clip: float = Field(1.0, ge=0, description="largest global gradient norm; 0: no clipping")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the forward and backward pass; bf16 keeps fp32 master weights")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="of the forward and backward pass; bf16 keeps fp32 master weights"
+    )
     zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage")
-    offload: Literal["none", "optimizer", "optimizer_and_parameters"] = Field("none", description="ZeRO state kept in host memory")
+    offload: Literal["none", "optimizer", "optimizer_and_parameters"] = Field(
+        "none", description="ZeRO state kept in host memory"
+    )
     activation_checkpointing: bool = Field(False, description="recompute blocks in the backward pass to save memory")
     compile: bool = Field(False, description="compile the model with torch.compile (needs a C++ compiler)")
 
@@ -86,7 +92,9 @@ class TrainConfig(Config):
         if self.offload == "optimizer_and_parameters" and self.zero_stage != 3:
             raise ValueError(f"offload of parameters needs zero_stage=3, not {self.zero_stage}")
         if self.precision == "bf16" and self.zero_stage == 0:
-            raise ValueError("precision bf16 needs zero_stage of 1, 2 or 3, not 0: DeepSpeed keeps fp32 master weights only there")
+            raise ValueError(
+                "precision bf16 needs zero_stage of 1, 2 or 3, not 0: DeepSpeed keeps fp32 master weights only there"
+            )
         if self.offload == "optimizer" and self.zero_stage == 0:
             raise ValueError("offload of the optimizer needs zero_stage of 1, 2 or 3, not 0")
         return self
@@ -96,7 +104,9 @@ def accumulation_steps(global_batch_size: int, world_size: int, micro_batch_size
     """Micro-batches that a rank runs in one optimizer step. ValueError if the batch does not divide."""
     per_rank, rest = divmod(global_batch_size, world_size)
     if rest or per_rank == 0:
-        raise ValueError(f"global_batch_size={global_batch_size} does not divide over {world_size} ranks; choose a multiple of {world_size}")
+        raise ValueError(
+            f"global_batch_size={global_batch_size} does not divide over {world_size} ranks; choose a multiple of {world_size}"
+        )
     micro = min(micro_batch_size, per_rank)
     if per_rank % micro:
         raise ValueError(

@@ -27,7 +27,8 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="a named recipe, or path/to/file.py:function")]
 WorkDir = Annotated[str, typer.Option("--work", "-w", help="work directory")]
 Settings = Annotated[
-    list[str] | None, typer.Option("--set", "-s", help="field=value of the recipe, or execution.field=value; may be repeated")
+    list[str] | None,
+    typer.Option("--set", "-s", help="field=value of the recipe, or execution.field=value; may be repeated"),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
@@ -72,13 +73,21 @@ def dry_run_command(recipe: RecipeName = "default", work: WorkDir = "work", sett
 
 
 @app.command()
-def plan(recipe: RecipeName = "default", work: WorkDir = "work", settings: Settings = None, as_json: AsJson = False) -> None:
+def plan(
+    recipe: RecipeName = "default", work: WorkDir = "work", settings: Settings = None, as_json: AsJson = False
+) -> None:
     """Say of each step whether it is done, and why not."""
     made, execution = configured(recipe, work, settings)
     planned = run.plan(run.open_workspace(made, execution, fetch=False))
     if as_json:
         steps = [
-            {"step": name, "stage": step.step.stage.name, "done": step.done, "fingerprint": step.fingerprint, "why": list(step.reasons)}
+            {
+                "step": name,
+                "stage": step.step.stage.name,
+                "done": step.done,
+                "fingerprint": step.fingerprint,
+                "why": list(step.reasons),
+            }
             for name, step in planned.items()
         ]
         sys.stdout.write(json.dumps({"recipe": made.name, "work": execution.work, "steps": steps}, indent=1) + "\n")
@@ -90,7 +99,9 @@ def plan(recipe: RecipeName = "default", work: WorkDir = "work", settings: Setti
 
 
 @app.command()
-def status(recipe: RecipeName = "default", work: WorkDir = "work", settings: Settings = None, as_json: AsJson = False) -> None:
+def status(
+    recipe: RecipeName = "default", work: WorkDir = "work", settings: Settings = None, as_json: AsJson = False
+) -> None:
     """Say what is made, what is being made and by whom, and what it measured."""
     from pipelines import narrate
 
@@ -99,7 +110,9 @@ def status(recipe: RecipeName = "default", work: WorkDir = "work", settings: Set
 
 
 @app.command()
-def verify(recipe: RecipeName = "default", work: WorkDir = "work", settings: Settings = None, as_json: AsJson = False) -> None:
+def verify(
+    recipe: RecipeName = "default", work: WorkDir = "work", settings: Settings = None, as_json: AsJson = False
+) -> None:
     """Hash every file under the work directory and compare it with the records."""
     from pipelines import verification
 
@@ -125,8 +138,14 @@ def pull(
 
     _, execution = configured("default", "work", settings)
     pulled = pulling.pull(execution.registry, model, Path(dest))
-    out.print(f"{pulled.name} version {pulled.version} is in {dest}, verified (package digest {pulled.digest[:12]})", markup=False)
-    out.print(f'next: python -c "from transformers import pipeline; ..." or make generate MODEL={dest} PROMPT="..."', markup=False)
+    out.print(
+        f"{pulled.name} version {pulled.version} is in {dest}, verified (package digest {pulled.digest[:12]})",
+        markup=False,
+    )
+    out.print(
+        f'next: python -c "from transformers import pipeline; ..." or make generate MODEL={dest} PROMPT="..."',
+        markup=False,
+    )
 
 
 @app.command()
@@ -147,7 +166,12 @@ def generate(
 
 @app.command()
 def inspect(
-    what: Annotated[str, typer.Argument(help="a shard, an examples file, a folder or file of outputs, or batch:STEP for a training batch")],
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="a shard, an examples file, a folder or file of outputs, or batch:STEP for a training batch"
+        ),
+    ],
     rows: Annotated[int, typer.Option(help="rows to show")] = 3,
     recipe: RecipeName = "default",
     work: WorkDir = "work",
@@ -171,7 +195,18 @@ def ui(settings: Settings = None) -> None:
     out.print(f"MLflow at http://127.0.0.1:{execution.port} (Ctrl-C ends it)", markup=False)
     os.execv(
         sys.executable,
-        [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(execution.port)],
+        [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "ui",
+            "--backend-store-uri",
+            uri,
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(execution.port),
+        ],
     )
 
 

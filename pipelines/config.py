@@ -25,10 +25,14 @@ class Source(Config):
     sample: str | None = Field(None, description="a named sample that gptline fetches, see pipelines/samples.py")
     config: str | None = Field(None, description="of a dataset: its configuration")
     split: str = Field("train", description="of a dataset: its split")
-    revision: str | None = Field(None, pattern=r"^[0-9a-f]{40}$", description="of a hub dataset: the commit, 40 hex digits")
+    revision: str | None = Field(
+        None, pattern=r"^[0-9a-f]{40}$", description="of a hub dataset: the commit, 40 hex digits"
+    )
     format: SourceFormat = Field("auto", description="of files; auto goes by the file name's ending")
     text_column: str = Field("text", description="field or column that holds the text, where records have fields")
-    on_bad_record: Literal["fail", "skip"] = Field("fail", description="stop at a bad record, or count it and keep it in rejects")
+    on_bad_record: Literal["fail", "skip"] = Field(
+        "fail", description="stop at a bad record, or count it and keep it in rejects"
+    )
     label: str = Field("", description="name of this source in shards and statistics; counts as content")
 
     @model_validator(mode="after")
@@ -37,7 +41,9 @@ class Source(Config):
         if len(given) != 1:
             raise ValueError(f"give exactly one of path, dataset or sample, not {' and '.join(given) or 'none'}")
         if self.dataset and not Path(self.dataset).exists() and not self.revision:
-            raise ValueError(f"dataset={self.dataset!r} is no local path, so it is a hub name: pin it with revision=<commit, 40 hex digits>")
+            raise ValueError(
+                f"dataset={self.dataset!r} is no local path, so it is a hub name: pin it with revision=<commit, 40 hex digits>"
+            )
         return self
 
 
@@ -45,21 +51,31 @@ class ShardConfig(Config):
     """How documents are cut, split and grouped into text shards."""
 
     sources: tuple[Source, ...] = Field(min_length=1, description="the corpus")
-    document_bytes: int = Field(8192, ge=64, description="longest document, in UTF-8 bytes; longer ones are cut at paragraph ends")
+    document_bytes: int = Field(
+        8192, ge=64, description="longest document, in UTF-8 bytes; longer ones are cut at paragraph ends"
+    )
     shard_bytes: int = Field(32 << 20, ge=4096, description="aimed-at text in one shard, in bytes")
-    heldout_fraction: float = Field(0.01, gt=0, lt=1, description="documents held out for evaluation, by a hash of their content")
-    decontaminate_min_words: int = Field(8, ge=1, description="evaluation examples of at least so many words remove documents that contain them")
+    heldout_fraction: float = Field(
+        0.01, gt=0, lt=1, description="documents held out for evaluation, by a hash of their content"
+    )
+    decontaminate_min_words: int = Field(
+        8, ge=1, description="evaluation examples of at least so many words remove documents that contain them"
+    )
 
 
 class TokenizerConfig(Config):
     """Where the tokenizer comes from: trained on its own sources, or pinned by digest."""
 
-    sources: tuple[Source, ...] = Field((), description="what it is trained on; its own, so that new documents do not change it")
+    sources: tuple[Source, ...] = Field(
+        (), description="what it is trained on; its own, so that new documents do not change it"
+    )
     vocab_size: int = Field(8192, ge=257, description="tokens in the vocabulary, at most")
     min_frequency: int = Field(2, ge=1, description="occurrences a pair needs to be merged")
     max_bytes: int = Field(64 << 20, ge=1024, description="text that it is trained on, in bytes, at most")
     pinned: str | None = Field(None, description="directory of a tokenizer to use as it is")
-    digest: str | None = Field(None, pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the pinned directory's tokenizer.json")
+    digest: str | None = Field(
+        None, pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the pinned directory's tokenizer.json"
+    )
 
     @model_validator(mode="after")
     def _one_origin(self) -> TokenizerConfig:
@@ -83,14 +99,20 @@ class TaskConfig(Config):
     source: Source = Field(description="the labelled data")
     validation_fraction: float = Field(0.1, gt=0, lt=0.5, description="of groups (films), by a hash of the group")
     test_fraction: float = Field(0.1, gt=0, lt=0.5, description="of groups (films), by a hash of the group")
-    max_examples: int | None = Field(None, ge=10, description="examples kept in each split, the first by hash; all if none")
+    max_examples: int | None = Field(
+        None, ge=10, description="examples kept in each split, the first by hash; all if none"
+    )
 
 
 class FinetuneConfig(TrainConfig):
     """Fine-tuning on a task. `sequence_length` cuts longer examples, which is counted and reported."""
 
-    init: Literal["base", "random"] = Field("base", description="start from the pre-trained base model or from random weights")
-    dropout: float = Field(0.1, ge=0, lt=1, description="dropout of embeddings, residual branches and head, a probability")
+    init: Literal["base", "random"] = Field(
+        "base", description="start from the pre-trained base model or from random weights"
+    )
+    dropout: float = Field(
+        0.1, ge=0, lt=1, description="dropout of embeddings, residual branches and head, a probability"
+    )
 
 
 class EvaluateConfig(Config):
@@ -106,7 +128,9 @@ class Gate(Config):
     metric: str = Field(description="a metric of the evaluation, as it is named there")
     minimum: float | None = Field(None, description="smallest value that passes")
     maximum: float | None = Field(None, description="largest value that passes")
-    baseline: str | None = Field(None, description="another metric that the bound is measured from; the bounds are then differences")
+    baseline: str | None = Field(
+        None, description="another metric that the bound is measured from; the bounds are then differences"
+    )
 
     @model_validator(mode="after")
     def _bounded(self) -> Gate:
@@ -143,7 +167,9 @@ class Recipe(Config):
             raise ValueError("task and finetune belong together: give both or neither")
         for name, part in (("pretrain", self.pretrain), ("finetune", self.finetune)):
             if part is not None and part.sequence_length > self.model.n_positions:
-                raise ValueError(f"{name}.sequence_length={part.sequence_length} is longer than model.n_positions={self.model.n_positions}")
+                raise ValueError(
+                    f"{name}.sequence_length={part.sequence_length} is longer than model.n_positions={self.model.n_positions}"
+                )
         return self
 
 
@@ -155,7 +181,9 @@ class Execution(Config):
     """Where and how a recipe is made. Nothing here enters a fingerprint."""
 
     work: str = Field("work", description="work directory: everything in it can be made again")
-    registry: str = Field("registry", description="MLflow store: a folder (sqlite and artifacts), or a tracking server's http address")
+    registry: str = Field(
+        "registry", description="MLflow store: a folder (sqlite and artifacts), or a tracking server's http address"
+    )
     cache: str = Field(".cache/gptline", description="folder for fetched sample data")
     ray_address: str = Field("local", description="'local' starts a Ray here; 'auto' or host:port joins one")
     workers: int = Field(default_factory=_cores, ge=1, description="Ray tasks in flight at once")
@@ -163,10 +191,18 @@ class Execution(Config):
     ranks: int = Field(2, ge=1, description="training processes")
     threads: int = Field(default_factory=lambda: max(1, _cores() // 2), ge=1, description="CPU threads of one rank")
     micro_batch_size: int = Field(32, ge=1, description="sequences in one forward pass of one rank, at most")
-    checkpoint_every: int = Field(100, ge=0, description="steps between two checkpoints; 0: only at the end and at SIGTERM")
+    checkpoint_every: int = Field(
+        100, ge=0, description="steps between two checkpoints; 0: only at the end and at SIGTERM"
+    )
     keep_checkpoints: int = Field(2, ge=1, description="newest good checkpoints kept while a step is trained")
-    lease_seconds: float = Field(30.0, gt=0, description="an owner on another host without a sign of life for so long is dead")
-    peak_flops: float | None = Field(None, gt=0, description="floating-point operations a second that one rank could reach, for MFU; measured if none")
+    lease_seconds: float = Field(
+        30.0, gt=0, description="an owner on another host without a sign of life for so long is dead"
+    )
+    peak_flops: float | None = Field(
+        None,
+        gt=0,
+        description="floating-point operations a second that one rank could reach, for MFU; measured if none",
+    )
     port: int = Field(5000, ge=1, le=65535, description="of the MLflow UI, on loopback")
 
     @field_validator("work", "registry", "cache")
@@ -191,7 +227,9 @@ def override(config: Config, settings: dict[str, str]) -> Any:
         for depth, key in enumerate([*parents, leaf]):
             if not isinstance(node, dict) or key not in node:
                 known = ", ".join(sorted(node)) if isinstance(node, dict) else "none"
-                raise ConfigError(f"--set {path}={text}: {kind} has no field {'.'.join([*parents, leaf][: depth + 1])!r}; known here: {known}")
+                raise ConfigError(
+                    f"--set {path}={text}: {kind} has no field {'.'.join([*parents, leaf][: depth + 1])!r}; known here: {known}"
+                )
             if depth < len(parents):
                 node = node[key]
         node[leaf] = _value(text)
@@ -223,6 +261,8 @@ def explain(error: ValidationError, origin: str) -> str:
     for problem in error.errors():
         path = ".".join(str(part) for part in problem["loc"]) or "(the whole)"
         seen = "" if problem["type"] in ("missing", "value_error") else f" (seen: {problem['input']!r})"
-        advice = "unknown field; remove it or fix its spelling" if problem["type"] == "extra_forbidden" else problem["msg"]
+        advice = (
+            "unknown field; remove it or fix its spelling" if problem["type"] == "extra_forbidden" else problem["msg"]
+        )
         lines.append(f"  {path}: {advice.removeprefix('Value error, ')}{seen}")
     return f"{origin} is not valid:\n" + "\n".join(lines)

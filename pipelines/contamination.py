@@ -16,7 +16,9 @@ from typing import Any
 
 WINDOW = 32  # words; longer examples are searched for by windows of so many, so that a cut inside one hides nothing
 # Kana, Han and Hangul are written without spaces (or with few): each character counts as a word.
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]|[^\W_\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]+")
+_WORD = re.compile(
+    r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]|[^\W_\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]+"
+)
 
 
 def words(text: str) -> list[str]:
@@ -78,4 +80,6 @@ def load(paths: tuple[str, ...], digest: str, min_words: int) -> Contamination:
 def evaluation_inputs(inputs: Any) -> tuple[tuple[str, ...], dict[str, str]]:
     """The evaluation files among a step's inputs, named "test" and "validation", and the digest of each."""
     names = [name for name in ("test", "validation") if name in inputs]
-    return tuple(str(inputs[name].path(f"{name}.jsonl")) for name in names), {name: inputs[name].digest for name in names}
+    return tuple(str(inputs[name].path(f"{name}.jsonl")) for name in names), {
+        name: inputs[name].digest for name in names
+    }

@@ -21,7 +21,10 @@ def describe(recipe: Recipe, execution: Execution) -> dict[str, Any]:
         jobs["finetune"] = recipe.finetune.model_dump(mode="json", exclude={"init", "dropout"})
     shape = recipe.model.model_dump(mode="json") | vocabulary
     parts = {"ranks": execution.ranks, "micro_batch_size": execution.micro_batch_size}
-    return {name: resolve("model.dry_run:describe")({"model": shape, "train": train, **parts}) for name, train in jobs.items()}
+    return {
+        name: resolve("model.dry_run:describe")({"model": shape, "train": train, **parts})
+        for name, train in jobs.items()
+    }
 
 
 def lines(recipe: Recipe, execution: Execution) -> Iterator[str]:

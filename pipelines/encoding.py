@@ -20,7 +20,10 @@ import numpy as np
 
 from pipelines.tokenizer_files import EOT, TokenizerFacts
 
-SAMPLE_SHARE, SAMPLE_BYTES = 1024, (16 << 10, 64 << 10)  # a 1024th of a batch is compared, within these bounds, in bytes
+SAMPLE_SHARE, SAMPLE_BYTES = (
+    1024,
+    (16 << 10, 64 << 10),
+)  # a 1024th of a batch is compared, within these bounds, in bytes
 _RENEW_BYTES = 1 << 30  # gigatoken caches every word it has seen, without a bound: it is loaded anew after so much text
 HARD = (
     f"a{EOT}b {EOT}", "\x00\x01\x7f\ufeff", "漢字かな交じり文。한국어 텍스트", "👩‍👩‍👧‍👦 🏳️‍🌈 e\u0301", "x" * 3000, " " * 300 + "\t\t\r\n\n\n  y",
@@ -90,14 +93,18 @@ class Encoder:
         return np.asarray(encoded.content.data)[offsets[0] : offsets[-1]], offsets - offsets[0]
 
     def _tokenizers(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        rows = [np.array(row.ids, self._dtype) for row in self._reference.encode_batch_fast(texts, add_special_tokens=False)]
+        rows = [
+            np.array(row.ids, self._dtype) for row in self._reference.encode_batch_fast(texts, add_special_tokens=False)
+        ]
         offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows], dtype=np.int64)])
         return np.concatenate([*rows, np.zeros(0, self._dtype)]), offsets
 
     def _difference(self, texts: Any, tokens: np.ndarray, offsets: np.ndarray, chosen: Any) -> str | None:
         """How gigatoken's output differs from `tokenizers` on the chosen documents, or None."""
         documents = [texts[int(index)].as_py() for index in chosen]
-        for index, row in zip(chosen, self._reference.encode_batch_fast(documents, add_special_tokens=False), strict=True):
+        for index, row in zip(
+            chosen, self._reference.encode_batch_fast(documents, add_special_tokens=False), strict=True
+        ):
             if not np.array_equal(tokens[offsets[index] : offsets[index + 1]], row.ids):
                 return f"gigatoken differs on {documents[list(chosen).index(index)][:60]!r}"
         return None
@@ -132,7 +139,9 @@ def _as_awkward(texts: Any) -> Any:
     _, offsets, data = texts.buffers()
     starts = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
     characters = ak.contents.NumpyArray(np.frombuffer(data, np.uint8), parameters={"__array__": "char"})
-    return ak.Array(ak.contents.ListOffsetArray(ak.index.Index64(starts), characters, parameters={"__array__": "string"}))
+    return ak.Array(
+        ak.contents.ListOffsetArray(ak.index.Index64(starts), characters, parameters={"__array__": "string"})
+    )
 
 
 def sample(texts: Any) -> list[int]:

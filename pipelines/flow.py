@@ -11,7 +11,17 @@ from typing import Any
 
 from pipelines.config import Recipe, Source
 from pipelines.engine.step import Input, Step
-from pipelines.stages import evaluate, finetune, prepare_task, pretrain, pull, register, shard, tokenize, train_tokenizer
+from pipelines.stages import (
+    evaluate,
+    finetune,
+    prepare_task,
+    pretrain,
+    pull,
+    register,
+    shard,
+    tokenize,
+    train_tokenizer,
+)
 
 Files = Callable[[Source], list[dict[str, Any]]]
 
@@ -42,7 +52,10 @@ def _data(recipe: Recipe, files: Files) -> list[Step]:
     if recipe.task:
         labelled = {"labelled": files(recipe.task.source)}
         steps.append(Step("prepare_task", prepare_task.STAGE, _json(recipe.task, "source"), {}, labelled))
-        evaluation = {"test": Input("prepare_task", "test.jsonl"), "validation": Input("prepare_task", "validation.jsonl")}
+        evaluation = {
+            "test": Input("prepare_task", "test.jsonl"),
+            "validation": Input("prepare_task", "validation.jsonl"),
+        }
     corpus = {"corpus": _all(recipe.shard.sources, files)}
     own = {"text": _all(recipe.tokenizer.sources, files)} if recipe.tokenizer.sources else {}
     return [

@@ -31,9 +31,15 @@ def inspect(what: str, rows: int, workspace: Workspace) -> Iterator[str]:
         return
     path = next((path for path in (Path(what), workspace.root / what) if path.exists()), None)
     if path is None:
-        raise ConfigError(f"WHAT={what}: no such file here or below {workspace.root}; or say batch:0 or finetune:0 for a training batch")
+        raise ConfigError(
+            f"WHAT={what}: no such file here or below {workspace.root}; or say batch:0 or finetune:0 for a training batch"
+        )
     if path.is_dir():
-        yield from (f"{file.relative_to(path)}  {file.stat().st_size:,} bytes" for file in sorted(path.rglob("*")) if file.is_file())
+        yield from (
+            f"{file.relative_to(path)}  {file.stat().st_size:,} bytes"
+            for file in sorted(path.rglob("*"))
+            if file.is_file()
+        )
     elif path.suffix == ".parquet":
         yield from _text_shard(path, rows)
     elif path.suffix == ".arrow":
@@ -43,7 +49,9 @@ def inspect(what: str, rows: int, workspace: Workspace) -> Iterator[str]:
     elif path.suffix == ".json":
         yield json.dumps(durable.read_json(path), indent=1, ensure_ascii=False)
     else:
-        raise ConfigError(f"WHAT={what}: nothing here reads a {path.suffix or 'file without ending'}; known are .parquet, .arrow, .jsonl, .json")
+        raise ConfigError(
+            f"WHAT={what}: nothing here reads a {path.suffix or 'file without ending'}; known are .parquet, .arrow, .jsonl, .json"
+        )
 
 
 def _short(text: str) -> str:
@@ -100,7 +108,9 @@ def _batch(step_name: str, step: int, rows: int, workspace: Workspace) -> Iterat
         job = _data_job(step_name, planned, workspace, Path(scratch)) | {"step": step}
         for row in resolve("model.inspection:training_batch")(job)[:rows]:
             counted = [token for token, mask in zip(row["tokens"], row["loss_mask"], strict=True) if mask]
-            yield f"row {row['place']} of step {step}: {row['origin']}" + (f", label {row['label']}" if row["label"] is not None else "")
+            yield f"row {row['place']} of step {step}: {row['origin']}" + (
+                f", label {row['label']}" if row["label"] is not None else ""
+            )
             yield f"  text {_short(tokenizer.decode(row['tokens'], skip_special_tokens=False))}"
             yield f"  loss on {len(counted)} of {len(row['tokens'])} tokens: {_short(tokenizer.decode(counted, skip_special_tokens=False))}"
 
@@ -116,10 +126,18 @@ def _data_job(step_name: str, planned: dict[str, Planned], workspace: Workspace,
     step = next(step for step in workspace.steps if step.name == step_name)
     train = {key: value for key, value in step.config["train"].items() if key not in ("objective", "init", "dropout")}
     if step_name == "pretrain":
-        return {"train": train, "data": {"manifest": str(folder / "outputs" / "train.json"), "root": str(workspace.root)}}
+        return {
+            "train": train,
+            "data": {"manifest": str(folder / "outputs" / "train.json"), "root": str(workspace.root)},
+        }
     tokenizer = planned["train_tokenizer"].folder
     assert tokenizer is not None
-    encode(folder / "outputs" / "train.jsonl", tokenizer / "outputs" / "tokenizer", train["sequence_length"], scratch / "examples.arrow")
+    encode(
+        folder / "outputs" / "train.jsonl",
+        tokenizer / "outputs" / "tokenizer",
+        train["sequence_length"],
+        scratch / "examples.arrow",
+    )
     return {"train": train, "data": {"examples": str(scratch / "examples.arrow")}}
 
 

@@ -84,7 +84,9 @@ def _tracker(workspace: Workspace) -> Any:
     recipe = workspace.recipe.model_dump(mode="json")
     tracker = Tracker(workspace.execution.registry, workspace.root / "outbox.json")
     tags = {"gptline.recipe": workspace.recipe.name, "gptline.work": str(workspace.root)}
-    tracker.start_execution(digest(recipe), recipe, tags | {f"gptline.{key}": value for key, value in code_version().items()})
+    tracker.start_execution(
+        digest(recipe), recipe, tags | {f"gptline.{key}": value for key, value in code_version().items()}
+    )
     return tracker
 
 
@@ -102,7 +104,9 @@ def _tracked(tracker: Any, attempt: Attempt) -> Iterator[None]:
     except BaseException:
         tracked.finish("FAILED", {}, [])
         raise
-    artifacts = [path for path in (attempt.folder / "outputs").glob("*") if path.is_file() and path.stat().st_size < 1 << 20]
+    artifacts = [
+        path for path in (attempt.folder / "outputs").glob("*") if path.is_file() and path.stat().st_size < 1 << 20
+    ]
     tracked.finish("FINISHED", attempt.metrics, sorted(artifacts))
 
 
@@ -184,7 +188,9 @@ def _summary(workspace: Workspace, outcomes: list[Outcome], out: Console, second
         table.add_column(title, justify="right" if title == "time" else "left")
     for outcome in outcomes:
         record = outcome.record
-        table.add_row(record.step, "done now" if outcome.done_now else "already done", f"{record.seconds:.1f} s", figure(record))
+        table.add_row(
+            record.step, "done now" if outcome.done_now else "already done", f"{record.seconds:.1f} s", figure(record)
+        )
     out.print(table)
     for line in results(workspace, {outcome.record.step: outcome.planned for outcome in outcomes}):
         out.print(line, markup=False)
@@ -264,7 +270,7 @@ def _released(kind: str, planned: Mapping[str, Planned]) -> Iterator[str]:
 
 def status(workspace: Workspace, out: Console, as_json: bool) -> None:
     """What is made, what is being made and by whom, what it measured."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, planned in runs.plan(workspace).items():
         owner = leases.current_owner(planned.folder) if planned.folder else None
         state = f"being made by {owner}" if owner else "done" if planned.done else "to do"
@@ -274,14 +280,18 @@ def status(workspace: Workspace, out: Console, as_json: bool) -> None:
              "seconds": record and record.seconds, "figure": figure(record) if record else "", "metrics": record and record.metrics}
         )  # fmt: skip
     if as_json:
-        sys.stdout.write(json.dumps({"recipe": workspace.recipe.name, "work": str(workspace.root), "steps": rows}, indent=1) + "\n")
+        sys.stdout.write(
+            json.dumps({"recipe": workspace.recipe.name, "work": str(workspace.root), "steps": rows}, indent=1) + "\n"
+        )
         return
     table = Table(box=None, pad_edge=False)
     for title in ("step", "state", "finished", "time", "key figure"):
         table.add_column(title)
     for row in rows:
         finished = str(row["finished"])[:19].replace("T", " ") if row["finished"] else ""
-        table.add_row(row["step"], row["state"], finished, f"{row['seconds']:.1f} s" if row["seconds"] else "", row["figure"])
+        table.add_row(
+            row["step"], row["state"], finished, f"{row['seconds']:.1f} s" if row["seconds"] else "", row["figure"]
+        )
     out.print(table)
     out.print(f"work directory {_size(workspace.root)}; next: make plan (why), make run (do it)", markup=False)
 

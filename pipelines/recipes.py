@@ -36,7 +36,12 @@ def default() -> Recipe:
         tokenizer=TokenizerConfig(sources=(SHAKESPEARE,), vocab_size=4096),
         model=ModelShape(n_positions=128, n_embd=192, n_layer=3, n_head=6),
         pretrain=PretrainConfig(
-            max_steps=300, global_batch_size=32, sequence_length=128, learning_rate=2e-3, min_learning_rate=2e-4, warmup_steps=30
+            max_steps=300,
+            global_batch_size=32,
+            sequence_length=128,
+            learning_rate=2e-3,
+            min_learning_rate=2e-4,
+            warmup_steps=30,
         ),
         task=TaskConfig(source=REVIEWS, test_fraction=0.15),
         finetune=FinetuneConfig(
@@ -57,9 +62,13 @@ def tiny() -> Recipe:
         shard=ShardConfig(sources=(text,), document_bytes=2048, shard_bytes=256 << 10, heldout_fraction=0.02),
         tokenizer=TokenizerConfig(sources=(text,), vocab_size=1024),
         model=ModelShape(n_positions=64, n_embd=32, n_layer=2, n_head=2),
-        pretrain=PretrainConfig(max_steps=30, global_batch_size=16, sequence_length=64, learning_rate=1e-2, warmup_steps=5),
+        pretrain=PretrainConfig(
+            max_steps=30, global_batch_size=16, sequence_length=64, learning_rate=1e-2, warmup_steps=5
+        ),
         task=TaskConfig(source=REVIEWS, max_examples=400),
-        finetune=FinetuneConfig(max_steps=30, global_batch_size=16, sequence_length=48, learning_rate=5e-3, warmup_steps=3),
+        finetune=FinetuneConfig(
+            max_steps=30, global_batch_size=16, sequence_length=48, learning_rate=5e-3, warmup_steps=3
+        ),
         evaluate=EvaluateConfig(continuation_tokens=16),
         register_as=RegisterConfig(
             base_gates=(Gate(metric="bits_per_byte", maximum=8.0),), task_gates=(Gate(metric="accuracy", minimum=0.3),)
@@ -103,7 +112,9 @@ def load(name: str) -> Recipe:
         return NAMED[name]()
     file, _, function = name.rpartition(":")
     if not file:
-        raise ConfigError(f"RECIPE={name}: no such recipe; known are {', '.join(NAMED)}, or give path/to/file.py:function")
+        raise ConfigError(
+            f"RECIPE={name}: no such recipe; known are {', '.join(NAMED)}, or give path/to/file.py:function"
+        )
     if not Path(file).is_file():
         raise ConfigError(f"RECIPE={name}: there is no file {file}")
     spec = importlib.util.spec_from_file_location(Path(file).stem, file)

@@ -77,9 +77,13 @@ def _lines_or_text(stretch: Stretch, raw: Checked) -> Iterator[Text | Reject]:
     if not plain.peek(1):
         yield Reject(1, "the file is empty; remove it or fill it")
     elif foreign and stretch.start == 0:
-        yield Reject(1, f"the file is in {foreign}, by its byte order mark; convert it to UTF-8", excerpt(plain.peek(EXCERPT)))
+        yield Reject(
+            1, f"the file is in {foreign}, by its byte order mark; convert it to UTF-8", excerpt(plain.peek(EXCERPT))
+        )
     elif stretch.file.format in ("txt", "md"):
-        yield Text(stretch.first_line, normalise_newlines(_without_bom(iter(lambda: plain.read(BLOCK), b""), stretch)), True)
+        yield Text(
+            stretch.first_line, normalise_newlines(_without_bom(iter(lambda: plain.read(BLOCK), b""), stretch)), True
+        )
     else:
         yield from _jsonl(stretch, _decompressed(plain, stretch.file.format))
 
@@ -92,12 +96,12 @@ def _without_bom(blocks: Iterator[bytes], stretch: Stretch) -> Iterator[bytes]:
 
 def _decompressed(plain: io.BufferedReader[Any], format: str) -> BinaryIO:
     if format == "jsonl.gz":
-        return gzip.GzipFile(fileobj=plain, mode="rb")
+        return gzip.GzipFile(fileobj=plain, mode="rb")  # type: ignore[return-value]
     if format == "jsonl.zst":
         import pyarrow as pa
 
         # Small reads: the one that meets the end of a truncated file gives nothing, so what it asked for is lost.
-        return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(plain, "r"), "zstd"), 1 << 14)  # type: ignore[arg-type]
+        return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(plain, "r"), "zstd"), 1 << 14)
     return plain
 
 
@@ -111,7 +115,10 @@ def _jsonl(stretch: Stretch, lines: BinaryIO) -> Iterator[Text | Reject]:
     except (EOFError, zlib.error, OSError) as error:
         if stretch.file.format == "jsonl":
             raise
-        yield Reject(number + 1, f"the compressed data is truncated or damaged after line {number} ({error}); fetch or write the file again")
+        yield Reject(
+            number + 1,
+            f"the compressed data is truncated or damaged after line {number} ({error}); fetch or write the file again",
+        )
         return
     if empty:
         yield Reject(1, "no record in the file, only empty lines or nothing")
@@ -128,18 +135,30 @@ def _record(line: bytes, number: int, column: str) -> Text | Reject:
     if not isinstance(record, dict):
         return Reject(number, f"a JSON object is expected, this is a {type(record).__name__}", excerpt(line))
     if column not in record:
-        return Reject(number, f"no field {column!r}; the fields are {', '.join(record) or 'none'} (see text_column)", excerpt(line))
+        return Reject(
+            number,
+            f"no field {column!r}; the fields are {', '.join(record) or 'none'} (see text_column)",
+            excerpt(line),
+        )
     return _text(record[column], number, column)
 
 
 def _text(value: Any, number: int, column: str) -> Text | Reject:
     if not isinstance(value, str):
         kind = "null" if value is None else type(value).__name__
-        return Reject(number, f"{column!r} is not text but {kind}", excerpt(repr(value)[:EXCERPT].encode("utf-8", "backslashreplace")))
+        return Reject(
+            number,
+            f"{column!r} is not text but {kind}",
+            excerpt(repr(value)[:EXCERPT].encode("utf-8", "backslashreplace")),
+        )
     try:
         return Text(number, list(normalise_newlines([value.encode("utf-8")])), False)
     except UnicodeEncodeError as error:
-        return Reject(number, f"character {error.start + 1} of {column!r} is half of a surrogate pair, which is no text", excerpt(value[:EXCERPT].encode("utf-8", "backslashreplace")))
+        return Reject(
+            number,
+            f"character {error.start + 1} of {column!r} is half of a surrogate pair, which is no text",
+            excerpt(value[:EXCERPT].encode("utf-8", "backslashreplace")),
+        )
 
 
 def _parquet(stretch: Stretch) -> Iterator[Text | Reject]:
@@ -196,5 +215,3 @@ def _dataset(stretch: Stretch) -> Iterator[Text | Reject]:
                 yield Reject(row, f"no column {column!r}; the columns are {', '.join(record)} (see text_column)")
     except Exception as error:  # as above
         yield Reject(row + 1, f"dataset {stretch.file.path} cannot be read on after row {row}: {error}")
-
-

@@ -14,6 +14,7 @@ from typing import Any
 
 from pipelines import flow
 from pipelines.config import ConfigError, Execution, Recipe, Source
+from pipelines.engine import plan as planning
 from pipelines.engine import step as steps
 from pipelines.engine.digests import Digests
 from pipelines.engine.lease import Owner
@@ -87,7 +88,7 @@ def plan(workspace: Workspace) -> dict[str, Planned]:
     """How each step stands, by name, in order."""
     before: dict[str, Planned] = {}
     for step in workspace.steps:
-        before[step.name] = steps.plan(step, before, workspace.root, workspace.digests, workspace.settings)
+        before[step.name] = planning.plan(step, before, workspace.root, workspace.digests, workspace.settings)
     workspace.digests.save()
     return before
 
@@ -101,9 +102,9 @@ def run(
     position = 0
     while position < len(workspace.steps):
         step = workspace.steps[position]
-        planned = steps.plan(step, before, workspace.root, workspace.digests, workspace.settings)
+        planned = planning.plan(step, before, workspace.root, workspace.digests, workspace.settings)
         if step.name in damaged:
-            planned = steps.retire(planned, damaged.pop(step.name))
+            planned = planning.retire(planned, damaged.pop(step.name))
         if planned.record and planned.reasons:
             on_damage(planned.reasons[0])
         outcome = None
@@ -122,7 +123,13 @@ def run(
     workspace.digests.save()
 
 
-def _done(planned: Planned, before: Mapping[str, Planned], workspace: Workspace, watch: Watch, on_wait: Callable[[Owner], None]) -> Outcome:
+def _done(
+    planned: Planned,
+    before: Mapping[str, Planned],
+    workspace: Workspace,
+    watch: Watch,
+    on_wait: Callable[[Owner], None],
+) -> Outcome:
     if planned.done:
         assert planned.record is not None
         return Outcome(planned, planned.record, done_now=False)

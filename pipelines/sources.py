@@ -95,7 +95,9 @@ def _format(path: Path, spec: Source) -> str:
         return spec.format
     found = known_format(path)
     if found is None:
-        raise SourceError(f"{path}: unknown file ending; known are {', '.join(FORMATS)}. Rename it or give the source a format")
+        raise SourceError(
+            f"{path}: unknown file ending; known are {', '.join(FORMATS)}. Rename it or give the source a format"
+        )
     return found
 
 
@@ -139,7 +141,9 @@ def _dataset(spec: Source, sha256: Callable[[Path], str]) -> SourceFile:
     name = str(spec.dataset)
     if path.exists():
         if not path.is_dir():
-            raise SourceError(f"{path}: dataset= means a folder that datasets.load_dataset reads; for one file use path=")
+            raise SourceError(
+                f"{path}: dataset= means a folder that datasets.load_dataset reads; for one file use path="
+            )
         files = sorted(_walk(path))
         if not files:
             raise SourceError(f"{path}: this dataset folder holds no files; check the path")

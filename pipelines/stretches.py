@@ -21,7 +21,9 @@ BLOCK = 1 << 20  # bytes
 
 def changed(path: str) -> SourceError:
     """The error for a source file that is not the one that was planned."""
-    return SourceError(f"{path} was changed or removed after this run was planned; run again to plan with what is there now")
+    return SourceError(
+        f"{path} was changed or removed after this run was planned; run again to plan with what is there now"
+    )
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,11 @@ def modified(path: str) -> int:
     """The newest time stamp of a file, or of the files of a folder, in ns; 0 for what is not on this disk."""
     if not os.path.exists(path):
         return 0
-    files = [path] if os.path.isfile(path) else [os.path.join(root, name) for root, _, names in os.walk(path) for name in names]
+    files = (
+        [path]
+        if os.path.isfile(path)
+        else [os.path.join(root, name) for root, _, names in os.walk(path) for name in names]
+    )
     return max(os.stat(file).st_mtime_ns for file in files)
 
 

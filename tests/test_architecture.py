@@ -38,7 +38,9 @@ def test_imports_run_one_way(path: Path) -> None:
         if room in ("model", "cluster"):
             assert top not in set(ROOMS) - {room}, f"{name} imports {module}"
         if room == "pipelines" and module.startswith("model."):
-            assert any(module == allowed or module.startswith(allowed + ".") for allowed in TORCH_FREE), f"{name} imports {module}"
+            assert any(module == allowed or module.startswith(allowed + ".") for allowed in TORCH_FREE), (
+                f"{name} imports {module}"
+            )
         if top == "ray":
             assert room == "cluster", f"{name} imports ray"
         if top == "mlflow":
@@ -53,10 +55,20 @@ def test_only_durable_renames_links_and_fsyncs(path: Path) -> None:
         return
     forbidden = {"rename", "replace", "link", "symlink", "fsync", "hardlink_to", "symlink_to"}
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name):
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and isinstance(node.func.value, ast.Name)
+        ):
             assert not (node.func.value.id == "os" and node.func.attr in forbidden), f"{path}:{node.lineno}"
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("write_text", "write_bytes"):
-            assert isinstance(node.func.value, ast.Name) and node.func.value.id == "durable", f"{path}:{node.lineno} writes a file itself"
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr in ("write_text", "write_bytes")
+        ):
+            assert isinstance(node.func.value, ast.Name) and node.func.value.id == "durable", (
+                f"{path}:{node.lineno} writes a file itself"
+            )
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -78,7 +90,9 @@ print("LOADED", sorted(set({heavy!r}) & set(sys.modules)), file=sys.stderr)
 """
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["plan", "--recipe", "tiny"], ["status", "--recipe", "tiny", "--json"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["plan", "--recipe", "tiny"], ["status", "--recipe", "tiny", "--json"]], ids=" ".join
+)
 def test_looking_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     extra = [] if arguments == ["--help"] else ["--work", str(tmp_path / "work")]
     probe = PROBE.format(arguments=[*arguments, *extra], heavy=HEAVY)
@@ -109,6 +123,8 @@ def test_the_readme_names_only_targets_and_files_that_exist() -> None:
         depth = len(match[1]) // 4
         folders = folders[: depth - 1] if depth else []
         path = "".join([*folders, match[2]])
-        assert (ROOT / path).exists() or path in ("work/", "registry/", ".venv/"), f"README names {path}, which is not there"
+        assert (ROOT / path).exists() or path in ("work/", "registry/", ".venv/"), (
+            f"README names {path}, which is not there"
+        )
         if match[2].endswith("/"):
             folders.append(match[2])

@@ -22,7 +22,17 @@ import pytest
 from model import durable
 
 ROOT = Path(__file__).parents[1]
-STAGES = {"shard", "train_tokenizer", "tokenize", "pretrain", "prepare_task", "finetune", "evaluate", "register", "pull"}
+STAGES = {
+    "shard",
+    "train_tokenizer",
+    "tokenize",
+    "pretrain",
+    "prepare_task",
+    "finetune",
+    "evaluate",
+    "register",
+    "pull",
+}
 
 
 @dataclass(frozen=True)
@@ -36,10 +46,23 @@ class Line:
     def command(self, verb: str, *arguments: str, **settings: object) -> list[str]:
         chosen = {"execution.registry": self.registry, **settings}
         options = [part for key, value in chosen.items() for part in ("--set", f"{key}={value}")]
-        return [sys.executable, "-m", "pipelines", verb, *arguments, "--recipe", self.recipe, "--work", str(self.work), *options]
+        return [
+            sys.executable,
+            "-m",
+            "pipelines",
+            verb,
+            *arguments,
+            "--recipe",
+            self.recipe,
+            "--work",
+            str(self.work),
+            *options,
+        ]
 
     def __call__(self, verb: str, *arguments: str, expect: int = 0, **settings: object) -> str:
-        done = subprocess.run(self.command(verb, *arguments, **settings), cwd=ROOT, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            self.command(verb, *arguments, **settings), cwd=ROOT, capture_output=True, text=True, check=False
+        )
         assert done.returncode == expect, done.stdout + done.stderr
         return done.stdout
 
@@ -88,9 +111,13 @@ def test_the_pulled_model_predicts_what_evaluation_recorded(finished: Line) -> N
     model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     (examples,) = finished.work.glob("steps/prepare_task-*/outputs/test.jsonl")
     (predictions,) = finished.work.glob("steps/evaluate-task-*/outputs/predictions.jsonl")
-    for example, predicted in list(zip(map(json.loads, examples.open()), map(json.loads, predictions.open()), strict=True))[:20]:
+    for example, predicted in list(
+        zip(map(json.loads, examples.open()), map(json.loads, predictions.open()), strict=True)
+    )[:20]:
         with torch.inference_mode():
-            scores = model(**tokenizer(example["text"], return_tensors="pt", truncation=True)).logits.softmax(-1)[0].tolist()
+            scores = (
+                model(**tokenizer(example["text"], return_tensors="pt", truncation=True)).logits.softmax(-1)[0].tolist()
+            )
         assert scores == pytest.approx(predicted["scores"], abs=1e-5)
 
 
@@ -145,7 +172,9 @@ def test_verify_finds_planted_damage_and_a_run_mends_it(copy: Line) -> None:
 
 def kill_when(line: Line, ready: Callable[[], bool], *arguments: str, **settings: object) -> None:
     """Start a run and SIGKILL its driver as soon as `ready()`; its Ray dies by itself within seconds."""
-    driver = subprocess.Popen(line.command("run", *arguments, **settings), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    driver = subprocess.Popen(
+        line.command("run", *arguments, **settings), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     while not ready():
         assert driver.poll() is None, "the run ended before the moment to kill it"
         time.sleep(0.02)
@@ -158,7 +187,13 @@ def test_a_driver_killed_while_pretraining_resumes_to_identical_weights(finished
     for folder in copy.work.glob("steps/pretrain-*"):
         shutil.rmtree(folder)
     settings = {"execution.checkpoint_every": 5}
-    kill_when(copy, lambda: bool(list(copy.work.glob("steps/pretrain-*/checkpoints/step-*10"))), "--until", "pretrain", **settings)
+    kill_when(
+        copy,
+        lambda: bool(list(copy.work.glob("steps/pretrain-*/checkpoints/step-*10"))),
+        "--until",
+        "pretrain",
+        **settings,
+    )
     assert "pretrain" not in copy.records()
     copy("run", "--until", "pretrain", **settings)
     assert copy.records()["pretrain"]["metrics"]["resumed_from"] >= 10

@@ -7,6 +7,7 @@ file costs time, never correctness.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -24,10 +25,8 @@ class Digests:
         self._file = file
         self._known: dict[str, list] = {}
         self._changed = False
-        try:
+        with contextlib.suppress(FileNotFoundError, ValueError):  # a cache: what is not there is hashed again
             self._known = durable.read_json(file)
-        except (FileNotFoundError, ValueError):
-            pass  # a cache: what is not there is hashed again
 
     def of(self, path: Path) -> str:
         """The SHA-256 of `path`. FileNotFoundError if it is not there."""

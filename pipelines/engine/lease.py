@@ -13,6 +13,7 @@ is gone.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -184,10 +185,8 @@ def _bury(attempt: Path) -> None:
     """Rename an attempt away and stand a file in its place, which no late `mkdir` can undo."""
     while True:
         fenced = attempt.with_name(f"{attempt.name}-{secrets.token_hex(2)}.fenced")
-        try:
+        with contextlib.suppress(FileNotFoundError):  # a competing owner renamed it; the tombstone still has to stand
             durable.rename(attempt, fenced)
-        except FileNotFoundError:
-            pass  # a competing owner renamed it; the tombstone still has to stand
         shutil.rmtree(fenced, ignore_errors=True)
         try:
             durable.create_bytes(attempt, b"This attempt was overtaken; its owner can publish nothing.\n")

@@ -67,7 +67,9 @@ def read(folder: Path) -> Record | None:
     except FileNotFoundError:
         return None
     if content.get("schema") != SCHEMA:
-        raise ValueError(f"{folder / RECORD} has schema {content.get('schema')}, this code reads {SCHEMA}: use the code that wrote it, or another work directory")
+        raise ValueError(
+            f"{folder / RECORD} has schema {content.get('schema')}, this code reads {SCHEMA}: use the code that wrote it, or another work directory"
+        )
     return Record(**{**content, "outputs": [UnitFile(**file) for file in content["outputs"]]})
 
 

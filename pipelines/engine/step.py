@@ -1,9 +1,9 @@
-"""Steps: a stage with its configuration and inputs, planned by fingerprint and run under a lease.
+"""Steps: a stage with its configuration and inputs, run under a lease.
 
 The one idea: a step's fingerprint is the SHA-256 of (stage name, stage version, configuration, digests of the
-inputs that are really there). Planning is looking up the record under that fingerprint; running is: own the
-step, work in `attempts/<token>/`, rename the outputs into place, hard-link the record. Either of the last two
-fails for whoever was overtaken.
+inputs that are really there), and `plan.py` looks for the record under it. Running a step is: own it, work in
+`attempts/<token>/`, rename the outputs into place, hard-link the record. Either of the last two fails for whoever
+was overtaken.
 
 `WORK/steps/<step>-<fingerprint[:12]>/` holds `record.json`, `outputs/`, `checkpoints/`, `lease/`, `attempts/`.
 """
@@ -21,7 +21,6 @@ from typing import Any
 from model import durable
 from pipelines.engine import lease as leases
 from pipelines.engine import record as records
-from pipelines.engine.digests import Digests
 from pipelines.engine.fingerprint import canonical, digest
 from pipelines.engine.record import Record
 from pipelines.engine.units import UnitFile, UnitStore
@@ -149,33 +148,6 @@ def resolve(dotted: str) -> Callable[..., Any]:
     return getattr(importlib.import_module(module), name)
 
 
-def plan(step: Step, before: Mapping[str, Planned], root: Path, digests: Digests, execution: Mapping[str, Any]) -> Planned:
-    """How `step` stands, given how the steps before it stand."""
-    waiting = [name for name in {source.step: None for source in step.inputs.values()} if not before[name].done]
-    if waiting:
-        return Planned(step, None, None, None, (f"waits for {', '.join(waiting)}",))
-    inputs = input_digests(step, before)
-    fingerprint = digest({"stage": step.stage.name, "version": step.stage.version, "config": step.config, "inputs": inputs})
-    folder = root / "steps" / f"{step.name}-{fingerprint[:12]}"
-    record = records.read(folder)
-    if record is None:
-        return Planned(step, fingerprint, folder, None, tuple(_reasons(step, inputs, root)))
-    reasons = list(_damage(record, root, digests.of))
-    if not reasons and step.stage.check:
-        reasons = [reason for reason in [resolve(step.stage.check)(record, execution)] if reason]
-    return Planned(step, fingerprint, folder, record, tuple(reasons))
-
-
-def input_digests(step: Step, before: Mapping[str, Planned]) -> dict[str, str]:
-    """The digest of each input of `step`: of earlier outputs as recorded, of source files as they are."""
-    found = {}
-    for name, source in step.inputs.items():
-        planned = before[source.step]
-        assert planned.record is not None and planned.folder is not None
-        found[name] = planned.record.part(source.part, f"steps/{planned.folder.name}")
-    return found | source_digests(step)
-
-
 def source_digests(step: Step) -> dict[str, str]:
     """The digest of each of the step's groups of source files: their content and how they are read, not their paths."""
     contents = {
@@ -224,7 +196,12 @@ def ancestors(step: Step, before: Mapping[str, Planned]) -> dict[str, Record]:
 
 
 def _attempt(
-    planned: Planned, inputs: Mapping[str, StepInput], above: Mapping[str, Record], root: Path, scratch: Path, execution: Mapping[str, Any]
+    planned: Planned,
+    inputs: Mapping[str, StepInput],
+    above: Mapping[str, Record],
+    root: Path,
+    scratch: Path,
+    execution: Mapping[str, Any],
 ) -> Attempt:
     step, folder = planned.step, planned.folder
     assert folder is not None and planned.fingerprint is not None
@@ -257,7 +234,7 @@ def _work(planned: Planned, attempt: Attempt) -> Record:
         finished=records.now(),
         seconds=round(time.monotonic() - clock, 3),
         host=records.host(),
-        sources={name: files for name, files in planned.step.sources.items()},
+        sources=dict(planned.step.sources),
     )
 
 
@@ -302,7 +279,9 @@ def _verified(planned: Planned, source: Input, root: Path) -> StepInput:
     for file in planned.record.outputs:
         if file.path.startswith(prefix + source.part):
             check_file(root, file, planned.step.name, durable.sha256)
-    return StepInput(planned.folder / "outputs", planned.record.part(source.part, f"steps/{planned.folder.name}"), planned.record)
+    return StepInput(
+        planned.folder / "outputs", planned.record.part(source.part, f"steps/{planned.folder.name}"), planned.record
+    )
 
 
 def check_file(root: Path, file: UnitFile, step: str, sha256: Callable[[Path], str]) -> None:
@@ -313,41 +292,3 @@ def check_file(root: Path, file: UnitFile, step: str, sha256: Callable[[Path], s
         raise Damaged(step, file.path, "is missing") from None
     if seen != file.sha256:
         raise Damaged(step, file.path, f"is damaged (SHA-256 {seen[:12]}, recorded {file.sha256[:12]})")
-
-
-def _damage(record: Record, root: Path, sha256: Callable[[Path], str]) -> list[str]:
-    """What is wrong with a finished step's outputs, in words; the first three are enough to act on."""
-    found = []
-    for file in record.outputs:
-        try:
-            check_file(root, file, record.step, sha256)
-        except Damaged as damage:
-            found.append(str(damage))
-    return found if len(found) <= 3 else [*found[:3], f"and {len(found) - 3} more outputs are damaged or missing"]
-
-
-def retire(planned: Planned, reason: str) -> Planned:
-    """The step as to be done again, because an output of it was found damaged while it was read."""
-    return Planned(planned.step, planned.fingerprint, planned.folder, planned.record, (reason,))
-
-
-def _reasons(step: Step, inputs: Mapping[str, str], root: Path) -> list[str]:
-    """Why a step without a record has to be done: how it differs from its latest finished relative."""
-    relatives = [records.read(folder) for folder in (root / "steps").glob(f"{step.name}-????????????")]
-    latest = max((record for record in relatives if record), key=lambda record: record.finished, default=None)
-    if latest is None:
-        return ["never done"]
-    reasons = []
-    if latest.version != step.stage.version:
-        reasons.append(f"stage {step.stage.name} is now version {step.stage.version}, was {latest.version}")
-    reasons += [f"{path}: {old!r} -> {new!r}" for path, old, new in _differences("", latest.config, dict(step.config))]
-    reasons += [f"input {name} changed" for name, value in inputs.items() if latest.inputs.get(name) != value]
-    return reasons or ["never done with this combination"]
-
-
-def _differences(path: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:
-    """The leaves at which two configurations differ, as (dotted path, old, new)."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        keys = sorted({*old, *new})
-        return [leaf for key in keys for leaf in _differences(f"{path}.{key}".lstrip("."), old.get(key), new.get(key))]
-    return [] if digest(old) == digest(new) else [(path, old, new)]

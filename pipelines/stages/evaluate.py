@@ -50,10 +50,18 @@ def language_model(attempt: Attempt) -> dict[str, Any]:
     text = {split: attempt.inputs[f"text_{split}"].path(f"{split}.json") for split in ("train", "heldout")}
     tokens = {split: attempt.inputs[f"tokens_{split}"].path(f"{split}.json") for split in ("train", "heldout")}
     simple = language_modelling.baselines(root, text, tokens)
-    metrics |= {f"{name}_bits_per_byte": simple[key] for name, key in (("unigram", "token_unigram"), ("gzip", "gzip"), ("xz", "xz"))}
+    metrics |= {
+        f"{name}_bits_per_byte": simple[key]
+        for name, key in (("unigram", "token_unigram"), ("gzip", "gzip"), ("xz", "xz"))
+    }
     prompts = _prompts(language_modelling.texts(root, text["heldout"]), attempt.config["continuations"])
     job = _job(
-        attempt, prompts=prompts, max_new_tokens=attempt.config["continuation_tokens"], seed=0, temperature=0.8, top_k=50
+        attempt,
+        prompts=prompts,
+        max_new_tokens=attempt.config["continuation_tokens"],
+        seed=0,
+        temperature=0.8,
+        top_k=50,
     )
     texts = run_one("model.generate:generate", job, cpus=cpus)
     durable.write_json(
@@ -66,7 +74,10 @@ def language_model(attempt: Attempt) -> dict[str, Any]:
 def _prompts(documents: Iterator[bytes], count: int) -> list[str]:
     """The first words of the first `count` held-out documents that have enough of them."""
     openings = (document.decode().split(maxsplit=_PROMPT_WORDS) for document in documents)
-    return [" ".join(words[:_PROMPT_WORDS]) for words in islice((words for words in openings if len(words) > _PROMPT_WORDS), count)]
+    return [
+        " ".join(words[:_PROMPT_WORDS])
+        for words in islice((words for words in openings if len(words) > _PROMPT_WORDS), count)
+    ]
 
 
 def classification(attempt: Attempt) -> dict[str, Any]:
@@ -75,7 +86,9 @@ def classification(attempt: Attempt) -> dict[str, Any]:
     from pipelines.tasks import metrics as scores
     from pipelines.tasks.sentiment import read_examples
 
-    splits = {name: read_examples(attempt.inputs[name].path(f"{name}.jsonl")) for name in ("train", "validation", "test")}
+    splits = {
+        name: read_examples(attempt.inputs[name].path(f"{name}.jsonl")) for name in ("train", "validation", "test")
+    }
     predictions = attempt.outputs / "predictions.jsonl"
     # Cut at what the model takes, as whoever loads the export does, not at what it was trained on.
     job = _job(attempt, examples=str(attempt.inputs["test"].path("test.jsonl")), output=str(predictions))
@@ -86,11 +99,16 @@ def classification(attempt: Attempt) -> dict[str, Any]:
     films = [example.group for example in splits["test"]]
     classes = len(durable.read_json(attempt.inputs["labels"].path("labels.json")))
     simple = scores.baselines(
-        (text["train"], labels["train"]), (text["validation"], labels["validation"]), (text["test"], labels["test"], films), classes
+        (text["train"], labels["train"]),
+        (text["validation"], labels["validation"]),
+        (text["test"], labels["test"], films),
+        classes,
     )
     reports = {
         "model": scores.report(labels["test"], predicted, films, classes),
-        "against_tfidf": scores.difference(labels["test"], predicted, simple["tfidf_logistic_regression"].pop("predicted"), films),
+        "against_tfidf": scores.difference(
+            labels["test"], predicted, simple["tfidf_logistic_regression"].pop("predicted"), films
+        ),
         **simple,
     }
     durable.write_json(attempt.outputs / "report.json", reports)
@@ -105,5 +123,10 @@ def classification(attempt: Attempt) -> dict[str, Any]:
 def _figures(prefix: str, report: dict[str, Any]) -> dict[str, float]:
     """The figures of a report that gates and tables use; intervals are 95 %, over films."""
     low, high = report["accuracy_interval_by_group"]
-    figures = {"accuracy": report["accuracy"], "macro_f1": report["macro_f1"], "accuracy_low": low, "accuracy_high": high}
+    figures = {
+        "accuracy": report["accuracy"],
+        "macro_f1": report["macro_f1"],
+        "accuracy_low": low,
+        "accuracy_high": high,
+    }
     return {prefix + name: value for name, value in figures.items()}

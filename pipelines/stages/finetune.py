@@ -31,7 +31,7 @@ def run(attempt: Attempt) -> dict[str, Any]:
             "model": attempt.config["model"]
             | training.vocabulary(tokenizer)
             | {"num_labels": len(labels), "labels": labels}
-            | {name: dropout for name in ("embd_pdrop", "resid_pdrop", "head_pdrop")},
+            | dict.fromkeys(("embd_pdrop", "resid_pdrop", "head_pdrop"), dropout),
             "objective": "classification",
             "train": train,
             "data": {"examples": str(examples)},
@@ -56,7 +56,10 @@ def encode(source: Path, tokenizer: Path, window: int, target: Path) -> dict[str
     encoder = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
     encoder.encode_special_tokens = True
     facts = training.vocabulary(tokenizer)
-    rows = [encoding.ids for encoding in encoder.encode_batch([example.text for example in examples], add_special_tokens=False)]
+    rows = [
+        encoding.ids
+        for encoding in encoder.encode_batch([example.text for example in examples], add_special_tokens=False)
+    ]
     write_examples(
         target,
         [row[:window] for row in rows],

@@ -17,5 +17,7 @@ def run(attempt: Attempt) -> dict[str, Any]:
     from pipelines import pull
 
     registered = next(record for record in attempt.ancestors.values() if record.stage == "register").metrics
-    pulled = pull.pull(registered["registry"], f"{registered['name']}@{registered['version']}", attempt.outputs / "model")
+    pulled = pull.pull(
+        registered["registry"], f"{registered['name']}@{registered['version']}", attempt.outputs / "model"
+    )
     return {"name": pulled.name, "version": pulled.version, "alias": registered["alias"], "digest": pulled.digest}

@@ -79,7 +79,9 @@ def _gate(gate: Mapping[str, Any], metrics: Mapping[str, Any]) -> Any:
     value = metrics[name] - (metrics[baseline] if baseline else 0.0)
     low, high = gate["minimum"], gate["maximum"]
     passed = (low is None or value >= low) and (high is None or value <= high)
-    asked = " and ".join(text for text in (low is not None and f"at least {low}", high is not None and f"at most {high}") if text)
+    asked = " and ".join(
+        text for text in (low is not None and f"at least {low}", high is not None and f"at most {high}") if text
+    )
     compared = f" - {baseline} {metrics[baseline]:.4f}" if baseline else ""
     return GateResult(name, passed, f"{name} {metrics[name]:.4f}{compared} {'is' if passed else 'is not'} {asked}")
 

@@ -53,14 +53,18 @@ def train(attempt: Attempt, job: dict[str, Any]) -> dict[str, Any]:
     }
     durable.write_json(attempt.scratch / "job.json", job)  # to run it again by hand: torchrun -m model.train job.json
     with (
-        gang.Gang("model.train:run_rank", job, ranks=execution["ranks"], threads=execution["threads"], gpu=gpu) as ranks,
+        gang.Gang(
+            "model.train:run_rank", job, ranks=execution["ranks"], threads=execution["threads"], gpu=gpu
+        ) as ranks,
         _stop_on_signal(attempt.scratch / "stop"),
     ):
         while not ranks.wait(0.5):
             _show(attempt, job["train"]["max_steps"])
         result = ranks.results()[0]
     if result["stopped"]:
-        raise Interrupted(f"{attempt.name} stopped after step {result['steps']} of {job['train']['max_steps']}; run again to go on")
+        raise Interrupted(
+            f"{attempt.name} stopped after step {result['steps']} of {job['train']['max_steps']}; run again to go on"
+        )
     attempt.numerics.update(result.pop("numerics"))
     return {name: value for name, value in result.items() if value is not None}
 
@@ -81,7 +85,11 @@ def _show(attempt: Attempt, steps: int) -> None:
     progress, metrics = _last_line(attempt.scratch / "progress.jsonl"), _last_line(attempt.scratch / "metrics.jsonl")
     if progress and metrics:
         attempt.progress(
-            progress["step"], steps, "steps", loss=round(metrics["loss"], 3), tokens_per_second=round(progress["tokens_per_second"])
+            progress["step"],
+            steps,
+            "steps",
+            loss=round(metrics["loss"], 3),
+            tokens_per_second=round(progress["tokens_per_second"]),
         )
 
 

@@ -37,7 +37,10 @@ def in_flight(folder: str) -> int:
 
 
 def environment(job: dict[str, Any]) -> dict[str, str]:
-    return {name: os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")}
+    return {
+        name: os.environ[name]
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
+    }
 
 
 def all_reduce(job: dict[str, Any]) -> float:

@@ -21,7 +21,9 @@ def test_no_items_need_no_tasks() -> None:
 
 
 def test_no_more_than_the_allowed_number_run_at_once(tmp_path: Path) -> None:
-    seen = [result for _, result in ray_map.map_units("tests.cluster.jobs:in_flight", [str(tmp_path)] * 12, in_flight=2)]
+    seen = [
+        result for _, result in ray_map.map_units("tests.cluster.jobs:in_flight", [str(tmp_path)] * 12, in_flight=2)
+    ]
     assert max(seen) <= 2
 
 

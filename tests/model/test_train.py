@@ -12,9 +12,9 @@ import pytest
 
 from model.config import TrainConfig
 from model.export import check_export
+from model.job import RankJob
 from model.monitor import DivergenceGuard, TrainingDiverged
 from model.rank import run
-from model.job import RankJob
 from model.train import learning_rate
 from tests.model.conftest import Trained
 from tests.model.training_runs import MIDDLE, STEPS, finish, metrics, start, weights

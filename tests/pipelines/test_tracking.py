@@ -18,7 +18,7 @@ from tests.pipelines.mlflow_views import RECIPE, eventually, history, line, runs
 ROOT = Path(__file__).parents[2]
 
 
-def _started(store: Any, tmp_path: Path, key: str) -> Tracker:
+def _started(store: Path, tmp_path: Path, key: str) -> Tracker:
     tracker = Tracker(store, tmp_path / "outbox.json")
     tracker.start_execution(key, RECIPE, {"gptline.code": "abc"})
     return tracker

@@ -26,7 +26,11 @@ def test_another_process_with_another_hash_seed_gives_the_same_digest() -> None:
     code = "from pipelines.engine.fingerprint import digest; print(digest({k: k for k in {'x','y','z','w'}}))"
     seen = {
         subprocess.run(
-            [sys.executable, "-c", code], env={"PYTHONHASHSEED": str(seed), "PYTHONPATH": "."}, capture_output=True, text=True, check=True
+            [sys.executable, "-c", code],
+            env={"PYTHONHASHSEED": str(seed), "PYTHONPATH": "."},
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
         for seed in range(3)
     }

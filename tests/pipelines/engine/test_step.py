@@ -10,6 +10,7 @@ import pytest
 
 from model import durable
 from pipelines.engine import lease as leases
+from pipelines.engine import plan as planning
 from pipelines.engine import record as records
 from pipelines.engine import step as steps
 from pipelines.engine.step import Input, Stage, Step
@@ -25,7 +26,19 @@ def test_the_record_lists_everything_that_was_promised(tmp_path: Path) -> None:
     toys.run(tmp_path, toys.flow())
     planned = toys.plan(tmp_path, toys.flow())["letters"]
     content = durable.read_json(planned.folder / "record.json")  # type: ignore[operator]
-    assert {"stage", "fingerprint", "config", "inputs", "outputs", "metrics", "code", "libraries", "started", "finished", "schema"} <= set(content)
+    assert {
+        "stage",
+        "fingerprint",
+        "config",
+        "inputs",
+        "outputs",
+        "metrics",
+        "code",
+        "libraries",
+        "started",
+        "finished",
+        "schema",
+    } <= set(content)
     assert all(set(output) == {"path", "size", "sha256"} for output in content["outputs"])
     for output in content["outputs"]:
         assert durable.sha256(tmp_path / output["path"]) == output["sha256"]
@@ -71,7 +84,13 @@ def test_damage_that_kept_its_stat_signature_is_found_when_it_is_read(tmp_path: 
     (planned["letters"].folder / "outputs/manifest.json").write_bytes(b"damaged")  # type: ignore[operator]
     other = Step("again", toys.JOIN, {}, {"letters": Input("letters", "manifest.json")})
     with pytest.raises(steps.Damaged, match=r"manifest.json, an output of step letters, is damaged"):
-        steps.run(steps.plan(other, planned, tmp_path, toys.Digests(tmp_path / "d"), toys.EXECUTION), planned, tmp_path, toys.EXECUTION, toys.unwatched)
+        steps.run(
+            planning.plan(other, planned, tmp_path, toys.Digests(tmp_path / "d"), toys.EXECUTION),
+            planned,
+            tmp_path,
+            toys.EXECUTION,
+            toys.unwatched,
+        )
 
 
 def test_an_unfinished_step_with_outputs_in_place_is_not_done(tmp_path: Path) -> None:
@@ -83,7 +102,7 @@ def test_an_unfinished_step_with_outputs_in_place_is_not_done(tmp_path: Path) ->
 
 def test_an_overtaken_attempt_cannot_commit(tmp_path: Path) -> None:
     step = Step("letters", toys.LETTERS, {"text": "abc"})
-    planned = steps.plan(step, {}, tmp_path, toys.Digests(tmp_path / "d"), toys.EXECUTION)
+    planned = planning.plan(step, {}, tmp_path, toys.Digests(tmp_path / "d"), toys.EXECUTION)
     stolen = []
 
     def steal(attempt: steps.Attempt):  # noqa: ANN202

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from model import durable
+from pipelines.engine import plan as planning
 from pipelines.engine import step as steps
 from pipelines.engine.digests import Digests
 from pipelines.engine.step import Attempt, Input, Planned, Stage, Step
@@ -74,7 +75,7 @@ def plan(root: Path, flow: list[Step]) -> dict[str, Planned]:
     """How the steps stand."""
     before: dict[str, Planned] = {}
     for step in flow:
-        before[step.name] = steps.plan(step, before, root, Digests(root / "digests.json"), EXECUTION)
+        before[step.name] = planning.plan(step, before, root, Digests(root / "digests.json"), EXECUTION)
     return before
 
 
@@ -83,7 +84,7 @@ def run(root: Path, flow: list[Step], execution: Mapping[str, Any] = EXECUTION) 
     before: dict[str, Planned] = {}
     done_now = []
     for step in flow:
-        planned = steps.plan(step, before, root, Digests(root / "digests.json"), execution)
+        planned = planning.plan(step, before, root, Digests(root / "digests.json"), execution)
         if not planned.done:
             record = steps.run(planned, before, root, execution, unwatched)
             planned = Planned(step, planned.fingerprint, planned.folder, record, ())
