@@ -80,6 +80,7 @@ class Jobs:
             "checkpoints": str(home / "checkpoints"),
             "micro_batch_size": 2,
             "checkpoint_every": MIDDLE,
+            "keep_checkpoints": 9,
         } | job
 
     def classification(self, name: str, *, train: dict[str, Any] | None = None, **job: Any) -> dict[str, Any]:
