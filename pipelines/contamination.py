@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,8 @@ def patterns(examples: Iterable[str], min_words: int) -> tuple[set[str], int]:
 class Contamination:
     """The examples of evaluation files, ready to be searched for. Built once a process, see `load`."""
 
-    def __init__(self, examples: Iterable[str], min_words: int) -> None:
+    def __init__(self, examples: Sequence[str], min_words: int) -> None:
+        self.examples = len(examples)
         found, self.ignored = patterns(examples, min_words)
         self._automaton = _automaton(found) if found else None
 

@@ -30,7 +30,8 @@ _EVERY = 10.0  # seconds between two progress lines where there is no terminal
 def run(workspace: Workspace, out: Console, err: Console) -> None:
     """Run the workspace's flow and tell it. StepFailed or StepInterrupted after the reason was recorded."""
     started = time.monotonic()
-    with _execution(workspace, out) as watch:
+    trackers: list[Any] = []
+    with _execution(workspace, out, trackers) as watch:
         outcomes = list(
             runs.run(
                 workspace,
@@ -39,13 +40,16 @@ def run(workspace: Workspace, out: Console, err: Console) -> None:
                 on_damage=lambda damage: err.print(f"rebuilding: {damage}", markup=False),
             )
         )
+        for tracker in trackers:
+            for outcome in outcomes:
+                if not outcome.done_now:
+                    tracker.reuse_step(outcome.record.step, outcome.record.fingerprint)
     _summary(workspace, outcomes, out, time.monotonic() - started)
 
 
 @contextlib.contextmanager
-def _execution(workspace: Workspace, out: Console) -> Iterator[runs.Watch]:
-    """The watch of one execution: tracking, which begins with the first step that is done now, and progress."""
-    tracker: list[Any] = []
+def _execution(workspace: Workspace, out: Console, tracker: list[Any]) -> Iterator[runs.Watch]:
+    """The watch of one execution: progress, and tracking. The one `tracker` begins with the first step done now."""
 
     @contextlib.contextmanager
     def watch(attempt: Attempt) -> Iterator[None]:
@@ -98,7 +102,7 @@ def _tracked(tracker: Any, attempt: Attempt) -> Iterator[None]:
     tracked.follow(attempt.scratch / "metrics.jsonl", attempt.scratch / "progress.jsonl")
     try:
         yield
-    except StepInterrupted:
+    except (StepInterrupted, KeyboardInterrupt):
         tracked.finish("KILLED", {}, [])
         raise
     except BaseException:

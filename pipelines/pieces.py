@@ -12,7 +12,7 @@ import hashlib
 import mmap
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipelines.documents import character_start
@@ -24,6 +24,19 @@ _EXPANSION = 4  # text grows about so much when it is decompressed; only group s
 _CAP = 4  # shards in a piece at most; one in e^4 pieces meets it
 _LINE_FORMATS = ("txt", "md", "jsonl")
 _PARAGRAPH_END = re.compile(rb"\n\r?\n")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The stretches that one task reads, and the key of the unit that it makes of them."""
+
+    key: str
+    stretches: tuple[Stretch, ...]
+
+    @property
+    def size(self) -> int:
+        """About how many bytes of the sources it is."""
+        return sum(stretch.size for stretch in self.stretches)
 
 
 def text_size(file: SourceFile) -> int:
@@ -89,7 +102,7 @@ def _byte_ranges(file: SourceFile, shard_bytes: int, document_bytes: int) -> lis
                 stretch_digest.update(block)
                 all_of_it.update(block)
                 lines += block.count(b"\n")
-            found.append(Stretch(file, stretch_digest.hexdigest(), start, stop, line))
+            found.append(Stretch(file, stretch_digest.hexdigest(), start, stop, line, size=stop - start))
             start, line = stop, line + lines
     _check(file, all_of_it.hexdigest())
     return found
@@ -129,7 +142,7 @@ def _row_groups(file: SourceFile, shard_bytes: int) -> list[Stretch]:
         size += metadata.row_group(index).total_byte_size
         rows += metadata.row_group(index).num_rows
         if size >= shard_bytes or index == metadata.num_row_groups - 1:
-            found.append(Stretch(file, file.sha256, start, index + 1, row, stamp))
+            found.append(Stretch(file, file.sha256, start, index + 1, row, size, stamp))
             start, row, size, rows = index + 1, row + rows, 0, 0
     return found or [whole(file)]
 
@@ -138,7 +151,8 @@ def _dataset_shards(file: SourceFile) -> list[Stretch]:
     """One stretch for each of the dataset's own shards, as the library streams them."""
     stamp = modified(file.path)
     count = open_dataset(file).num_shards
-    return [Stretch(file, file.sha256, index, index + 1, modified=stamp) for index in range(count)]
+    size = file.size // max(count, 1)
+    return [Stretch(file, file.sha256, index, index + 1, size=size, modified=stamp) for index in range(count)]
 
 
 def _check(file: SourceFile, found: str) -> None:

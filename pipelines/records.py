@@ -13,6 +13,7 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from pipelines.documents import normalise_newlines
@@ -195,7 +196,12 @@ def open_dataset(file: SourceFile) -> Any:
     import datasets
 
     config, split, revision = file.options
+    saved = Path(file.path)
     try:
+        if (saved / "dataset_dict.json").exists():  # what DatasetDict.save_to_disk leaves
+            return datasets.load_from_disk(file.path)[str(split)].to_iterable_dataset()
+        if (saved / "state.json").exists():  # what Dataset.save_to_disk leaves; it has no splits
+            return datasets.load_from_disk(file.path).to_iterable_dataset()
         return datasets.load_dataset(file.path, name=config, split=split, revision=revision, streaming=True)
     except Exception as error:  # the library raises many kinds; whichever it is, the source is what is wrong
         raise SourceError(f"dataset {file.path} (config {config}, split {split}) cannot be opened: {error}") from error

@@ -39,6 +39,7 @@ class Stretch:
     start: int
     stop: int | None  # None: to the end
     first_line: int = 1
+    size: int = 0  # about how many bytes of the source it is, for progress
     modified: int = 0  # newest time stamp, in ns, when the whole was hashed; 0: hashed while it is read
 
     @property
@@ -57,7 +58,7 @@ class Stretch:
 
 def whole(file: SourceFile) -> Stretch:
     """The stretch that is all of a file."""
-    return Stretch(file, file.sha256, 0, None)
+    return Stretch(file, file.sha256, 0, None, size=file.size)
 
 
 def stretch_from(value: dict[str, Any]) -> Stretch:

@@ -1,14 +1,15 @@
 """shard: corpus sources in, text shards (train, held-out) out.
 
 The one idea: a piece of the sources (see `pieces.py`) is a unit, keyed by its bytes and by the configuration; what
-exists is not made again. Duplicates within a piece fall in its task. Duplicates across pieces are found here, by
-ids alone, and only the pieces that hold some are rewritten, as units of their own.
+exists is not made again. Duplicates within a piece fall in its task, those across pieces afterwards (see
+`shard_duplicates.py`), so that a task needs to know of no other.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
@@ -19,8 +20,10 @@ from pipelines.contamination import evaluation_inputs
 from pipelines.engine.fingerprint import digest
 from pipelines.engine.step import Attempt, Stage
 from pipelines.engine.units import Unit, unit_key
+from pipelines.pieces import Piece
 from pipelines.sources import DATASET, FORMATS, SourceError, SourceFile, source_file
 from pipelines.stages.fan_out import fan_out
+from pipelines.stages.shard_duplicates import published, without_repeated
 from pipelines.stretches import Stretch, stretch_from
 
 STAGE = Stage("shard", 1, "pipelines.stages.shard:run")
@@ -35,124 +38,98 @@ def run(attempt: Attempt) -> dict[str, Any]:
     """Write train.json, heldout.json, pieces.json, statistics.json and rejects.jsonl; return the key counts."""
     given = [source_file(file) for file in attempt.sources["corpus"]]
     files = pieces.unique_files(given)
-    keyed = _keyed(attempt, sorted(_pieces(attempt, files), key=lambda piece: piece[0].sha256))
-    made, reused = _made(attempt, keyed)
-    units = [made[key] for key in keyed]
-    final, dropped = _without_duplicates(attempt, units)
-    return _write(attempt, keyed, units, final, dropped, len(given) - len(files)) | {"pieces_reused": reused}
+    ordered = sorted(_pieces(attempt, files), key=lambda piece: piece.stretches[0].sha256)
+    planned = {piece.key: piece for piece in ordered}  # large files may have equal stretches: one piece, one unit
+    units, reused = _made(attempt, list(planned.values()))
+    repeats = sum(_documents(units[key]) * (count - 1) for key, count in Counter(piece.key for piece in ordered).items())
+    made = [units[key] for key in planned]
+    final, dropped = without_repeated(attempt, made, STAGE.version)
+    # The units that were rewritten are listed too: the next file's run starts from them.
+    attempt.add_outputs([file for unit in {unit.key: unit for unit in made + final}.values() for file in unit.files.values()])
+    splits = {split: text_shards.manifest(final, split) for split in ("train", "heldout")}
+    sizes = {f"{split}_{name}": sum(entry[name] for entry in found["units"]) for split, found in splits.items() for name in ("documents", "bytes")}
+    counts = _counts(made, repeats + dropped, len(given) - len(files))
+    _refuse_empty(attempt, sizes, counts)
+    for split, manifest in splits.items():
+        durable.write_json(attempt.outputs / f"{split}.json", manifest)
+    _write_account(attempt, list(planned.values()), made, sizes | counts)
+    return sizes | counts | {"pieces": len(made), "pieces_reused": reused}
 
 
-def _pieces(attempt: Attempt, files: list[SourceFile]) -> Iterator[list[Stretch]]:
+def _pieces(attempt: Attempt, files: list[SourceFile]) -> Iterator[Piece]:
     """All pieces of the sources: large files cut by tasks, small ones grouped."""
     for file in files:
         if file.format not in (*FORMATS, DATASET):
             raise SourceError(f"{file.path}: {file.format} is no format of a corpus; use one of {', '.join(FORMATS)}")
     shard_bytes, document_bytes = attempt.config["shard_bytes"], attempt.config["document_bytes"]
     large = [file for file in files if pieces.needs_cutting(file, shard_bytes)]
-    yield from pieces.group([file for file in files if file not in large], shard_bytes)
+    small = [file for file in files if not pieces.needs_cutting(file, shard_bytes)]
+    yield from (_piece(attempt, found) for found in pieces.group(small, shard_bytes))
     items = [{"file": asdict(file), "shard_bytes": shard_bytes, "document_bytes": document_bytes} for file in large]
     for _, found in fan_out(attempt, "pipelines.pieces:cut_file", items):
-        yield from ([stretch_from(stretch)] for stretch in found)
+        yield from (_piece(attempt, [stretch_from(stretch)]) for stretch in found)
 
 
-def _keyed(attempt: Attempt, found: list[list[Stretch]]) -> dict[str, list[Stretch]]:
-    """The pieces by unit key, in canonical order. Equal pieces (of large files with equal parts) are one."""
+def _piece(attempt: Attempt, stretches: list[Stretch]) -> Piece:
     _, evaluation = evaluation_inputs(attempt.inputs)
     config = {**attempt.config, "evaluation": evaluation}
-    return {unit_key("shard", STAGE.version, config, [stretch.identity for stretch in piece]): piece for piece in found}
+    return Piece(unit_key("shard", STAGE.version, config, [stretch.identity for stretch in stretches]), tuple(stretches))
 
 
-def _made(attempt: Attempt, keyed: dict[str, list[Stretch]]) -> tuple[dict[str, Unit], int]:
+def _made(attempt: Attempt, planned: list[Piece]) -> tuple[dict[str, Unit], int]:
     """The unit of each piece, by key, and how many there were already."""
-    made = {key: unit for key in keyed if (unit := attempt.units.find("text", key))}
+    made = {piece.key: unit for piece in planned if (unit := attempt.units.find("text", piece.key))}
     reused = len(made)
-    items = [_item(attempt, key, piece) for key, piece in keyed.items() if key not in made]
-    total = sum(_size(stretch) for piece in keyed.values() for stretch in piece) / 1e6
-    done = total - sum(_size(stretch) for key in keyed if key not in made for stretch in keyed[key]) / 1e6
-    for index, _ in fan_out(attempt, "pipelines.stages.shard_work:shard_piece", items):
-        key = items[index]["key"]
-        unit = attempt.units.find("text", key, verify=False)  # hashed when it was published, just now
-        assert unit is not None
-        made[key] = unit
-        done += sum(_size(stretch) for stretch in keyed[key]) / 1e6
-        attempt.progress(done, total, "MB", pieces=f"{len(made)}/{len(keyed)}")
+    missing = [piece for piece in planned if piece.key not in made]
+    total, done = sum(piece.size for piece in planned), sum(piece.size for piece in planned if piece.key in made)
+    items = [_item(attempt, piece) for piece in missing]
+    for index, key in fan_out(attempt, "pipelines.stages.shard_work:shard_piece", items):
+        made[key] = published(attempt, key)
+        done += missing[index].size
+        attempt.progress(done / 1e6, total / 1e6, "MB", pieces=f"{len(made)}/{len(planned)}")
     return made, reused
 
 
-def _size(stretch: Stretch) -> int:
-    """About how many bytes of source a stretch has, for progress."""
-    if stretch.stop is None or stretch.file.format in ("parquet", DATASET):
-        return stretch.file.size
-    return stretch.stop - stretch.start
-
-
-def _item(attempt: Attempt, key: str, piece: list[Stretch]) -> dict[str, Any]:
+def _item(attempt: Attempt, piece: Piece) -> dict[str, Any]:
     paths, digests = evaluation_inputs(attempt.inputs)
     return {
-        "root": str(attempt.root), "scratch": str(attempt.scratch), "key": key, "config": dict(attempt.config),
-        "piece": [asdict(stretch) for stretch in piece], "evaluation": {"paths": paths, "digest": digest(digests)},
-    }  # fmt: skip
+        "root": str(attempt.root),
+        "scratch": str(attempt.scratch),
+        "key": piece.key,
+        "config": dict(attempt.config),
+        "piece": [asdict(stretch) for stretch in piece.stretches],
+        "evaluation": {"paths": paths, "digest": digest(digests)},
+    }
 
 
-def _without_duplicates(attempt: Attempt, units: list[Unit]) -> tuple[list[Unit], int]:
-    """The units with those that repeat documents of an earlier one rewritten; how many documents were dropped."""
-    import numpy as np
-
-    ids = [np.fromfile(attempt.root / unit.files["ids.bin"].path, np.uint8).reshape(-1, 16) for unit in units]
-    final, items = list(units), []
-    drops = repeated(ids)
-    for index, drop in enumerate(drops):
-        if len(drop):
-            names = durable.temporary(attempt.scratch / "drop.bin")
-            durable.write_bytes(names, drop.tobytes())
-            key = unit_key("shard-rewrite", STAGE.version, {"shard_bytes": attempt.config["shard_bytes"]}, [units[index].key, durable.sha256(names)])
-            items.append({"root": str(attempt.root), "scratch": str(attempt.scratch), "key": key, "of": units[index].key,
-                          "drop": str(names), "shard_bytes": attempt.config["shard_bytes"], "index": index})  # fmt: skip
-    pending = [item for item in items if attempt.units.find("text", item["key"]) is None]
-    for _ in fan_out(attempt, "pipelines.stages.shard_work:rewrite_piece", pending):
-        pass
-    for item in items:
-        unit = attempt.units.find("text", item["key"], verify=False)
-        assert unit is not None
-        final[item["index"]] = unit
-    return final, sum(len(drop) for drop in drops)
+def _documents(unit: Unit) -> int:
+    return sum(counts["documents"] for counts in unit.info["files"].values())
 
 
-def repeated(ids: list[Any]) -> list[Any]:
-    """For each piece's ids ((documents, 16) uint8 each), those that an earlier piece has already.
-
-    Needs about 50 bytes of memory for each document of the corpus.
-    """
-    import numpy as np
-
-    everything = np.concatenate([np.zeros((0, 16), np.uint8), *ids])  # (documents, 16)
-    high, low = np.ascontiguousarray(everything).view(">u8").T  # (documents,) each
-    order = np.lexsort((low, high))  # stable: among equal ids the earliest piece comes first
-    same = (high[order][1:] == high[order][:-1]) & (low[order][1:] == low[order][:-1])
-    drop: Any = np.zeros(len(everything), bool)
-    drop[order[1:][same]] = True
-    ends = np.cumsum([len(piece) for piece in ids])
-    return [piece[mask] for piece, mask in zip(ids, np.split(drop, ends)[: len(ids)], strict=True)]
+def _counts(made: list[Unit], repeated: int, same_files: int) -> dict[str, int]:
+    """What was left out, by reason. `repeated` documents are in the corpus again across pieces."""
+    counts = {name: sum(unit.info[name] for unit in made) for name in ("duplicates", "contaminated", "blank", "rejected")}
+    return counts | {"duplicates": counts["duplicates"] + repeated, "duplicate_files": same_files}
 
 
-def _write(
-    attempt: Attempt, keyed: dict[str, list[Stretch]], units: list[Unit], final: list[Unit], dropped: int, same_files: int
-) -> dict[str, Any]:
-    """Write the outputs and return the metrics."""
-    manifests = {split: text_shards.manifest(final, split) for split in ("train", "heldout")}
-    sizes = {split: {name: sum(entry[name] for entry in found["units"]) for name in ("documents", "bytes")} for split, found in manifests.items()}
-    counts = {name: sum(unit.info[name] for unit in units) for name in ("duplicates", "contaminated", "blank", "rejected")}
-    counts["duplicates"] += dropped
-    _refuse_empty(attempt, sizes, counts)
-    for split, content in manifests.items():
-        durable.write_json(attempt.outputs / f"{split}.json", content)
-    described = [{"unit": key, "stretches": [stretch.identity for stretch in piece]} for key, piece in keyed.items()]
+def _refuse_empty(attempt: Attempt, sizes: dict[str, int], counts: dict[str, int]) -> None:
+    total = sizes["train_documents"] + sizes["heldout_documents"]
+    for split, advice in (("train", "lower heldout_fraction"), ("heldout", "raise heldout_fraction")):
+        if sizes[f"{split}_documents"] == 0:
+            left_out = ", ".join(f"{count} {name}" for name, count in counts.items())
+            raise EmptySplit(
+                f"the {split} split is empty: {total} documents with heldout_fraction={attempt.config['heldout_fraction']} "
+                f"and document_bytes={attempt.config['document_bytes']} ({left_out}); {advice}, lower document_bytes, or add text"
+            )
+
+
+def _write_account(attempt: Attempt, planned: list[Piece], made: list[Unit], counts: dict[str, int]) -> None:
+    """Where every document came from (pieces.json), what was counted (statistics.json), what was skipped (rejects.jsonl)."""
+    described = [{"unit": piece.key, "stretches": [stretch.identity for stretch in piece.stretches]} for piece in planned]
     durable.write_json(attempt.outputs / "pieces.json", {"schema": 1, "kind": "pieces", "pieces": described})
-    statistics = sizes | counts | {"duplicate_files": same_files, "pieces": len(units), "sources": _by_source(units), "evaluation": units[0].info["evaluation"]}
-    durable.write_json(attempt.outputs / "statistics.json", statistics)
-    _write_rejects(attempt, units, {stretch.sha256: stretch.file.path for piece in keyed.values() for stretch in piece})
-    attempt.add_outputs([file for unit in final for file in unit.files.values()])
-    return {f"{split}_{name}": value for split, size in sizes.items() for name, value in size.items()} | counts | {"pieces": len(units)}
+    statistics = {"sources": _by_source(made), "evaluation": made[0].info["evaluation"], "pieces": len(made)}
+    durable.write_json(attempt.outputs / "statistics.json", statistics | counts)
+    _write_rejects(attempt, made, {stretch.sha256: stretch.file.path for piece in planned for stretch in piece.stretches})
 
 
 def _by_source(units: list[Unit]) -> dict[str, dict[str, int]]:
@@ -163,18 +140,6 @@ def _by_source(units: list[Unit]) -> dict[str, dict[str, int]]:
             known = found.setdefault(label, {"documents": 0, "bytes": 0})
             found[label] = {name: known[name] + counts[name] for name in known}
     return found
-
-
-def _refuse_empty(attempt: Attempt, sizes: dict[str, dict[str, int]], counts: dict[str, int]) -> None:
-    for split, size in sizes.items():
-        if size["documents"] == 0:
-            total = sum(other["documents"] for other in sizes.values())
-            advice = "raise heldout_fraction" if split == "heldout" else "lower heldout_fraction"
-            raise EmptySplit(
-                f"the {split} split is empty: {total} documents with heldout_fraction={attempt.config['heldout_fraction']} and "
-                f"document_bytes={attempt.config['document_bytes']} ({', '.join(f'{count} {name}' for name, count in counts.items())}); "
-                f"{advice}, lower document_bytes, or add text"
-            )
 
 
 def _write_rejects(attempt: Attempt, units: list[Unit], paths: dict[str, str]) -> None:

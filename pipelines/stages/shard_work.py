@@ -67,7 +67,7 @@ def shard_piece(item: dict[str, Any]) -> str:
                 split = "heldout" if is_heldout(found.content, config["heldout_fraction"]) else "train"
                 writers[split].add(found.id, found.utf8, found.source)
     info: dict[str, Any] = {name: tally.counts[name] for name in ("duplicates", "contaminated", "blank", "rejected")}
-    info |= {"sources": {label: dict(counts) for label, counts in tally.sources.items()}, "evaluation": {"ignored": known.ignored}}
+    info |= {"sources": {label: dict(counts) for label, counts in tally.sources.items()}, "evaluation": {"examples": known.examples, "ignored": known.ignored}}
     return _publish(item, writers, list(tally.seen), tally.rejects, info)
 
 

@@ -101,12 +101,25 @@ def test_exact_duplicates_are_dropped_and_counted_within_and_across_pieces(tmp_p
     assert counted["duplicates"] == 2 * len(documents(tmp_path, outputs))
 
 
+def test_equal_stretches_of_large_files_are_one_piece_and_their_documents_are_counted(tmp_path: Path) -> None:
+    text = paragraphs("a large file", 800)
+    (tmp_path / "a.txt").write_text(text)
+    (tmp_path / "b.txt").write_text(text + paragraphs("an appendix", 20))
+    outputs, metrics = run(tmp_path, corpus(tmp_path / "a.txt", tmp_path / "b.txt"))
+    found = documents(tmp_path, outputs)
+    assert len({row["id"] for row in found}) == len(found)
+    _, alone = run(tmp_path, corpus(tmp_path / "b.txt"))
+    assert metrics["pieces"] == alone["pieces"] + 1  # the ends of the two files differ
+    before = durable.read_json(outputs / "statistics.json")["sources"]["test"]["documents"]
+    assert metrics["duplicates"] > before / 3
+
+
 def test_a_file_that_is_there_twice_is_read_once_and_counted(tmp_path: Path) -> None:
     path = folder(tmp_path)
     (path / "copy.txt").write_bytes((path / "0.txt").read_bytes())
     outputs, metrics = run(tmp_path, corpus(path))
     assert durable.read_json(outputs / "statistics.json")["duplicate_files"] == 1
-    assert metrics["duplicates"] == 0
+    assert (metrics["duplicates"], metrics["duplicate_files"]) == (0, 1)
 
 
 def test_documents_that_contain_evaluation_examples_are_dropped(tmp_path: Path) -> None:
@@ -119,7 +132,7 @@ def test_documents_that_contain_evaluation_examples_are_dropped(tmp_path: Path) 
     outputs, metrics = run(tmp_path, corpus(path), {"test": evaluation})
     assert metrics["contaminated"] == 1
     assert not any("never be learned" in row["text"] for row in documents(tmp_path, outputs))
-    assert durable.read_json(outputs / "statistics.json")["evaluation"]["ignored"] == 1
+    assert durable.read_json(outputs / "statistics.json")["evaluation"] == {"examples": 3, "ignored": 1}
 
 
 def test_short_examples_and_parts_of_words_contaminate_nothing() -> None:

@@ -225,6 +225,17 @@ def test_a_local_dataset_is_read_through_the_datasets_library(tmp_path: Path) ->
     assert [document.text for document in documents(whole(file), 99) if isinstance(document, Document)] == ["from a dataset", "second"]
 
 
+def test_a_dataset_that_was_saved_to_disk_is_read_too(tmp_path: Path) -> None:
+    import datasets
+
+    split = datasets.Dataset.from_dict({"text": ["one", "two"]})
+    split.save_to_disk(str(tmp_path / "plain"))
+    datasets.DatasetDict({"train": split}).save_to_disk(str(tmp_path / "splits"))
+    for name in ("plain", "splits"):
+        (file,) = resolve(Source(dataset=str(tmp_path / name)), tmp_path)
+        assert [document.text for document in documents(whole(file), 99) if isinstance(document, Document)] == ["one", "two"]
+
+
 def test_a_dataset_with_another_file_is_another_dataset(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "train.jsonl", {"text": "x"})
     source = Source(dataset=str(tmp_path))
