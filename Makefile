@@ -1,5 +1,5 @@
 # gptline: raw text in, registered models out. `make` lists the targets.
-# Variables: RECIPE=default  WORK=work  SET="pretrain.max_steps=50 execution.ranks=1"  PYTHON=python3.11
+# Variables: RECIPE=default  WORK=work  SET="pretrain.max_steps=50 execution.ranks=1"  UNTIL=tokenize  PYTHON=python3.11
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -16,7 +16,7 @@ OPTIONS = --recipe "$(RECIPE)" --work "$(WORK)" $(if $(SET),--set "$(SET)")
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
-	@echo '  variables: RECIPE=$(RECIPE) WORK=$(WORK) SET="pretrain.max_steps=50 execution.ranks=1"'
+	@echo '  variables: RECIPE=$(RECIPE) WORK=$(WORK) SET="pretrain.max_steps=50 execution.ranks=1" UNTIL=tokenize'
 
 setup: $(VENV)/.installed ## make .venv, pinned by constraints.txt (3 minutes, once)
 
@@ -28,7 +28,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 run: setup ## make everything the recipe asks for; does only what is not done
-	@$(PY) -m pipelines run $(OPTIONS)
+	@$(PY) -m pipelines run $(OPTIONS) $(if $(UNTIL),--until "$(UNTIL)")
 
 plan: setup ## each step: done, or to do and why
 	@$(PY) -m pipelines plan $(OPTIONS)

@@ -49,7 +49,7 @@ def finish(process: subprocess.Popen[str]) -> Any:
     printed, _ = process.communicate()
     answers = [line for line in printed.splitlines() if line.startswith(MARK)]
     if process.returncode or not answers:
-        raise ContenderFailed(f"{' '.join(map(str, process.args))} ended with {process.returncode}:\n{printed[-3000:]}")  # type: ignore[arg-type, union-attr]
+        raise ContenderFailed(f"{process.args!r} ended with {process.returncode}:\n{printed[-3000:]}")
     return json.loads(answers[-1].removeprefix(MARK))
 
 

@@ -28,7 +28,7 @@ def run(options: Options) -> list[Figure]:
     """Measure all three; figures in MB/s of UTF-8 text."""
     size, slice_bytes, turns = (SMALL, SLICE_SMALL, TURNS_SMALL) if options.small else (FULL, SLICE_FULL, TURNS_FULL)
     folder = corpus.write(options.folder / "corpus", size, options.cache)
-    item = {"work": str(options.folder / "work"), "corpus": str(folder), "cache": str(options.cache)}
+    item: dict[str, Any] = {"work": str(options.folder / "work"), "corpus": str(folder), "cache": str(options.cache)}
     made = contender.run("benchmarks.tokenize:prepare", item, threads=THREADS)
     text = sum(shard["bytes"] for shard in made["shards"]) / 1e6
     say(f"{text:.0f} MB of text in {len(made['shards'])} Parquet shards, sharded at {text / made['shard_seconds']:.0f} MB/s")

@@ -26,7 +26,7 @@ from model.job import ExampleData, RankJob
 from model.monitor import METRICS, DivergenceGuard, Journal, flops_per_token, sigterm_noticed
 from model.token_shards import DamagedShard, TokenShards
 from model.train import train
-from model.world import World, joined
+from model.world import World, join
 from model.zero import build_engine, full_state
 
 log = logging.getLogger(__name__)
@@ -203,7 +203,8 @@ def run(job: RankJob) -> dict[str, Any]:
     FileNotFoundError when the attempt was taken over.
     """
     torch.set_num_threads(job.threads)  # Ray sets OMP_NUM_THREADS, and the number decides the last bits
-    with joined(job.device) as world, sigterm_noticed() as stop:
+    world = join(job.device)
+    with sigterm_noticed() as stop:
         this = Run(job, world)
         stopped = this.steps(stop)
         this.save()

@@ -128,15 +128,17 @@ def main(arguments: list[str]) -> None:
     """Run the jobs of some JSON files one after another; rank 0 prints what each returns."""
     import json
 
-    from model.world import joined
+    from model.job import RankJob
+    from model.world import join
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     jobs = [durable.read_json(Path(argument)) for argument in arguments]
-    with joined(jobs[0]["device"]) as world:
-        for job in jobs:
-            result = run_rank(job)
-            if world.is_first:
-                print(json.dumps(result), flush=True)
+    world = join(RankJob.parse(jobs[0]).device)
+    for job in jobs:
+        result = run_rank(job)
+        if world.is_first:
+            print(json.dumps(result), flush=True)
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -115,23 +116,23 @@ def _device(kind: str, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-@contextmanager
-def joined(kind: str) -> Iterator[World]:
-    """Join the job's ranks on devices of `kind` ("cpu" or "cuda") for the time of the block.
+@cache
+def join(kind: str) -> World:
+    """Join the job's ranks on devices of `kind` ("cpu" or "cuda"). A process joins once, for as long as it lives.
 
-    Where the process has joined before, that world is used and left standing.
+    DeepSpeed keeps process groups in module variables, so a second world in one process would find those of the first.
     """
     deepspeed = import_deepspeed(kind)
     device = _device(kind, int(os.environ.setdefault("LOCAL_RANK", "0")))  # DeepSpeed insists that it is set
-    ours = not dist.is_initialized()
-    if ours:
-        backend = "nccl" if kind == "cuda" else "gloo"
+    if not dist.is_initialized():
         alone = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
-        dist.init_process_group(backend, **alone)
+        dist.init_process_group("nccl" if kind == "cuda" else "gloo", **alone)
     deepspeed.init_distributed(dist_backend=None, auto_mpi_discovery=False, verbose=False)
     control = dist.new_group(backend="gloo") if kind == "cuda" else dist.group.WORLD
-    try:
-        yield World(dist.get_rank(), dist.get_world_size(), device, control)
-    finally:
-        if ours:
-            dist.destroy_process_group()
+    return World(dist.get_rank(), dist.get_world_size(), device, control)
+
+
+@contextmanager
+def joined(kind: str) -> Iterator[World]:
+    """`join` for a block. The world outlives it."""
+    yield join(kind)

@@ -177,6 +177,10 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def _ranks() -> int:
+    return len(list(Path("/dev").glob("nvidia[0-9]*"))) or 2
+
+
 class Execution(Config):
     """Where and how a recipe is made. Nothing here enters a fingerprint."""
 
@@ -188,7 +192,7 @@ class Execution(Config):
     ray_address: str = Field("local", description="'local' starts a Ray here; 'auto' or host:port joins one")
     workers: int = Field(default_factory=_cores, ge=1, description="Ray tasks in flight at once")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where training and evaluation compute")
-    ranks: int = Field(2, ge=1, description="training processes")
+    ranks: int = Field(default_factory=_ranks, ge=1, description="training processes; as many as this machine has GPUs, or 2")
     threads: int = Field(default_factory=lambda: max(1, _cores() // 2), ge=1, description="CPU threads of one rank")
     micro_batch_size: int = Field(32, ge=1, description="sequences in one forward pass of one rank, at most")
     checkpoint_every: int = Field(

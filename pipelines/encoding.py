@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,24 +62,26 @@ class Encoder:
 
     def encode(self, texts: Any) -> Encoded:
         """Encode a pyarrow array of strings, each document closed by EOT."""
-        tokens, offsets, refusal = None, None, self._refusal
-        if refusal is None:
-            tokens, offsets = self._gigatoken(texts)
-            refusal = self._difference(texts, tokens, offsets, sample(texts))
-        if refusal is not None:
-            tokens, offsets = self._tokenizers(texts.to_pylist())
-        assert tokens is not None and offsets is not None
+        fast, refusal = (None, self._refusal) if self._refusal else self._checked(texts, sample(texts))
+        tokens, offsets = fast or self._tokenizers(texts.to_pylist())
         return Encoded(*self._closed(tokens, offsets), f"tokenizers: {refusal}" if refusal else "gigatoken")
 
     def _prove(self) -> str | None:
         """Why gigatoken cannot be used with this tokenizer at all, or None."""
         import pyarrow as pa
 
-        texts = pa.array(HARD, pa.large_string())
+        return self._checked(pa.array(HARD, pa.large_string()), range(len(HARD)))[1]
+
+    def _checked(self, texts: Any, chosen: Sequence[int]) -> tuple[tuple[np.ndarray, np.ndarray] | None, str | None]:
+        """What gigatoken makes of the texts, if the chosen documents are right; else why it is not used."""
         try:
-            return self._difference(texts, *self._gigatoken(texts), range(len(HARD)))
-        except Exception as error:  # not installed, or a kind of tokenizer it does not know: both are an answer
-            return f"gigatoken cannot load or run it ({type(error).__name__}: {error})"
+            fast = self._gigatoken(texts)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # not installed, a tokenizer it does not know, or a panic, which is no Exception
+            return None, f"gigatoken failed ({type(error).__name__}: {error})"
+        difference = self._difference(texts, *fast, chosen)
+        return (None if difference else fast), difference
 
     def _gigatoken(self, texts: Any) -> tuple[np.ndarray, np.ndarray]:
         """Ids (tokens,) uint32 and offsets (documents + 1,) int64, without a Python object for any document."""
@@ -99,7 +102,7 @@ class Encoder:
         offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows], dtype=np.int64)])
         return np.concatenate([*rows, np.zeros(0, self._dtype)]), offsets
 
-    def _difference(self, texts: Any, tokens: np.ndarray, offsets: np.ndarray, chosen: Any) -> str | None:
+    def _difference(self, texts: Any, tokens: np.ndarray, offsets: np.ndarray, chosen: Sequence[int]) -> str | None:
         """How gigatoken's output differs from `tokenizers` on the chosen documents, or None."""
         documents = [texts[int(index)].as_py() for index in chosen]
         for index, row in zip(

@@ -158,8 +158,11 @@ def _bar(attempt: Attempt, out: Console) -> Iterator[None]:
     with Progress(*columns, console=out, transient=True) as progress:
         task = progress.add_task(attempt.name, total=1, unit="", figures="")
 
+        begun = time.monotonic()
+
         def report(done: float, total: float, unit: str, **figures: float | str) -> None:
-            progress.update(task, completed=done, total=total, unit=unit, figures=_figures(figures))
+            speed = f"{done / (time.monotonic() - begun + 1e-9):,.1f} {unit}/s  "
+            progress.update(task, completed=done, total=total, unit=unit, figures=speed + _figures(figures))
 
         attempt.report = report
         yield
@@ -172,8 +175,9 @@ def _lines(name: str, out: Console) -> Any:
     def report(done: float, total: float, unit: str, **figures: float | str) -> None:
         if time.monotonic() - last[0] > _EVERY:
             last[0] = time.monotonic()
-            eta = (last[0] - begun) / max(done, 1e-9) * (total - done)
-            out.print(f"  {name}: {done:.0f}/{total:.0f} {unit}, {eta:.0f} s to go, {_figures(figures)}", markup=False)
+            speed = max(done, 1e-9) / (last[0] - begun)
+            told = f"{done:.0f}/{total:.0f} {unit}, {speed:,.1f} {unit}/s, {(total - done) / speed:.0f} s to go"
+            out.print(f"  {name}: {told}, {_figures(figures)}", markup=False)
 
     return report
 
@@ -206,16 +210,17 @@ def figure(record: Record) -> str:
     m = record.metrics
     match record.stage:
         case "prepare_task":
-            return f"{m['train_examples']:,} training, {m['test_examples']:,} test examples"
+            return f"{m['train_examples']:,} to train, {m['test_examples']:,} to test"
         case "shard":
             documents, size = (m[f"train_{name}"] + m[f"heldout_{name}"] for name in ("documents", "bytes"))
-            return f"{documents:,} documents, {size / 1e6:.1f} MB, {m['duplicates']} duplicates and {m['contaminated']} contaminated dropped"
+            dropped = m["duplicates"] + m["contaminated"] + m["rejected"]
+            return f"{documents:,} documents, {size / 1e6:.1f} MB, {dropped:,} dropped"
         case "train_tokenizer":
-            return f"{m['vocab_size']:,} tokens in the vocabulary"
+            return f"vocabulary of {m['vocab_size']:,}"
         case "tokenize":
             return f"{m['train_tokens'] + m['heldout_tokens']:,} tokens, {m['bytes_per_token']:.2f} bytes each"
         case "pretrain" | "finetune":
-            return f"loss {m['final_loss']:.3f} after {m['steps']} steps, {m['tokens_per_second']:,.0f} tokens/s"
+            return f"loss {m['final_loss']:.3f}, {m['tokens_per_second']:,.0f} tokens/s"
         case "evaluate" if "accuracy" in m:
             return f"accuracy {m['accuracy']:.1%}, TF-IDF {m['tfidf_accuracy']:.1%}"
         case "evaluate":

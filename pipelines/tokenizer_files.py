@@ -27,7 +27,10 @@ def tokenizer_facts(folder: Path) -> TokenizerFacts:
     """Read a tokenizer directory's tokenizer.json, without `tokenizers`. ValueError if it has no end-of-text token."""
     path = folder / "tokenizer.json"
     state = durable.read_json(path)
-    ids = dict(state["model"]["vocab"]) | {token["content"]: token["id"] for token in state["added_tokens"]}
+    vocabulary = state["model"]["vocab"]
+    if isinstance(vocabulary, list):  # of a Unigram model: pieces with their scores, in order of their ids
+        vocabulary = {piece: index for index, (piece, _) in enumerate(vocabulary)}
+    ids = vocabulary | {token["content"]: token["id"] for token in state["added_tokens"]}
     if EOT not in ids:
         raise ValueError(f"{path} has no token {EOT}, which has to end each document; use a tokenizer that has it")
     return TokenizerFacts(durable.sha256(path), max(ids.values()) + 1, ids[EOT])

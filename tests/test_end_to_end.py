@@ -152,6 +152,50 @@ def test_a_run_with_nothing_to_do_imports_nothing_heavy(finished: Line) -> None:
     assert "LOADED []" in done.stdout
 
 
+def test_status_tells_each_step_and_its_figure(finished: Line) -> None:
+    steps = {step["step"]: step for step in json.loads(finished("status", "--json"))["steps"]}
+    assert {step["state"] for step in steps.values()} == {"done"}
+    assert "bits per byte" in steps["evaluate-base"]["figure"] and steps["pretrain"]["seconds"] > 0
+
+
+def test_inspect_decodes_the_batches_that_training_saw(finished: Line) -> None:
+    pretraining, finetuning = (
+        finished("inspect", "batch:3", "--rows", "2"),
+        finished("inspect", "finetune:0", "--rows", "2"),
+    )
+    assert pretraining.count("row ") == 2 and "loss on 64 of 65 tokens" in pretraining and "document" in pretraining
+    assert "label" in finetuning and "loss on 1 of" in finetuning
+
+
+def test_inspect_decodes_shards(finished: Line) -> None:
+    (manifest,) = finished.work.glob("steps/tokenize-*/outputs/heldout.json")
+    shard = durable.read_json(manifest)["units"][0]["path"]
+    assert "token shard" in finished("inspect", shard) and "no such file" in _refused(
+        finished, "inspect", "nothing/here"
+    )
+
+
+def _refused(line: Line, *arguments: str) -> str:
+    done = subprocess.run(line.command(*arguments), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_a_registered_model_is_pulled_by_alias(finished: Line, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "pipelines",
+        "pull",
+        "sentiment@champion",
+        str(tmp_path / "model"),
+        "--set",
+        f"execution.registry={finished.registry}",
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "verified" in done.stdout and (tmp_path / "model" / "model.safetensors").is_file()
+
+
 def test_plan_names_the_field_and_a_run_redoes_only_what_is_downstream(copy: Line) -> None:
     planned = json.loads(copy("plan", "--json", **{"finetune.learning_rate": "0.004"}))["steps"]
     assert {step["step"]: step["why"] for step in planned}["finetune"] == ["train.learning_rate: 0.005 -> 0.004"]

@@ -41,13 +41,21 @@ def run(attempt: Attempt) -> dict[str, Any]:
     ordered = sorted(_pieces(attempt, files), key=lambda piece: piece.stretches[0].sha256)
     planned = {piece.key: piece for piece in ordered}  # large files may have equal stretches: one piece, one unit
     units, reused = _made(attempt, list(planned.values()))
-    repeats = sum(_documents(units[key]) * (count - 1) for key, count in Counter(piece.key for piece in ordered).items())
+    repeats = sum(
+        _documents(units[key]) * (count - 1) for key, count in Counter(piece.key for piece in ordered).items()
+    )
     made = [units[key] for key in planned]
     final, dropped = without_repeated(attempt, made, STAGE.version)
     # The units that were rewritten are listed too: the next file's run starts from them.
-    attempt.add_outputs([file for unit in {unit.key: unit for unit in made + final}.values() for file in unit.files.values()])
+    attempt.add_outputs(
+        [file for unit in {unit.key: unit for unit in made + final}.values() for file in unit.files.values()]
+    )
     splits = {split: text_shards.manifest(final, split) for split in ("train", "heldout")}
-    sizes = {f"{split}_{name}": sum(entry[name] for entry in found["units"]) for split, found in splits.items() for name in ("documents", "bytes")}
+    sizes = {
+        f"{split}_{name}": sum(entry[name] for entry in found["units"])
+        for split, found in splits.items()
+        for name in ("documents", "bytes")
+    }
     counts = _counts(made, repeats + dropped, len(given) - len(files))
     _refuse_empty(attempt, sizes, counts)
     for split, manifest in splits.items():
@@ -73,7 +81,9 @@ def _pieces(attempt: Attempt, files: list[SourceFile]) -> Iterator[Piece]:
 def _piece(attempt: Attempt, stretches: list[Stretch]) -> Piece:
     _, evaluation = evaluation_inputs(attempt.inputs)
     config = {**attempt.config, "evaluation": evaluation}
-    return Piece(unit_key("shard", STAGE.version, config, [stretch.identity for stretch in stretches]), tuple(stretches))
+    return Piece(
+        unit_key("shard", STAGE.version, config, [stretch.identity for stretch in stretches]), tuple(stretches)
+    )
 
 
 def _made(attempt: Attempt, planned: list[Piece]) -> tuple[dict[str, Unit], int]:
@@ -108,7 +118,9 @@ def _documents(unit: Unit) -> int:
 
 def _counts(made: list[Unit], repeated: int, same_files: int) -> dict[str, int]:
     """What was left out, by reason. `repeated` documents are in the corpus again across pieces."""
-    counts = {name: sum(unit.info[name] for unit in made) for name in ("duplicates", "contaminated", "blank", "rejected")}
+    counts = {
+        name: sum(unit.info[name] for unit in made) for name in ("duplicates", "contaminated", "blank", "rejected")
+    }
     return counts | {"duplicates": counts["duplicates"] + repeated, "duplicate_files": same_files}
 
 
@@ -125,11 +137,15 @@ def _refuse_empty(attempt: Attempt, sizes: dict[str, int], counts: dict[str, int
 
 def _write_account(attempt: Attempt, planned: list[Piece], made: list[Unit], counts: dict[str, int]) -> None:
     """Where every document came from (pieces.json), what was counted (statistics.json), what was skipped (rejects.jsonl)."""
-    described = [{"unit": piece.key, "stretches": [stretch.identity for stretch in piece.stretches]} for piece in planned]
+    described = [
+        {"unit": piece.key, "stretches": [stretch.identity for stretch in piece.stretches]} for piece in planned
+    ]
     durable.write_json(attempt.outputs / "pieces.json", {"schema": 1, "kind": "pieces", "pieces": described})
     statistics = {"sources": _by_source(made), "evaluation": made[0].info["evaluation"], "pieces": len(made)}
     durable.write_json(attempt.outputs / "statistics.json", statistics | counts)
-    _write_rejects(attempt, made, {stretch.sha256: stretch.file.path for piece in planned for stretch in piece.stretches})
+    _write_rejects(
+        attempt, made, {stretch.sha256: stretch.file.path for piece in planned for stretch in piece.stretches}
+    )
 
 
 def _by_source(units: list[Unit]) -> dict[str, dict[str, int]]:
@@ -144,7 +160,11 @@ def _by_source(units: list[Unit]) -> dict[str, dict[str, int]]:
 
 def _write_rejects(attempt: Attempt, units: list[Unit], paths: dict[str, str]) -> None:
     """All rejects in one file, and the first of them in the log with the names that files have here."""
-    found = [(attempt.root / unit.files["rejects.jsonl"].path).read_bytes() for unit in units if "rejects.jsonl" in unit.files]
+    found = [
+        (attempt.root / unit.files["rejects.jsonl"].path).read_bytes()
+        for unit in units
+        if "rejects.jsonl" in unit.files
+    ]
     durable.write_bytes(attempt.outputs / "rejects.jsonl", b"".join(found))
     rejects = [json.loads(line) for content in found for line in content.split(b"\n") if line]
     for reject in rejects[:20]:

@@ -48,7 +48,9 @@ def _item(attempt: Attempt, unit: Unit, drop: Any, version: int) -> dict[str, An
 def published(attempt: Attempt, key: str) -> Unit:
     """A text unit that was published, and so hashed, just now."""
     unit = attempt.units.find("text", key, verify=False)
-    assert unit is not None, f"text unit {key} was published and is gone: does something remove files from {attempt.root}?"
+    assert unit is not None, (
+        f"text unit {key} was published and is gone: does something remove files from {attempt.root}?"
+    )
     return unit
 
 

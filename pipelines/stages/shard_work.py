@@ -35,7 +35,13 @@ class Tally:
         """Note a bad record. SourceError if its source does not allow any."""
         refuse(reject, stretch)
         self.counts["rejected"] += 1
-        row = {"file": stretch.sha256, "label": stretch.file.label, "line": reject.line, "reason": reject.reason, "excerpt": reject.excerpt}
+        row = {
+            "file": stretch.sha256,
+            "label": stretch.file.label,
+            "line": reject.line,
+            "reason": reject.reason,
+            "excerpt": reject.excerpt,
+        }
         self.rejects.append(json.dumps(row, ensure_ascii=False).encode("utf-8") + b"\n")
 
     def keep(self, document: Document, known: contamination.Contamination, label: str) -> bool:
@@ -67,7 +73,10 @@ def shard_piece(item: dict[str, Any]) -> str:
                 split = "heldout" if is_heldout(found.content, config["heldout_fraction"]) else "train"
                 writers[split].add(found.id, found.utf8, found.source)
     info: dict[str, Any] = {name: tally.counts[name] for name in ("duplicates", "contaminated", "blank", "rejected")}
-    info |= {"sources": {label: dict(counts) for label, counts in tally.sources.items()}, "evaluation": {"examples": known.examples, "ignored": known.ignored}}
+    info |= {
+        "sources": {label: dict(counts) for label, counts in tally.sources.items()},
+        "evaluation": {"examples": known.examples, "ignored": known.ignored},
+    }
     return _publish(item, writers, list(tally.seen), tally.rejects, info)
 
 
@@ -81,7 +90,9 @@ def rewrite_piece(item: dict[str, Any]) -> str:
         raise FileNotFoundError(f"text unit {item['of']} was removed or damaged while it was needed; run again")
     raw = Path(item["drop"]).read_bytes()
     drop = {raw[start : start + ID_BYTES].hex() for start in range(0, len(raw), ID_BYTES)}
-    writers = {split: TextShardWriter(Path(item["scratch"]), split, item["shard_bytes"]) for split in ("train", "heldout")}
+    writers = {
+        split: TextShardWriter(Path(item["scratch"]), split, item["shard_bytes"]) for split in ("train", "heldout")
+    }
     kept: list[bytes] = []
     for split, writer in writers.items():
         for _, file in text_shards.shard_files(base, split):
@@ -94,7 +105,11 @@ def rewrite_piece(item: dict[str, Any]) -> str:
 
 
 def _publish(
-    item: dict[str, Any], writers: dict[str, TextShardWriter], ids: list[bytes], rejects: list[bytes], info: dict[str, Any]
+    item: dict[str, Any],
+    writers: dict[str, TextShardWriter],
+    ids: list[bytes],
+    rejects: list[bytes],
+    info: dict[str, Any],
 ) -> str:
     scratch = Path(item["scratch"])
     drafts: dict[str, Path] = {}

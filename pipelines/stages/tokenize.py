@@ -70,7 +70,13 @@ def _entry(unit: Unit) -> dict[str, Any]:
 
 
 def _manifest(entries: list[dict[str, Any]], facts: TokenizerFacts) -> dict[str, Any]:
-    head = {"schema": 1, "kind": "token_shards", "tokenizer": facts.digest, "vocab_size": facts.vocab_size, "eot": facts.eot}
+    head = {
+        "schema": 1,
+        "kind": "token_shards",
+        "tokenizer": facts.digest,
+        "vocab_size": facts.vocab_size,
+        "eot": facts.eot,
+    }
     return head | {"units": entries}
 
 

@@ -28,7 +28,12 @@ def tokenize_shard(item: dict[str, Any]) -> str:
     metadata = ShardMetadata(facts.digest, facts.vocab_size, facts.eot, shard["sha256"])
     draft = durable.temporary(Path(item["scratch"]) / "tokens.arrow")
     write_token_shard(draft, encoded.tokens, encoded.offsets, table["id"].to_pylist(), metadata)
-    info = {"documents": len(table["id"]), "tokens": len(encoded.tokens), "bytes": shard["bytes"], "engine": encoded.engine}
+    info = {
+        "documents": len(table["id"]),
+        "tokens": len(encoded.tokens),
+        "bytes": shard["bytes"],
+        "engine": encoded.engine,
+    }
     UnitStore(root).publish("tokens", item["key"], {"tokens.arrow": draft}, info)
     return item["key"]
 

@@ -63,7 +63,11 @@ class Sample:
 
     def _taken(self, content: bytes, size: int, share: float) -> bool:
         # Bytes 24 to 32: those that choose the held-out split must not choose the sample too.
-        return bool(size) and self.bytes + size <= self._max_bytes and int.from_bytes(content[24:], "big") < share * 2.0**64
+        return (
+            bool(size)
+            and self.bytes + size <= self._max_bytes
+            and int.from_bytes(content[24:], "big") < share * 2.0**64
+        )
 
 
 def _write(folder: Path, tokenizer: Any) -> None:
@@ -76,7 +80,12 @@ def _write(folder: Path, tokenizer: Any) -> None:
     durable.write_bytes(folder / "merges.txt", f"#version: 0.2\n{merges}".encode())
     durable.write_json(folder / "special_tokens_map.json", special)
     # A reserved token in somebody's text stays text wherever this directory is loaded.
-    settings = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False, "split_special_tokens": True, "clean_up_tokenization_spaces": False}
+    settings = {
+        "tokenizer_class": "GPT2Tokenizer",
+        "add_prefix_space": False,
+        "split_special_tokens": True,
+        "clean_up_tokenization_spaces": False,
+    }
     durable.write_json(folder / "tokenizer_config.json", settings | special)
 
 
@@ -84,10 +93,14 @@ def copy_pinned(item: dict[str, Any]) -> dict[str, Any]:
     """Copy a pinned tokenizer directory after checking its digest. SourceError if it is missing or another one."""
     source, folder = Path(item["config"]["pinned"]).expanduser(), Path(item["folder"])
     if not (source / "tokenizer.json").is_file():
-        raise SourceError(f"tokenizer.pinned={source}: there is no tokenizer.json in it; give the directory of a fast tokenizer")
+        raise SourceError(
+            f"tokenizer.pinned={source}: there is no tokenizer.json in it; give the directory of a fast tokenizer"
+        )
     found = durable.sha256(source / "tokenizer.json")
     if found != item["config"]["digest"]:
-        raise SourceError(f"{source / 'tokenizer.json'} has SHA-256 {found}, tokenizer.digest says {item['config']['digest']}; correct one of them")
+        raise SourceError(
+            f"{source / 'tokenizer.json'} has SHA-256 {found}, tokenizer.digest says {item['config']['digest']}; correct one of them"
+        )
     for name in FILES:
         if (source / name).is_file():
             durable.write_bytes(folder / name, (source / name).read_bytes())

@@ -17,7 +17,9 @@ from pipelines.text_shards import row_groups
 SHARD = {"document_bytes": 256, "shard_bytes": 4096, "heldout_fraction": 0.2, "decontaminate_min_words": 8}
 
 
-def attempt(root: Path, config: dict[str, Any], sources: dict[str, Any] | None = None, inputs: dict[str, Path] | None = None) -> Attempt:
+def attempt(
+    root: Path, config: dict[str, Any], sources: dict[str, Any] | None = None, inputs: dict[str, Path] | None = None
+) -> Attempt:
     """An attempt in `root`; `inputs` names folders of outputs that earlier steps left."""
     folder = root / "steps" / f"test-{secrets.token_hex(6)}"
     scratch = folder / "attempts" / "token"
@@ -38,10 +40,21 @@ def step_input(outputs: Path) -> Any:
 
 def corpus(*paths: Path, **options: Any) -> dict[str, Any]:
     """The files at `paths` as a step's corpus."""
-    return {"corpus": [file for path in paths for file in described(Source(path=str(path), label="test", **options), path, durable.sha256, True)]}
+    return {
+        "corpus": [
+            file
+            for path in paths
+            for file in described(Source(path=str(path), label="test", **options), path, durable.sha256, True)
+        ]
+    }
 
 
 def rows(root: Path, outputs: Path, split: str) -> list[dict[str, str]]:
     """The documents of a split, as its manifest lists them."""
     units = durable.read_json(outputs / f"{split}.json")["units"]
-    return [row for unit in units for table in row_groups(root / unit["path"], ["id", "text", "source"]) for row in table.to_pylist()]
+    return [
+        row
+        for unit in units
+        for table in row_groups(root / unit["path"], ["id", "text", "source"])
+        for row in table.to_pylist()
+    ]

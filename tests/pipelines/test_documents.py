@@ -11,7 +11,9 @@ from pipelines.documents import content_hash, cut, is_heldout, normalise_newline
 
 def pieces(text: str, limit: int, block: int = 1 << 20) -> list[str]:
     data = text.encode()
-    return [part.decode() for _, part in cut([data[start : start + block] for start in range(0, len(data), block)], limit)]
+    return [
+        part.decode() for _, part in cut([data[start : start + block] for start in range(0, len(data), block)], limit)
+    ]
 
 
 def test_documents_end_at_the_last_paragraph_end_that_fits() -> None:
@@ -28,7 +30,9 @@ def test_documents_end_at_the_last_paragraph_end_that_fits() -> None:
         ("x" + "語" * 8, ["x語語語", "語語語語", "語"]),  # of three
     ],
 )
-def test_a_paragraph_that_is_too_long_is_cut_at_lines_then_spaces_then_characters(text: str, expected: list[str]) -> None:
+def test_a_paragraph_that_is_too_long_is_cut_at_lines_then_spaces_then_characters(
+    text: str, expected: list[str]
+) -> None:
     assert pieces(text, 12) == expected
 
 

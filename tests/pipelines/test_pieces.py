@@ -29,7 +29,10 @@ def keys(pieces: list[list[Stretch]]) -> set[tuple[str, ...]]:
 def cut(path: Path, shard_bytes: int = 2000, document_bytes: int = 100) -> list[Stretch]:
     format = path.suffix[1:]
     file = SourceFile(str(path), durable.sha256(path), path.stat().st_size, "t", format)
-    return [stretch_from(value) for value in cut_file({"file": asdict(file), "shard_bytes": shard_bytes, "document_bytes": document_bytes})]
+    return [
+        stretch_from(value)
+        for value in cut_file({"file": asdict(file), "shard_bytes": shard_bytes, "document_bytes": document_bytes})
+    ]
 
 
 def content(stretch: Stretch) -> bytes:

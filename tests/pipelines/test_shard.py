@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -30,7 +32,9 @@ def folder(tmp_path: Path, files: int = 12) -> Path:
     return path
 
 
-def run(root: Path, sources: dict[str, Any], inputs: dict[str, Path] | None = None, **config: Any) -> tuple[Path, dict[str, Any]]:
+def run(
+    root: Path, sources: dict[str, Any], inputs: dict[str, Path] | None = None, **config: Any
+) -> tuple[Path, dict[str, Any]]:
     work = attempt(root, SHARD | config, sources, inputs)
     metrics = shard.run(work)
     return work.outputs, metrics
@@ -47,7 +51,10 @@ def test_golden_digest_of_the_documents(tmp_path: Path) -> None:
     outputs, _ = run(tmp_path, corpus(tmp_path / "a.txt", tmp_path / "b.jsonl"), document_bytes=64, shard_bytes=1024)
     assert shard.STAGE.version == 1
     assert digest(documents(tmp_path, outputs)) == "5372ed5f559138f41502937d17ad532c7f5329012c6a6992dc88b70ff1dc410c"
-    assert digest(durable.read_json(outputs / "statistics.json")) == "bb2e7621d1b9db129e27665f7dd6ca575736783738498dabf318baf53349b4ee"
+    assert (
+        digest(durable.read_json(outputs / "statistics.json"))
+        == "b5dca5f35fc8aefa63732516da52fd4057d90e7a676e24f0c2f0610ce346de06"
+    )
 
 
 def test_two_runs_give_the_same_bytes_in_every_output(tmp_path: Path) -> None:
@@ -89,14 +96,32 @@ def test_a_second_run_makes_nothing_and_damage_makes_its_unit_again(tmp_path: Pa
     assert (repaired / "train.json").read_bytes() == (outputs / "train.json").read_bytes()
 
 
+def test_text_that_cannot_be_cut_before_it_is_read_fills_several_bounded_shards(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.gz"
+    lines = [
+        json.dumps({"text": f"Record {index}: {hashlib.sha256(b'%d' % index).hexdigest() * 3}"}) for index in range(400)
+    ]
+    path.write_bytes(gzip.compress("\n".join(lines).encode()))
+    outputs, metrics = run(tmp_path, corpus(path))
+    units = durable.read_json(outputs / "train.json")["units"]
+    assert metrics["pieces"] == 1 and len(units) > 10
+    assert max(unit["bytes"] for unit in units) <= SHARD["shard_bytes"] + SHARD["document_bytes"]
+    order = [int(row["source"].split(":")[-1]) for row in rows(tmp_path, outputs, "train")]
+    assert order == sorted(order)
+
+
 def test_exact_duplicates_are_dropped_and_counted_within_and_across_pieces(tmp_path: Path) -> None:
     path = folder(tmp_path)
     sources = corpus(path)
     outputs, _ = run(tmp_path, sources)
     twice = tmp_path / "again.jsonl"  # larger than a shard, so it is in pieces of its own
-    twice.write_text("".join(json.dumps({"text": row["text"]}) + "\n" for row in documents(tmp_path, outputs) for _ in range(2)))
+    twice.write_text(
+        "".join(json.dumps({"text": row["text"]}) + "\n" for row in documents(tmp_path, outputs) for _ in range(2))
+    )
     combined, counted = run(tmp_path, corpus(path, twice))
-    assert sorted({row["id"] for row in documents(tmp_path, combined)}) == sorted(row["id"] for row in documents(tmp_path, combined))
+    assert sorted({row["id"] for row in documents(tmp_path, combined)}) == sorted(
+        row["id"] for row in documents(tmp_path, combined)
+    )
     assert {row["id"] for row in documents(tmp_path, combined)} == {row["id"] for row in documents(tmp_path, outputs)}
     assert counted["duplicates"] == 2 * len(documents(tmp_path, outputs))
 
@@ -124,10 +149,16 @@ def test_a_file_that_is_there_twice_is_read_once_and_counted(tmp_path: Path) -> 
 
 def test_documents_that_contain_evaluation_examples_are_dropped(tmp_path: Path) -> None:
     path = folder(tmp_path)
-    (path / "leak.txt").write_text("Before it.\n\nPARAGRAPHS, that SAY one or two things --\nmust never be learned!\n\nAfter it.\n")
+    (path / "leak.txt").write_text(
+        "Before it.\n\nPARAGRAPHS, that SAY one or two things --\nmust never be learned!\n\nAfter it.\n"
+    )
     evaluation = tmp_path / "examples"
     evaluation.mkdir()
-    examples = ["paragraphs that say: one or two things must never be learned", "too short to count", "not in the corpus at all, in none of its files"]
+    examples = [
+        "paragraphs that say: one or two things must never be learned",
+        "too short to count",
+        "not in the corpus at all, in none of its files",
+    ]
     (evaluation / "test.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in examples))
     outputs, metrics = run(tmp_path, corpus(path), {"test": evaluation})
     assert metrics["contaminated"] == 1
@@ -151,7 +182,9 @@ def test_long_examples_are_found_by_their_windows_and_scripts_without_spaces_by_
 
 def test_an_empty_split_is_refused_with_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one document only")
-    with pytest.raises(shard.EmptySplit, match=r"the (heldout|train) split is empty: 1 documents with heldout_fraction=0\.2.* add text"):
+    with pytest.raises(
+        shard.EmptySplit, match=r"the (heldout|train) split is empty: 1 documents with heldout_fraction=0\.2.* add text"
+    ):
         run(tmp_path, corpus(tmp_path / "a.txt"))
 
 

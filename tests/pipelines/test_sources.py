@@ -82,7 +82,9 @@ def test_identity_is_the_content_and_never_the_name(tmp_path: Path) -> None:
     assert files(tmp_path / "one")[0].identity == files(tmp_path / "b.txt")[0].identity
 
 
-@pytest.mark.parametrize(("pattern", "says"), [("none/here", "does not exist"), ("*.txt", "no file matches"), ("", "no file that ends in")])
+@pytest.mark.parametrize(
+    ("pattern", "says"), [("none/here", "does not exist"), ("*.txt", "no file matches"), ("", "no file that ends in")]
+)
 def test_sources_that_are_not_there_say_where_they_were_looked_for(tmp_path: Path, pattern: str, says: str) -> None:
     with pytest.raises(SourceError, match=says) as raised:
         files(tmp_path / pattern)
@@ -139,7 +141,13 @@ def test_a_missing_column_names_the_columns_that_are_there(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("value", "says"), [(7, "is not text but int"), (None, "is not text but null"), (["x"], "is not text but list"), ("\ud800", "half of a surrogate pair")]
+    ("value", "says"),
+    [
+        (7, "is not text but int"),
+        (None, "is not text but null"),
+        (["x"], "is not text but list"),
+        ("\ud800", "half of a surrogate pair"),
+    ],
 )
 def test_a_value_that_is_no_text_is_a_bad_record(tmp_path: Path, value: Any, says: str) -> None:
     write_jsonl(tmp_path / "a.jsonl", {"text": value})
@@ -157,7 +165,10 @@ def test_null_and_undecodable_rows_of_parquet_are_bad_records(tmp_path: Path) ->
 
     raw = pa.Array.from_buffers(pa.string(), 3, pa.array([b"ok", b"\xff", None], pa.binary()).buffers())
     pq.write_table(pa.table({"text": raw}), tmp_path / "a.parquet")
-    assert [(reject.line, reject.reason) for reject in rejects(tmp_path / "a.parquet")] == [(2, "'text' is not text but bytes"), (3, "'text' is not text but null")]
+    assert [(reject.line, reject.reason) for reject in rejects(tmp_path / "a.parquet")] == [
+        (2, "'text' is not text but bytes"),
+        (3, "'text' is not text but null"),
+    ]
     assert texts(tmp_path / "a.parquet", on_bad_record="skip") == ["ok"]
 
 
@@ -165,7 +176,9 @@ def test_null_and_undecodable_rows_of_parquet_are_bad_records(tmp_path: Path) ->
 def test_a_truncated_stream_says_how_far_it_was_readable(tmp_path: Path, ending: str) -> None:
     import pyarrow as pa
 
-    plain = write_jsonl(tmp_path / "a.jsonl", *({"text": hashlib.sha512(b"%d" % index).hexdigest() * 2} for index in range(4000))).read_bytes()
+    plain = write_jsonl(
+        tmp_path / "a.jsonl", *({"text": hashlib.sha512(b"%d" % index).hexdigest() * 2} for index in range(4000))
+    ).read_bytes()
     packed = gzip.compress(plain) if ending == "gz" else pa.compress(plain, "zstd", asbytes=True)
     path = tmp_path / f"a.jsonl.{ending}"
     path.write_bytes(packed[: len(packed) // 2])
@@ -203,6 +216,24 @@ def test_a_file_that_changed_after_planning_is_an_error(tmp_path: Path) -> None:
         list(documents(whole(planned), 4096))
 
 
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.jsonl.gz"])
+def test_reading_a_larger_file_needs_no_more_memory(tmp_path: Path, name: str) -> None:
+    import tracemalloc
+
+    peaks = []
+    for size in (20_000, 80_000):
+        plain = b"".join(b'{"text": "line %d of a large file"}\n' % index for index in range(size))
+        (tmp_path / name).write_bytes(gzip.compress(plain, 1) if name.endswith("gz") else plain)
+        del plain
+        (file,) = files(tmp_path / name)
+        tracemalloc.start()
+        for _ in documents(whole(file), 4096):
+            pass
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] * 1.2 + (1 << 20)
+
+
 def test_origin_names_label_content_and_line(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("one\n\n\ntwo\n\nthree\n")
@@ -222,7 +253,10 @@ def test_a_local_dataset_is_read_through_the_datasets_library(tmp_path: Path) ->
     write_jsonl(tmp_path / "set" / "train.jsonl", {"text": "from a dataset"}, {"text": "second"})
     write_jsonl(tmp_path / "set" / "test.jsonl", {"text": "other split"})
     (file,) = resolve(Source(dataset=str(tmp_path / "set"), label="d"), tmp_path)
-    assert [document.text for document in documents(whole(file), 99) if isinstance(document, Document)] == ["from a dataset", "second"]
+    assert [document.text for document in documents(whole(file), 99) if isinstance(document, Document)] == [
+        "from a dataset",
+        "second",
+    ]
 
 
 def test_a_dataset_that_was_saved_to_disk_is_read_too(tmp_path: Path) -> None:
@@ -233,7 +267,10 @@ def test_a_dataset_that_was_saved_to_disk_is_read_too(tmp_path: Path) -> None:
     datasets.DatasetDict({"train": split}).save_to_disk(str(tmp_path / "splits"))
     for name in ("plain", "splits"):
         (file,) = resolve(Source(dataset=str(tmp_path / name)), tmp_path)
-        assert [document.text for document in documents(whole(file), 99) if isinstance(document, Document)] == ["one", "two"]
+        assert [document.text for document in documents(whole(file), 99) if isinstance(document, Document)] == [
+            "one",
+            "two",
+        ]
 
 
 def test_a_dataset_with_another_file_is_another_dataset(tmp_path: Path) -> None:

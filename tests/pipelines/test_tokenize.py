@@ -18,7 +18,14 @@ from pipelines.tokenizer_files import tokenizer_facts
 from tests.pipelines.data_attempts import SHARD, attempt, corpus, rows
 from tests.pipelines.test_tokenizer import train
 
-DOCUMENTS = [*HARD, "plain English text, nothing special.", "x" * 20000, "<|endoftext|>" * 3, "\n\n\n", "mixed 漢字 and text " * 200]
+DOCUMENTS = [
+    *HARD,
+    "plain English text, nothing special.",
+    "x" * 20000,
+    "<|endoftext|>" * 3,
+    "\n\n\n",
+    "mixed 漢字 and text " * 200,
+]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +54,9 @@ def reference(folder: Path, texts: list[str]) -> list[list[int]]:
 
 
 def lists(encoded: Any) -> list[list[int]]:
-    return [encoded.tokens[start:end].tolist() for start, end in zip(encoded.offsets, encoded.offsets[1:], strict=False)]
+    return [
+        encoded.tokens[start:end].tolist() for start, end in zip(encoded.offsets, encoded.offsets[1:], strict=False)
+    ]
 
 
 def test_gigatoken_gives_the_ids_of_tokenizers_on_hard_text(folder: Path, encoder: Encoder) -> None:
@@ -79,7 +88,7 @@ def test_a_tokenizer_that_gigatoken_cannot_load_falls_back(folder: Path, tmp_pat
     words.add_special_tokens(["<|endoftext|>"])
     words.save(str(tmp_path / "tokenizer.json"))
     encoded = Encoder(tmp_path, tokenizer_facts(tmp_path)).encode(arrow(["a b", "b"]))
-    assert encoded.engine.startswith("tokenizers: gigatoken cannot load or run it")
+    assert encoded.engine.startswith("tokenizers: gigatoken failed (")
     assert lists(encoded) == [[1, 2, 0], [2, 0]]
 
 
@@ -95,7 +104,9 @@ def test_the_sample_holds_the_first_and_uncommon_documents_and_spreads() -> None
 def text_shards(root: Path, texts: list[str] | None = None, **config: Any) -> Path:
     import json
 
-    texts = texts or [f"Document {index} says {index * 7919 % 1000} things, {'and more ' * (index % 9)}." for index in range(300)]
+    texts = texts or [
+        f"Document {index} says {index * 7919 % 1000} things, {'and more ' * (index % 9)}." for index in range(300)
+    ]
     path = root / "corpus.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     work = attempt(root, SHARD | config, corpus(path))
@@ -123,9 +134,15 @@ def test_token_shards_stand_for_their_text_document_by_document(tmp_path: Path, 
 
 def test_golden_digest_of_the_tokens(tmp_path: Path, folder: Path) -> None:
     """If this fails you changed what tokenize makes: raise its STAGE.version, then the digest here."""
-    shards = text_shards(tmp_path, [text for text in DOCUMENTS if text.strip()] * 2, document_bytes=4096, heldout_fraction=0.4)
+    shards = text_shards(
+        tmp_path, [text for text in DOCUMENTS if text.strip()] * 2, document_bytes=4096, heldout_fraction=0.4
+    )
     outputs, _ = run(tmp_path, shards, folder)
-    found = [[id, tokens.tolist()] for split in ("train", "heldout") for id, tokens in TokenShards.from_manifest(outputs / f"{split}.json", tmp_path).documents()]
+    found = [
+        [id, tokens.tolist()]
+        for split in ("train", "heldout")
+        for id, tokens in TokenShards.from_manifest(outputs / f"{split}.json", tmp_path).documents()
+    ]
     assert tokenize.STAGE.version == 1
     assert digest(found) == "a391e0327a7e906ef7ece37002325be70f3abb4c6aa5e01a15764f74c302b61b"
 

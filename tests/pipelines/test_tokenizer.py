@@ -67,7 +67,14 @@ def test_reserved_tokens_are_the_one_end_of_text_token(trained: Path) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(str(trained))
-    assert tokenizer.eos_token_id == tokenizer.bos_token_id == tokenizer.pad_token_id == tokenizer.unk_token_id == tokenizer_facts(trained).eot == 0
+    assert (
+        tokenizer.eos_token_id
+        == tokenizer.bos_token_id
+        == tokenizer.pad_token_id
+        == tokenizer.unk_token_id
+        == tokenizer_facts(trained).eot
+        == 0
+    )
     assert tokenizer.decode([0]) == EOT and tokenizer.decode([0], skip_special_tokens=True) == ""
 
 
