@@ -92,7 +92,7 @@ def _mix(values: np.ndarray) -> np.ndarray:
 def samples(n: int, seed: int, start: int, count: int) -> np.ndarray:
     """Samples `start` .. `start + count - 1` of a run over n items, (count,) int64: each epoch is another permutation."""
     places = np.arange(start, start + count)
-    out = np.empty(count, np.int64)
+    out: np.ndarray = np.empty(count, np.int64)
     for epoch in range(start // n, (start + count - 1) // n + 1):
         inside = places // n == epoch
         out[inside] = Permutation(n, seed, epoch)(places[inside] % n)
@@ -103,7 +103,9 @@ def rank_slice(global_batch_size: int, rank: int, world_size: int) -> range:
     """The places in the global batch that a rank computes. ValueError if they cannot be shared out evenly."""
     per_rank, rest = divmod(global_batch_size, world_size)
     if rest or per_rank == 0:
-        raise ValueError(f"global_batch_size={global_batch_size} does not divide over {world_size} ranks; choose a multiple of {world_size}")
+        raise ValueError(
+            f"global_batch_size={global_batch_size} does not divide over {world_size} ranks; choose a multiple of {world_size}"
+        )
     return range(rank * per_rank, (rank + 1) * per_rank)
 
 
@@ -111,20 +113,29 @@ def sequences(shards: TokenShards, length: int) -> int:
     """Training sequences of `length` tokens (and their targets) in the stream. ValueError if there is none."""
     count = (len(shards) - 1) // length
     if count < 1:
-        raise ValueError(f"{len(shards)} tokens hold no sequence of {length} and its targets; give more data or a shorter sequence_length")
+        raise ValueError(
+            f"{len(shards)} tokens hold no sequence of {length} and its targets; give more data or a shorter sequence_length"
+        )
     return count
 
 
 def stream_batch(shards: TokenShards, chosen: np.ndarray, length: int) -> np.ndarray:
     """Sequences `chosen` of the stream with one token more, (B, length + 1) int64: inputs and targets overlap in it."""
-    out = np.empty((len(chosen), length + 1), np.int64)
+    out: np.ndarray = np.empty((len(chosen), length + 1), np.int64)
     for row, sample in zip(out, chosen.tolist(), strict=True):
         shards.read_into(row, sample * length)
     return out
 
 
 def pretrain_batch(
-    shards: TokenShards, step: int, *, seed: int, global_batch_size: int, length: int, rank: int = 0, world_size: int = 1
+    shards: TokenShards,
+    step: int,
+    *,
+    seed: int,
+    global_batch_size: int,
+    length: int,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> RankBatch:
     """A rank's share of step `step` (from 0) over a stream of tokens cut into sequences of `length` tokens."""
     places = rank_slice(global_batch_size, rank, world_size)
@@ -163,7 +174,7 @@ def example_batch(
     places = rank_slice(global_batch_size, rank, world_size)
     order = example_order(examples, step, seed=seed, global_batch_size=global_batch_size)
     lengths = np.minimum(examples.lengths[order], length)  # (global batch,)
-    tokens = np.full((len(places), int(lengths.max())), examples.eot, np.int64)  # (B, T)
+    tokens: np.ndarray = np.full((len(places), int(lengths.max())), examples.eot, np.int64)  # (B, T)
     for row, place in zip(tokens, places, strict=True):
         row[: lengths[place]] = examples.tokens(int(order[place]))[: lengths[place]]
     labels = np.array([_label(examples, int(sample)) for sample in order[places.start : places.stop]])  # (B,)

@@ -164,7 +164,15 @@ def _require_folder(path: str, exist_ok: bool = False) -> None:
 
 
 def save(
-    engine: Any, step: int, world: World, *, attempt: Path, checkpoints: Path, keep: int, metrics: bytes, zero_stage: int
+    engine: Any,
+    step: int,
+    world: World,
+    *,
+    attempt: Path,
+    checkpoints: Path,
+    keep: int,
+    metrics: bytes,
+    zero_stage: int,
 ) -> Checkpoint:
     """Publish the engine's state after `step` optimizer steps. Every rank has to call it; all get the checkpoint.
 
@@ -251,12 +259,16 @@ def load(engine: Any, checkpoint: Checkpoint, world: World, attempt: Path) -> No
     """Bring a fresh engine to the state of `checkpoint`, whatever number of ranks wrote it. CheckpointError if it does not load."""
     universal = is_universal(checkpoint, world)
     if universal:
-        log.info("checkpoint %s is of %d ranks, converting it for %d", checkpoint.folder, checkpoint.world_size, world.size)
+        log.info(
+            "checkpoint %s is of %d ranks, converting it for %d", checkpoint.folder, checkpoint.world_size, world.size
+        )
     folder = Path(world.from_first(lambda: str(_convert(checkpoint, attempt)))) if universal else checkpoint.folder
     hyperparameters = [{name: value for name, value in group.items() if name != "params"} for group in _groups(engine)]
     loaded, _ = engine.load_checkpoint(str(folder), tag=STATE)
     if loaded is None or engine.global_steps != checkpoint.step:
-        raise CheckpointError(f"{checkpoint.folder} did not load: DeepSpeed is at step {engine.global_steps}, not {checkpoint.step}")
+        raise CheckpointError(
+            f"{checkpoint.folder} did not load: DeepSpeed is at step {engine.global_steps}, not {checkpoint.step}"
+        )
     if universal:
         _repair_optimizer(engine, hyperparameters)
     world.barrier()

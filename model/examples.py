@@ -62,7 +62,9 @@ def write_examples(
     """
     for identifier, row in zip(ids, tokens, strict=True):
         if len(row) == 0 or max(row) >= vocab_size:
-            raise ValueError(f"{path}: example {identifier} is empty or has an id outside of the vocabulary of {vocab_size}")
+            raise ValueError(
+                f"{path}: example {identifier} is empty or has an id outside of the vocabulary of {vocab_size}"
+            )
     flat, offsets = flatten(tokens, token_dtype(vocab_size))
     column = pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(flat))
     columns = {

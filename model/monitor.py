@@ -50,7 +50,7 @@ class Journal:
     attempt: Path
     peak_flops: float | None  # of all ranks together
     flops_per_token: float
-    metrics: bytes = b""  # the whole metrics file, as checkpoints carry it
+    metrics: bytearray = field(default_factory=bytearray)  # the whole metrics file, as checkpoints carry it
     seconds: float = 0.0
     tokens: int = 0
 

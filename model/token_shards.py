@@ -49,7 +49,7 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
 
 def flatten(documents: Sequence[Any], dtype: np.dtype[Any]) -> tuple[np.ndarray, np.ndarray]:
     """Documents (sequences of ids) as one array of tokens and the int64 offsets (documents + 1) that cut it."""
-    offsets = np.zeros(len(documents) + 1, np.int64)
+    offsets: np.ndarray = np.zeros(len(documents) + 1, np.int64)
     np.cumsum([len(document) for document in documents], out=offsets[1:])
     tokens = np.empty(offsets[-1], dtype)
     for document, start, end in zip(documents, offsets[:-1], offsets[1:], strict=True):
@@ -62,10 +62,14 @@ def metadata_bytes(values: dict[str, Any]) -> dict[bytes, bytes]:
     return {METADATA_KEY: json.dumps(values | {"format": FORMAT}, sort_keys=True, separators=(",", ":")).encode()}
 
 
-def _check_flat(path: Path, tokens: np.ndarray, offsets: np.ndarray, ids: Sequence[str], metadata: ShardMetadata) -> None:
+def _check_flat(
+    path: Path, tokens: np.ndarray, offsets: np.ndarray, ids: Sequence[str], metadata: ShardMetadata
+) -> None:
     """ValueError unless the arrays describe whole documents of this vocabulary, each closed by its EOT."""
     if len(offsets) != len(ids) + 1 or offsets[0] != 0 or offsets[-1] != len(tokens):
-        raise ValueError(f"{path}: {len(ids)} ids and {len(offsets)} offsets do not cut {len(tokens)} tokens into documents")
+        raise ValueError(
+            f"{path}: {len(ids)} ids and {len(offsets)} offsets do not cut {len(tokens)} tokens into documents"
+        )
     if len(ids) == 0 or (np.diff(offsets) < 1).any():
         raise ValueError(f"{path}: a shard needs at least one document, and a document at least its end-of-text token")
     if int(tokens.max()) >= metadata.vocab_size:
@@ -73,7 +77,9 @@ def _check_flat(path: Path, tokens: np.ndarray, offsets: np.ndarray, ids: Sequen
     ends = tokens[offsets[1:] - 1]
     if (ends != metadata.eot).any():
         first = int(np.argmax(ends != metadata.eot))
-        raise ValueError(f"{path}: document {ids[first]} ends with token {int(ends[first])}, not with EOT {metadata.eot}")
+        raise ValueError(
+            f"{path}: document {ids[first]} ends with token {int(ends[first])}, not with EOT {metadata.eot}"
+        )
 
 
 def write_token_shard(
@@ -104,11 +110,15 @@ def map_batch(path: Path) -> tuple[pa.RecordBatch, dict[str, Any]]:
             reader = pa.ipc.open_file(source)
             metadata = json.loads((reader.schema.metadata or {})[METADATA_KEY])
             if metadata["format"] != FORMAT or reader.num_record_batches != 1:
-                raise DamagedShard(f"{path}: format {metadata['format']} with {reader.num_record_batches} record batches; "
-                                   f"this version reads format {FORMAT} with one: make it again")
+                raise DamagedShard(
+                    f"{path}: format {metadata['format']} with {reader.num_record_batches} record batches; "
+                    f"this version reads format {FORMAT} with one: make it again"
+                )
             return reader.get_batch(0), metadata
     except (pa.ArrowInvalid, KeyError, ValueError) as error:
-        raise DamagedShard(f"{path} is not an Arrow file of gptline ({error}); remove it and run the stage again") from error
+        raise DamagedShard(
+            f"{path} is not an Arrow file of gptline ({error}); remove it and run the stage again"
+        ) from error
 
 
 def view(column: pa.Array) -> np.ndarray:
@@ -170,7 +180,9 @@ class TokenShards:
         """The shards that a `token_shards` manifest lists, with paths relative to `root`. ValueError if it is another kind."""
         content = durable.read_json(manifest)
         if content.get("kind") != "token_shards" or content.get("schema") != 1:
-            raise ValueError(f"{manifest}: kind {content.get('kind')!r} schema {content.get('schema')!r}, not token_shards schema 1")
+            raise ValueError(
+                f"{manifest}: kind {content.get('kind')!r} schema {content.get('schema')!r}, not token_shards schema 1"
+            )
         units = [
             ShardUnit(root / unit["path"], unit["sha256"], unit["documents"], unit["tokens"], unit["bytes"])
             for unit in content["units"]
@@ -188,13 +200,17 @@ class TokenShards:
             raise DamagedShard(f"{unit.path} is missing; run the tokenize stage again")
         found = durable.sha256(unit.path)
         if found != unit.sha256:
-            raise DamagedShard(f"{unit.path} has SHA-256 {found}, its manifest says {unit.sha256}; remove it and run the tokenize stage again")
+            raise DamagedShard(
+                f"{unit.path} has SHA-256 {found}, its manifest says {unit.sha256}; remove it and run the tokenize stage again"
+            )
 
     def shard(self, index: int) -> TokenShard:
         """Map shard `index` and check that it is the one the manifest means. DamagedShard otherwise."""
         unit, shard = self.units[index], TokenShard(self.units[index].path)
         if shard.metadata.tokenizer != self.tokenizer:
-            raise DamagedShard(f"{unit.path} was made by tokenizer {shard.metadata.tokenizer}, the manifest says {self.tokenizer}")
+            raise DamagedShard(
+                f"{unit.path} was made by tokenizer {shard.metadata.tokenizer}, the manifest says {self.tokenizer}"
+            )
         if len(shard.tokens) != unit.tokens:
             raise DamagedShard(f"{unit.path} holds {len(shard.tokens)} tokens, the manifest says {unit.tokens}")
         return shard

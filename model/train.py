@@ -54,7 +54,9 @@ def learning_rate(train: TrainConfig, step: int) -> float:
     if step < train.warmup_steps:
         return train.learning_rate * (step + 1) / train.warmup_steps
     done = (step - train.warmup_steps) / max(1, train.max_steps - train.warmup_steps)
-    return train.min_learning_rate + (train.learning_rate - train.min_learning_rate) * (1 + math.cos(math.pi * done)) / 2
+    return (
+        train.min_learning_rate + (train.learning_rate - train.min_learning_rate) * (1 + math.cos(math.pi * done)) / 2
+    )
 
 
 def _on_device(batch: objectives.Batch, device: torch.device) -> objectives.Batch:

@@ -106,14 +106,19 @@ def import_deepspeed(device: str) -> Any:
     return deepspeed
 
 
-def _device(kind: str, local_rank: int) -> torch.device:
+def _device(kind: str) -> torch.device:
     """This rank's device. RuntimeError if CUDA is asked for and not there."""
+    local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))  # DeepSpeed insists that it is set
     if kind == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise RuntimeError("device 'cuda' is not available here; set the job's device to 'cpu' or use a machine with a GPU")
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)
+        raise RuntimeError(
+            "device 'cuda' is not available here; set the job's device to 'cpu' or use a machine with a GPU"
+        )
+    index = local_rank % torch.cuda.device_count()  # under Ray a rank sees its own GPU only, as number 0
+    os.environ["LOCAL_RANK"] = str(index)  # which DeepSpeed takes for the device's number
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
 
 
 @cache
@@ -123,12 +128,13 @@ def join(kind: str) -> World:
     DeepSpeed keeps process groups in module variables, so a second world in one process would find those of the first.
     """
     deepspeed = import_deepspeed(kind)
-    device = _device(kind, int(os.environ.setdefault("LOCAL_RANK", "0")))  # DeepSpeed insists that it is set
+    device = _device(kind)
     if not dist.is_initialized():
-        alone = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+        alone: dict[str, Any] = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
         dist.init_process_group("nccl" if kind == "cuda" else "gloo", **alone)
     deepspeed.init_distributed(dist_backend=None, auto_mpi_discovery=False, verbose=False)
     control = dist.new_group(backend="gloo") if kind == "cuda" else dist.group.WORLD
+    assert isinstance(control, dist.ProcessGroup)
     return World(dist.get_rank(), dist.get_world_size(), device, control)
 
 

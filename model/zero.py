@@ -42,7 +42,9 @@ def build_engine(model: nn.Module, train: TrainConfig, world: World, micro_batch
     if universal:
         config["checkpoint"] = {"load_universal": True}
     model.to(world.device)
-    engine, *_ = deepspeed.initialize(model=model, optimizer=adamw(model, train), config=config, dist_init_required=False)
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=adamw(model, train), config=config, dist_init_required=False
+    )
     if train.compile:
         engine.compile()
     return engine

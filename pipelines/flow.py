@@ -7,9 +7,10 @@ reads. What it does not read cannot make it stale.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from pipelines.config import Recipe, Source
+from pipelines.config import Recipe, Source, TokenizerConfig
 from pipelines.engine.step import Input, Step
 from pipelines.stages import (
     evaluate,
@@ -45,6 +46,14 @@ def _all(sources: tuple[Source, ...], files: Files) -> list[dict[str, Any]]:
     return [file for source in sources for file in files(source)]
 
 
+def _tokenizer(config: TokenizerConfig, files: Files) -> dict[str, list[dict[str, Any]]]:
+    """What a tokenizer is made from: its own sources, or a directory that is known by its digest."""
+    if config.pinned:
+        folder = Path(config.pinned).expanduser().absolute()
+        return {"pinned": [{"path": str(folder), "sha256": config.digest, "label": "pinned", "size": 0}]}
+    return {"text": _all(config.sources, files)}
+
+
 def _data(recipe: Recipe, files: Files) -> list[Step]:
     """Labelled examples first: the corpus is cleaned of the held-out ones."""
     steps = []
@@ -57,11 +66,10 @@ def _data(recipe: Recipe, files: Files) -> list[Step]:
             "validation": Input("prepare_task", "validation.jsonl"),
         }
     corpus = {"corpus": _all(recipe.shard.sources, files)}
-    own = {"text": _all(recipe.tokenizer.sources, files)} if recipe.tokenizer.sources else {}
     return [
         *steps,
         Step("shard", shard.STAGE, _json(recipe.shard, "sources"), evaluation, corpus),
-        Step("train_tokenizer", train_tokenizer.STAGE, _json(recipe.tokenizer, "sources"), {}, own),
+        Step("train_tokenizer", train_tokenizer.STAGE, _json(recipe.tokenizer, "sources", "pinned"), {}, _tokenizer(recipe.tokenizer, files)),
         Step(
             "tokenize", tokenize.STAGE, {},
             {"train": Input("shard", "train.json"), "heldout": Input("shard", "heldout.json"), "tokenizer": Input("train_tokenizer", "tokenizer/")},

@@ -26,8 +26,9 @@ def run(attempt: Attempt) -> dict[str, Any]:
     folder = attempt.outputs / FOLDER
     folder.mkdir()
     item: dict[str, Any] = {"folder": str(folder), "config": dict(attempt.config)}
-    if attempt.config["pinned"]:
+    if "pinned" in attempt.sources:
         task = "pipelines.stages.train_tokenizer_work:copy_pinned"
+        item["pinned"] = attempt.sources["pinned"][0]["path"]
     else:
         task = "pipelines.stages.train_tokenizer_work:train"
         item["stretches"] = [asdict(stretch) for stretch in _stretches(attempt)]

@@ -91,7 +91,7 @@ def _write(folder: Path, tokenizer: Any) -> None:
 
 def copy_pinned(item: dict[str, Any]) -> dict[str, Any]:
     """Copy a pinned tokenizer directory after checking its digest. SourceError if it is missing or another one."""
-    source, folder = Path(item["config"]["pinned"]).expanduser(), Path(item["folder"])
+    source, folder = Path(item["pinned"]), Path(item["folder"])
     if not (source / "tokenizer.json").is_file():
         raise SourceError(
             f"tokenizer.pinned={source}: there is no tokenizer.json in it; give the directory of a fast tokenizer"

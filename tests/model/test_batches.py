@@ -93,7 +93,8 @@ def test_one_two_and_four_ranks_see_the_same_samples_of_a_stream(shards: TokenSh
     for step in (0, 1, 9):
         alone = pretrain_batch(shards, step, length=16, **ORDER)
         shares = [
-            pretrain_batch(shards, step, length=16, **ORDER, rank=rank, world_size=world_size) for rank in range(world_size)
+            pretrain_batch(shards, step, length=16, **ORDER, rank=rank, world_size=world_size)
+            for rank in range(world_size)
         ]
         assert ranks_of(shares) == ranks_of([alone])
         assert torch.cat([share.rows.indices for share in shares]).tolist() == list(range(8))
@@ -122,7 +123,8 @@ def test_ranks_see_the_same_examples_padded_to_the_same_length(examples: Example
     for step in (0, 1, POOL, 3 * POOL + 1):
         alone = example_batch(examples, step, length=32, **ORDER)
         shares = [
-            example_batch(examples, step, length=32, **ORDER, rank=rank, world_size=world_size) for rank in range(world_size)
+            example_batch(examples, step, length=32, **ORDER, rank=rank, world_size=world_size)
+            for rank in range(world_size)
         ]
         assert ranks_of(shares) == ranks_of([alone])
         labels = [share.rows.labels for share in shares]
@@ -133,7 +135,9 @@ def test_ranks_see_the_same_examples_padded_to_the_same_length(examples: Example
 def test_an_example_keeps_its_tokens_its_label_and_its_padding_on_the_right(examples: Examples) -> None:
     share = example_batch(examples, 2, length=32, **ORDER)
     assert share.rows.labels is not None
-    for row, label, sample in zip(share.rows.tokens, share.rows.labels, example_order(examples, 2, **ORDER), strict=True):
+    for row, label, sample in zip(
+        share.rows.tokens, share.rows.labels, example_order(examples, 2, **ORDER), strict=True
+    ):
         length = min(32, int(examples.lengths[sample]))
         assert row.tolist() == [int(sample)] * length + [499] * (len(row) - length)
         assert int(label) == sample % 3

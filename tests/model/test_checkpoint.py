@@ -80,7 +80,9 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     assert f"step-{STEPS:06d} is damaged and passed over" in caplog.text
 
 
-def test_published_checkpoints_of_which_none_is_good_are_an_error_and_none_at_all_is_not(checkpoints: Path, tmp_path: Path) -> None:
+def test_published_checkpoints_of_which_none_is_good_are_an_error_and_none_at_all_is_not(
+    checkpoints: Path, tmp_path: Path
+) -> None:
     for folder in published(checkpoints):
         flip_a_bit(folder)
     with pytest.raises(CheckpointError, match=r"no good checkpoint .*step-000008.*step-000004"):
@@ -104,7 +106,9 @@ def test_training_goes_on_from_before_the_damage_and_replaces_it(trained: Traine
     undisturbed, parsed = job_of_one(trained, "undisturbed-alone")
     assert run(parsed)["resumed_from"] is None
     job = trained.jobs.continuation("damaged", undisturbed, MIDDLE)
-    shutil.copytree(newest(Path(undisturbed["checkpoints"])), newest(Path(job["checkpoints"])).with_name(f"step-{STEPS:06d}"))
+    shutil.copytree(
+        newest(Path(undisturbed["checkpoints"])), newest(Path(job["checkpoints"])).with_name(f"step-{STEPS:06d}")
+    )
     flip_the_only_shard(newest(Path(job["checkpoints"])))
     assert run(RankJob.parse(job))["resumed_from"] == MIDDLE
     assert weights(job) == weights(undisturbed) and metrics(job) == metrics(undisturbed)

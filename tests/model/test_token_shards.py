@@ -71,7 +71,9 @@ def test_many_shards_read_as_one_stream(tmp_path: Path) -> None:
     for start in range(len(whole)):
         for length in (0, 1, 7, len(whole) - start):
             assert shards.read(start, min(length, len(whole) - start)).tolist() == whole[start : start + length]
-    assert [tokens.tolist() for _, tokens in shards.documents()] == [document for docs in documents for document in docs]
+    assert [tokens.tolist() for _, tokens in shards.documents()] == [
+        document for docs in documents for document in docs
+    ]
 
 
 @pytest.mark.parametrize(("start", "length"), [(-1, 1), (0, 9), (8, 1)])
@@ -85,7 +87,9 @@ def test_datasets_opens_a_token_shard(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
     from datasets import load_dataset
 
-    dataset = load_dataset("arrow", data_files=str(tmp_path / "a.arrow"), split="train", cache_dir=str(tmp_path / "cache"))
+    dataset = load_dataset(
+        "arrow", data_files=str(tmp_path / "a.arrow"), split="train", cache_dir=str(tmp_path / "cache")
+    )
     assert dataset["tokens"][:] == DOCUMENTS
     assert dataset["id"][:] == [f"{index:032x}" for index in range(3)]
 

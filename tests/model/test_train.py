@@ -48,7 +48,9 @@ def alone(trained: Trained) -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def resumed(trained: Trained, interrupted: dict[str, Any], alone: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def resumed(
+    trained: Trained, interrupted: dict[str, Any], alone: dict[str, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
     """Two ranks go on from checkpoints: their own, those of one rank, and that of the SIGTERM."""
     make = trained.jobs.continuation
     jobs = {stage: make(f"resumed-{stage}", trained.job[stage], MIDDLE) for stage in [*STAGES, "bf16", "finetuned"]}
@@ -93,7 +95,9 @@ def test_a_classifier_learns_from_a_base_models_export(trained: Trained) -> None
 
 
 @pytest.mark.parametrize("name", [*STAGES, "bf16", "finetuned"])
-def test_a_resumed_run_ends_with_identical_weights_and_metrics(trained: Trained, resumed: dict[str, Any], name: str) -> None:
+def test_a_resumed_run_ends_with_identical_weights_and_metrics(
+    trained: Trained, resumed: dict[str, Any], name: str
+) -> None:
     assert weights(resumed[name]) == weights(trained.job[name])
     assert metrics(resumed[name]) == metrics(trained.job[name])
 

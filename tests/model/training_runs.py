@@ -57,7 +57,9 @@ class Jobs:
         facts: dict[str, Any] = {"tokenizer": "t", "vocab_size": self.vocab_size, "eot": 0}
         write_examples(self.folder / "examples.arrow", tokens, ids, labels=labels.tolist(), **facts)
 
-    def job(self, name: str, *, train: dict[str, Any] | None = None, model: dict[str, Any] | None = None, **job: Any) -> dict[str, Any]:
+    def job(
+        self, name: str, *, train: dict[str, Any] | None = None, model: dict[str, Any] | None = None, **job: Any
+    ) -> dict[str, Any]:
         """A job named `name` with dropout, in folders of its own; the arguments change its fields."""
         home = self.folder / name
         (home / "attempts" / "a").mkdir(parents=True)
@@ -91,7 +93,11 @@ class Jobs:
 
     def continuation(self, name: str, source: dict[str, Any], step: int, **job: Any) -> dict[str, Any]:
         """The job `source` as it stood after `step`: its checkpoint there is all that the new one finds."""
-        fields = {key: value for key, value in source.items() if key not in ("attempt", "outputs", "checkpoints", "train", "model")}
+        fields = {
+            key: value
+            for key, value in source.items()
+            if key not in ("attempt", "outputs", "checkpoints", "train", "model")
+        }
         new = self.job(name, train=source["train"], model=source["model"], **(fields | job))
         checkpoint = f"step-{step:06d}"
         shutil.copytree(Path(source["checkpoints"], checkpoint), Path(new["checkpoints"], checkpoint))

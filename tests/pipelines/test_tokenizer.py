@@ -15,7 +15,7 @@ from pipelines.stages import train_tokenizer
 from pipelines.tokenizer_files import EOT, FILES, tokenizer_facts
 from tests.pipelines.data_attempts import attempt
 
-CONFIG = {"vocab_size": 400, "min_frequency": 2, "max_bytes": 1 << 20, "pinned": None, "digest": None}
+CONFIG = {"vocab_size": 400, "min_frequency": 2, "max_bytes": 1 << 20, "digest": None}
 TEXT = "The quick brown fox jumps over the lazy dog; don't ask why.\nDer schnelle Fuchs, das Äffchen, 漢字かな.\n" * 30
 
 
@@ -87,18 +87,23 @@ def test_a_sample_within_max_bytes_is_taken_by_content(tmp_path: Path) -> None:
     assert 3000 < metrics["trained_on_bytes"] <= 8192
 
 
+def pinned(folder: Path) -> dict[str, Any]:
+    """A tokenizer's directory as `flow` hands it to the step: its path is no part of the configuration."""
+    return {"pinned": [{"path": str(folder)}]}
+
+
 def test_a_pinned_tokenizer_is_copied_as_it_is(trained: Path, tmp_path: Path) -> None:
     facts = tokenizer_facts(trained)
-    work = attempt(tmp_path, CONFIG | {"pinned": str(trained), "digest": facts.digest})
+    work = attempt(tmp_path, CONFIG | {"digest": facts.digest}, pinned(trained))
     assert train_tokenizer.run(work) == {"vocab_size": facts.vocab_size, "eot": 0, "digest": facts.digest}
     assert (work.outputs / "tokenizer" / "merges.txt").read_bytes() == (trained / "merges.txt").read_bytes()
 
 
 def test_a_pinned_tokenizer_with_another_digest_is_refused(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"tokenizer.json has SHA-256 .* tokenizer.digest says 0000"):
-        train_tokenizer.run(attempt(tmp_path, CONFIG | {"pinned": str(trained), "digest": "0" * 64}))
+        train_tokenizer.run(attempt(tmp_path, CONFIG | {"digest": "0" * 64}, pinned(trained)))
     with pytest.raises(SourceError, match=r"there is no tokenizer\.json in it"):
-        train_tokenizer.run(attempt(tmp_path, CONFIG | {"pinned": str(tmp_path), "digest": "0" * 64}))
+        train_tokenizer.run(attempt(tmp_path, CONFIG | {"digest": "0" * 64}, pinned(tmp_path)))
 
 
 def test_sources_without_text_are_refused(tmp_path: Path) -> None:
