@@ -3,7 +3,7 @@
 The one idea: every figure that this project claims is printed by this command, beside what a user would pick
 instead, on the machine that it runs on.
 
-    python -m benchmarks                                  all, in full size: about an hour on 2 cores
+    python -m benchmarks                                  all, in full size: about 25 minutes on 2 cores
     python -m benchmarks tokenize loader                  some
     python -m benchmarks --small                          all in small, to see that they work; their figures mean nothing
     python -m benchmarks train --device cuda              the GPU half: needs torch, deepspeed and what model/ imports
@@ -29,18 +29,29 @@ NAMES = ("nothing_to_do", "loader", "tokenize", "train", "memory")
 
 def parsed() -> tuple[list[str], Options]:
     """The names and the options of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="each figure we claim, beside its alternative")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="each figure we claim, beside its alternative"
+    )
     parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(NAMES)}; all if none is given")
     parser.add_argument("--small", action="store_true", help="small sizes, to see that it works")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where training is measured")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the CPU kernels of one rank")
-    parser.add_argument("--folder", type=Path, default=Path(".cache/benchmarks"), help="results, samples, and scratch data that is removed")
+    parser.add_argument(
+        "--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the CPU kernels of one rank"
+    )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path(".cache/benchmarks"),
+        help="results, samples, and scratch data that is removed",
+    )
     parser.add_argument("--cache", type=Path, default=Path(".cache/gptline"), help="fetched sample data")
     given = parser.parse_args()
     unknown = set(given.names) - set(NAMES)
     if unknown:
         parser.error(f"no benchmark is called {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
-    return given.names or list(NAMES), Options(given.folder.absolute(), given.cache.absolute(), given.small, given.device, given.threads)
+    return given.names or list(NAMES), Options(
+        given.folder.absolute(), given.cache.absolute(), given.small, given.device, given.threads
+    )
 
 
 def measured(name: str, options: Options) -> list[Figure]:

@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,9 @@ def environment(threads: int, **more: str) -> dict[str, str]:
 def start(function: str, item: Any, environ: Mapping[str, str]) -> subprocess.Popen[str]:
     """Begin a contender: its process, whose output is still to be read."""
     command = [sys.executable, "-m", "benchmarks.contender", function, json.dumps(item)]
-    return subprocess.Popen(command, cwd=ROOT, env=dict(environ), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, env=dict(environ), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def finish(process: subprocess.Popen[str]) -> Any:
@@ -65,13 +68,18 @@ def run_ranks(function: str, item: Any, *, ranks: int, threads: int) -> list[Any
         port = str(probe.getsockname()[1])
     world = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     processes = [
-        start(function, item, environment(threads, RANK=str(rank), LOCAL_RANK=str(rank), **world)) for rank in range(ranks)
+        start(function, item, environment(threads, RANK=str(rank), LOCAL_RANK=str(rank), **world))
+        for rank in range(ranks)
     ]
-    try:
-        return [finish(process) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    with ThreadPoolExecutor(ranks) as pool:
+        answers = [pool.submit(finish, process) for process in processes]
+        try:
+            for answer in as_completed(answers):
+                answer.result()  # of the first that failed: the others would wait for it for half an hour
+        finally:
+            for process in processes:
+                process.kill()
+    return [answer.result() for answer in answers]
 
 
 def main(arguments: Sequence[str]) -> None:

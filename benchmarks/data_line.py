@@ -22,7 +22,9 @@ def recipe(corpus: Path, shard_bytes: int) -> Recipe:
     samples = (Source(sample="shakespeare", label="shakespeare"), Source(sample="conversations", label="conversations"))
     return Recipe(
         name="benchmark",
-        shard=ShardConfig(sources=(Source(path=str(corpus), label="corpus"),), shard_bytes=shard_bytes, heldout_fraction=0.002),
+        shard=ShardConfig(
+            sources=(Source(path=str(corpus), label="corpus"),), shard_bytes=shard_bytes, heldout_fraction=0.002
+        ),
         tokenizer=TokenizerConfig(sources=samples, vocab_size=VOCABULARY),
         model=ModelShape(n_positions=64, n_embd=32, n_layer=1, n_head=1),
         pretrain=PretrainConfig(max_steps=1, global_batch_size=1, sequence_length=64, learning_rate=1e-3),
@@ -36,11 +38,13 @@ def workspace(work: Path, corpus: Path, cache: Path, last: str, shard_bytes: int
 
 
 def connect(space: run.Workspace) -> float:
-    """Start the local Ray that the steps will use; how long that took, in seconds."""
-    from cluster import services
+    """Start the local Ray that the steps will use; the seconds until each of its workers had answered a first task."""
+    from cluster import ray_map, services
 
-    began = time.perf_counter()
-    services.connect("local", space.settings["cpus"])
+    cpus, began = space.settings["cpus"], time.perf_counter()
+    services.connect("local", cpus)
+    for _ in ray_map.map_units("builtins:str", range(cpus), in_flight=cpus):
+        pass
     return time.perf_counter() - began
 
 
@@ -63,5 +67,9 @@ def outputs(space: run.Workspace, step: str) -> Path:
 
 def shards(space: run.Workspace, step: str) -> list[dict[str, Any]]:
     """The units that a finished step's two manifests list: `path` made absolute, `sha256`, `size` and counts."""
-    units = [unit for split in ("train", "heldout") for unit in durable.read_json(outputs(space, step) / f"{split}.json")["units"]]
+    units = [
+        unit
+        for split in ("train", "heldout")
+        for unit in durable.read_json(outputs(space, step) / f"{split}.json")["units"]
+    ]
     return [unit | {"path": str(space.root / unit["path"])} for unit in units]

@@ -37,11 +37,23 @@ def run(options: Options) -> list[Figure]:
 
 def _compared(count: int, found: dict[str, Any]) -> list[Figure]:
     name = f"loader, {count:,} shard{'s' if count > 1 else ''}"
-    say(f"{name}: own memory {found['before']:.0f} MB before, {found['early']:.1f} MB after 10 % of the batches, {found['late']:.1f} MB after all")
+    say(
+        f"{name}: own memory {found['before']:.0f} MB before, {found['early']:.1f} MB after 10 % of the batches, {found['late']:.1f} MB after all"
+    )
     speed = at_least(name, "M tokens/s", found["ours"], "nanoGPT's get_batch on one flat file", found["flat"], 0)
     return [
-        Figure(name, speed.unit, speed.ours, speed.beside, speed.other, f">= {GOAL / 1e6:.0f}", found["ours"] * 1e6 >= GOAL),
-        Figure(f"{name}: own memory", "MB", found["late"], "the same after 10 % of the batches", found["early"], "<= + 8 MB", found["late"] - found["early"] <= 8),
+        Figure(
+            name, speed.unit, speed.ours, speed.beside, speed.other, f">= {GOAL / 1e6:.0f}", found["ours"] * 1e6 >= GOAL
+        ),
+        Figure(
+            f"{name}: own memory",
+            "MB",
+            found["late"],
+            "the same after 10 % of the batches",
+            found["early"],
+            "<= + 8 MB",
+            found["late"] - found["early"] <= 8,
+        ),
     ]
 
 
@@ -64,8 +76,22 @@ def write(item: dict[str, Any]) -> None:
             path = folder / f"{index:04d}.arrow"
             write_token_shard(path, tokens, offsets, [str(document) for document in range(len(offsets) - 1)], metadata)
             tokens.tofile(flat)
-            units.append({"path": path.name, "sha256": durable.sha256(path), "documents": len(offsets) - 1, "tokens": each, "bytes": each * 4})
-    head = {"schema": 1, "kind": "token_shards", "tokenizer": metadata.tokenizer, "vocab_size": VOCABULARY, "eot": metadata.eot}
+            units.append(
+                {
+                    "path": path.name,
+                    "sha256": durable.sha256(path),
+                    "documents": len(offsets) - 1,
+                    "tokens": each,
+                    "bytes": each * 4,
+                }
+            )
+    head = {
+        "schema": 1,
+        "kind": "token_shards",
+        "tokenizer": metadata.tokenizer,
+        "vocab_size": VOCABULARY,
+        "eot": metadata.eot,
+    }
     durable.write_json(folder / "train.json", head | {"units": units})
 
 

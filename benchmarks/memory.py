@@ -30,8 +30,12 @@ def run(options: Options) -> list[Figure]:
         for size in sizes[1:]:
             ours, first = peaks[size][role], peaks[sizes[0]][role]
             goal = f"<= {GOAL:g} x"
-            what = f"peak memory of {'the driver' if role == 'driver' else 'a Ray worker'}, {size / 1e6:,.0f} MB of corpus"
-            figures.append(Figure(what, "MB", ours, f"{sizes[0] / 1e6:,.0f} MB of corpus", first, goal, ours <= GOAL * first))
+            what = (
+                f"peak memory of {'the driver' if role == 'driver' else 'a Ray worker'}, {size / 1e6:,.0f} MB of corpus"
+            )
+            figures.append(
+                Figure(what, "MB", ours, f"{sizes[0] / 1e6:,.0f} MB of corpus", first, goal, ours <= GOAL * first)
+            )
     return figures
 
 

@@ -41,7 +41,9 @@ def run(options: Options) -> list[Figure]:
     again = [_seconds(command) for _ in range(TURNS)]
     say("again: " + ", ".join(f"{seconds:.2f} s" for seconds in again))
     _say_split(work, settings)
-    imports = median([_seconds([sys.executable, "-c", f"import {', '.join(HEAVY)}"]) for _ in range(1 if options.small else 3)])
+    imports = median(
+        [_seconds([sys.executable, "-c", f"import {', '.join(HEAVY)}"]) for _ in range(1 if options.small else 3)]
+    )
     ours = median(again)
     beside = f"importing {', '.join(HEAVY)}, nothing else"
     return [Figure("run with nothing to do", "s", ours, beside, imports, f"<= {GOAL:g} s", ours <= GOAL)]
@@ -67,5 +69,7 @@ def _output(command: list[str]) -> str:
     environ = contender.environment(len(os.sched_getaffinity(0)))
     done = subprocess.run(command, cwd=contender.ROOT, env=environ, capture_output=True, text=True)
     if done.returncode:
-        raise contender.ContenderFailed(f"{command[:6]} ended with {done.returncode}:\n{(done.stdout + done.stderr)[-3000:]}")
+        raise contender.ContenderFailed(
+            f"{command[:6]} ended with {done.returncode}:\n{(done.stdout + done.stderr)[-3000:]}"
+        )
     return done.stdout

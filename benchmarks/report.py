@@ -19,7 +19,18 @@ from typing import Any
 
 from model import durable
 
-LIBRARIES = ("torch", "deepspeed", "ray", "pyarrow", "numpy", "gigatoken", "tokenizers", "datasets", "transformers", "accelerate")
+LIBRARIES = (
+    "torch",
+    "deepspeed",
+    "ray",
+    "pyarrow",
+    "numpy",
+    "gigatoken",
+    "tokenizers",
+    "datasets",
+    "transformers",
+    "accelerate",
+)
 
 
 @dataclass(frozen=True)
@@ -106,7 +117,14 @@ def table(figures: Sequence[Figure]) -> str:
     rows.append(tuple("---" for _ in rows[0]))  # type: ignore[arg-type]
     for figure in figures:
         verdict = "" if figure.met is None else ": met" if figure.met else ": MISSED"
-        cells = (figure.what, figure.unit, number(figure.ours), number(figure.other), number(figure.ratio), figure.beside)
+        cells = (
+            figure.what,
+            figure.unit,
+            number(figure.ours),
+            number(figure.other),
+            number(figure.ratio),
+            figure.beside,
+        )
         rows.append((*cells, figure.goal + verdict))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = (" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
@@ -124,7 +142,9 @@ def save(folder: Path, options: Options, found: Mapping[str, Sequence[Figure]]) 
         "command": sys.argv[1:],
         "machine": machine(options.device),
         "versions": versions(),
-        "figures": {name: [asdict(figure) | {"ratio": figure.ratio} for figure in figures] for name, figures in found.items()},
+        "figures": {
+            name: [asdict(figure) | {"ratio": figure.ratio} for figure in figures] for name, figures in found.items()
+        },
     }
     durable.write_json(path, content)
     return path

@@ -18,7 +18,14 @@ from benchmarks.report import Figure, Options, at_least, median, number, say
 
 SHAPES: dict[str, dict[str, Any]] = {
     "cpu": {"n_positions": 128, "n_embd": 192, "n_layer": 3, "n_head": 6, "vocab_size": 4096, "eot_token_id": 4095},
-    "cuda": {"n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12, "vocab_size": 50257, "eot_token_id": 50256},
+    "cuda": {
+        "n_positions": 1024,
+        "n_embd": 768,
+        "n_layer": 12,
+        "n_head": 12,
+        "vocab_size": 50257,
+        "eot_token_id": 50256,
+    },
 }
 TRAINING: dict[str, dict[str, Any]] = {
     "cpu": {"global_batch_size": 32, "sequence_length": 128, "precision": "fp32", "compile": False},
@@ -33,15 +40,19 @@ GOALS = {BARE: 0.95, TRAINER: 1.0}
 
 def run(options: Options) -> list[Figure]:
     """Measure all contenders on `options.device`; figures in tokens/s."""
-    job, speeds = _job(options), {}
+    job = _job(options)
     names = [OURS, BARE, *([TRAINER] if _trainer_is_there() else [])]
-    peak = contender.run("benchmarks.train_contenders:matmul_peak", {"device": options.device, "threads": options.threads}, threads=options.threads)
-    say(f"matrix products reach {number(peak / 1e12)} TFLOP/s; {job['train']['max_steps']} steps of {_tokens(job):,} tokens a turn")
+    square = {"device": options.device, "threads": options.threads}
+    peak = contender.run("benchmarks.train_contenders:matmul_peak", square, threads=options.threads)
+    steps = job["train"]["max_steps"]
+    say(f"matrix products reach {number(peak / 1e12)} TFLOP/s; {steps} steps of {_tokens(job):,} tokens a turn")
     seconds, flops = _measured(job, names, SMALL_TURNS if options.small else TURNS[options.device], options)
     speeds = {name: _tokens(job) / median(found) for name, found in seconds.items()}
-    what = f"training, 1 rank, {'GPU' if options.device == 'cuda' else f'{options.threads} threads'}, {job['train']['precision']}"
+    where = "GPU" if options.device == "cuda" else f"{options.threads} threads"
+    what = f"training, 1 rank, {where}, {job['train']['precision']}"
     figures = [at_least(what, "tokens/s", speeds[OURS], BESIDE[name], speeds[name], GOALS[name]) for name in names[1:]]
-    figures.append(Figure(f"{what}: MFU", "%", 100 * speeds[OURS] * flops / peak, "of the bare loop", 100 * speeds[BARE] * flops / peak))
+    ours, bare = (100 * speeds[name] * flops / peak for name in (OURS, BARE))
+    figures.append(Figure(f"{what}: MFU", "%", ours, "of the bare loop", bare))
     return figures + (list(_zero(job, options, speeds[OURS])) if options.device == "cpu" else [])
 
 
@@ -49,7 +60,9 @@ def _trainer_is_there() -> bool:
     """Whether transformers and accelerate are installed, and a line about it if not."""
     missing = [name for name in ("transformers", "accelerate") if importlib.util.find_spec(name) is None]
     if missing:
-        say(f"no figure for Hugging Face's Trainer: {', '.join(missing)} is not installed here (pip install accelerate)")
+        say(
+            f"no figure for Hugging Face's Trainer: {', '.join(missing)} is not installed here (pip install accelerate)"
+        )
     return not missing
 
 
@@ -57,8 +70,15 @@ def _job(options: Options) -> dict[str, Any]:
     """A rank's job over shards that are made here; `attempt` and the ZeRO stage are still to be set for each run."""
     shape, device = SHAPES[options.device], options.device
     data = options.folder / "tokens"
-    contender.run("benchmarks.train_contenders:write_tokens", {"folder": str(data), "tokens": 4_000_000, **shape}, threads=1)
-    train = {"max_steps": SMALL_STEPS if options.small else STEPS[device], "learning_rate": 1e-3, "warmup_steps": 2, "zero_stage": 2}
+    contender.run(
+        "benchmarks.train_contenders:write_tokens", {"folder": str(data), "tokens": 4_000_000, **shape}, threads=1
+    )
+    train = {
+        "max_steps": SMALL_STEPS if options.small else STEPS[device],
+        "learning_rate": 1e-3,
+        "warmup_steps": 2,
+        "zero_stage": 2,
+    }
     return {
         "model": shape, "train": train | TRAINING[device], "objective": "causal_lm",
         "data": {"manifest": str(data / "train.json"), "root": str(data)}, "tokenizer": "", "micro_batch_size": 32,
@@ -86,7 +106,9 @@ def _turns(count: int, names: list[str]) -> Iterator[str]:
         yield from names[first:] + names[:first]
 
 
-def _measured(job: dict[str, Any], names: list[str], turns: int, options: Options) -> tuple[dict[str, list[float]], float]:
+def _measured(
+    job: dict[str, Any], names: list[str], turns: int, options: Options
+) -> tuple[dict[str, list[float]], float]:
     """Seconds of each step by contender, all turns together, and the FLOPs of a token."""
     seconds: dict[str, list[float]] = {name: [] for name in names}
     losses: dict[str, float] = {}
@@ -103,9 +125,13 @@ def _measured(job: dict[str, Any], names: list[str], turns: int, options: Option
 
 
 def _zero(job: dict[str, Any], options: Options, alone: float) -> Iterator[Figure]:
-    """ZeRO 1, 2 and 3 on two ranks of one thread each, beside one rank with the threads of `options`."""
-    for stage in (1, 2, 3):
-        fresh = _fresh(job, options.folder, stage, 1)
-        answer = contender.run_ranks("benchmarks.train_contenders:ours", fresh, ranks=2, threads=1)[0]
-        beside = f"1 rank, {options.threads} threads"
-        yield Figure(f"training, ZeRO-{stage}, 2 ranks of 1 thread", "tokens/s", _tokens(job) / median(answer["seconds"]), beside, alone)
+    """ZeRO 1, 2 and 3 on two ranks of one thread each, in turn, beside one rank with the threads of `options`."""
+    seconds: dict[int, list[float]] = {1: [], 2: [], 3: []}
+    for _ in range(1 if options.small else 2):
+        for stage, found in seconds.items():
+            fresh = _fresh(job, options.folder, stage, 1)
+            found += contender.run_ranks("benchmarks.train_contenders:ours", fresh, ranks=2, threads=1)[0]["seconds"]
+    for stage, found in seconds.items():
+        speed = _tokens(job) / median(found)
+        beside = f"1 rank, {options.threads} threads, ZeRO-2"
+        yield Figure(f"training, ZeRO-{stage}, 2 ranks of 1 thread", "tokens/s", speed, beside, alone)

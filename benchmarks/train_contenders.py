@@ -39,7 +39,13 @@ def write_tokens(item: dict[str, Any]) -> None:
     path = folder / "tokens.arrow"
     write_token_shard(path, tokens, np.array([0, size]), ["0" * 32], metadata)
     unit = {"path": path.name, "sha256": durable.sha256(path), "documents": 1, "tokens": size, "bytes": size * 4}
-    head = {"schema": 1, "kind": "token_shards", "tokenizer": metadata.tokenizer, "vocab_size": metadata.vocab_size, "eot": metadata.eot}
+    head = {
+        "schema": 1,
+        "kind": "token_shards",
+        "tokenizer": metadata.tokenizer,
+        "vocab_size": metadata.vocab_size,
+        "eot": metadata.eot,
+    }
     durable.write_json(folder / "train.json", head | {"units": [unit]})
 
 
@@ -124,7 +130,8 @@ def hugging_face(job: dict[str, Any]) -> dict[str, Any]:
         adam_beta1=train.beta1, adam_beta2=train.beta2, max_grad_norm=train.grad_clip, optim="adamw_torch_fused", logging_steps=10**9,
         disable_tqdm=True, use_cpu=parsed.device == "cpu", bf16=train.precision == "bf16", torch_compile=train.compile,
     )  # fmt: skip
-    rows = [row[:-1] for tokens in _batches(parsed, torch.device("cpu")) for row in tokens]  # Trainer shifts the labels itself
+    # Trainer shifts the labels itself.
+    rows = [row[:-1] for tokens in _batches(parsed, torch.device("cpu")) for row in tokens]
     dataset: Any = [{"input_ids": row, "labels": row} for row in rows]
     Trainer(model=model, args=arguments, train_dataset=dataset, callbacks=[Clock()]).train()
     return {"seconds": _between(ends)}
@@ -170,12 +177,13 @@ def _optimizer(model: torch.nn.Module, train: TrainConfig) -> Callable[[float], 
     """What ends a step at a given rate: clip, AdamW, clear. A bf16 model gets fp32 master weights, as DeepSpeed keeps them."""
     import torch
 
-    from model.zero import adamw
+    from model.zero import parameter_groups
 
     master = model if train.precision == "fp32" else copy.deepcopy(model)
     if train.precision == "bf16":
         model.to(torch.bfloat16)
-    optimizer = adamw(master, train)
+    groups, betas = parameter_groups(master, train.weight_decay), (train.beta1, train.beta2)
+    optimizer = torch.optim.AdamW(groups, lr=train.learning_rate, betas=betas, eps=train.epsilon, fused=True)
     live: list[torch.Tensor] = list(model.parameters())
     masters: list[torch.Tensor] = list(master.parameters())
 

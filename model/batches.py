@@ -23,6 +23,7 @@ from model.objectives import Batch
 from model.token_shards import TokenShards
 
 POOL = 16  # global batches among which examples are sorted by length
+_BLOCK = 4096  # samples whose order is computed at once
 _ROUNDS = 6  # Feistel rounds; four give a pseudo-random permutation (Luby and Rackoff, 1988), six leave a margin
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # splitmix64's finaliser (Steele, Lea and Flood, 2014)
 
@@ -89,14 +90,21 @@ def _mix(values: np.ndarray) -> np.ndarray:
     return values ^ (values >> np.uint64(31))
 
 
+@lru_cache(maxsize=2)
+def _block(n: int, seed: int, epoch: int, block: int) -> np.ndarray:
+    """A stretch of an epoch's order, at most _BLOCK samples: a few samples at a time cost a hundred times as much each."""
+    return Permutation(n, seed, epoch)(np.arange(block * _BLOCK, min(n, (block + 1) * _BLOCK)))
+
+
 def samples(n: int, seed: int, start: int, count: int) -> np.ndarray:
     """Samples `start` .. `start + count - 1` of a run over n items, (count,) int64: each epoch is another permutation."""
-    places = np.arange(start, start + count)
-    out: np.ndarray = np.empty(count, np.int64)
-    for epoch in range(start // n, (start + count - 1) // n + 1):
-        inside = places // n == epoch
-        out[inside] = Permutation(n, seed, epoch)(places[inside] % n)
-    return out
+    pieces, place, end = [], start, start + count
+    while place < end:
+        epoch, within = divmod(place, n)
+        block, offset = divmod(within, _BLOCK)
+        pieces.append(_block(n, seed, epoch, block)[offset : offset + end - place])
+        place += len(pieces[-1])
+    return np.concatenate(pieces)
 
 
 def rank_slice(global_batch_size: int, rank: int, world_size: int) -> range:

@@ -91,6 +91,10 @@ class TrainConfig(Config):
             raise ValueError(f"min_learning_rate={self.min_learning_rate} is above learning_rate={self.learning_rate}")
         if self.offload == "optimizer_and_parameters" and self.zero_stage != 3:
             raise ValueError(f"offload of parameters needs zero_stage=3, not {self.zero_stage}")
+        if self.compile and self.zero_stage == 3:
+            raise ValueError(
+                "compile needs zero_stage of 0, 1 or 2, not 3: its hooks break the graph at every layer, and it is slower"
+            )
         if self.precision == "bf16" and self.zero_stage == 0:
             raise ValueError(
                 "precision bf16 needs zero_stage of 1, 2 or 3, not 0: DeepSpeed keeps fp32 master weights only there"

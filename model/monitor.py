@@ -27,7 +27,7 @@ METRICS, PROGRESS = "metrics.jsonl", "progress.jsonl"
 
 
 class TrainingDiverged(RuntimeError):
-    """The loss is not a number, or exploded. The last good checkpoint is from before."""
+    """The loss or the gradient is no number, or the loss exploded. The last good checkpoint is from before."""
 
 
 def flops_per_token(model: nn.Module, config: ModelConfig, length: int) -> float:
@@ -83,7 +83,7 @@ class Journal:
 
 @dataclass
 class DivergenceGuard:
-    """Notices that a loss is no number or exploded: more than ten times the best mean of WINDOW steps.
+    """Notices that a loss or gradient is no number, or a loss exploded: over ten times the best mean of WINDOW steps.
 
     A best mean below one nat counts as one: a classifier's loss comes close to zero, and a hard batch is no explosion.
     """
@@ -92,13 +92,13 @@ class DivergenceGuard:
     best: float = math.inf
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=DivergenceGuard.WINDOW))
 
-    def check(self, step: int, loss: float, last_good: Path | None) -> None:
+    def check(self, step: int, loss: float, grad_norm: float, last_good: Path | None) -> None:
         """TrainingDiverged if step `step` diverged; else remember its loss."""
         limit = 10 * max(self.best, 1.0)
-        if not math.isfinite(loss) or loss > limit:
+        if not math.isfinite(loss + grad_norm) or loss > limit:
             raise TrainingDiverged(
-                f"loss {loss} at step {step} ({'not a number' if not math.isfinite(loss) else f'more than {limit:.3g}'}); the "
-                f"last good checkpoint is {last_good or 'none'}. Lower learning_rate, or raise warmup_steps or grad_clip's hold"
+                f"loss {loss} and gradient norm {grad_norm} at step {step}, where a loss up to {limit:.3g} was expected; the "
+                f"last good checkpoint is {last_good or 'none'}. Lower learning_rate or grad_clip, or raise warmup_steps"
             )
         self.recent.append(loss)
         self.best = min(self.best, sum(self.recent) / len(self.recent))

@@ -114,7 +114,7 @@ class Run:
         checkpoint.load(self.engine, source, self.world, self.attempt)
         self.journal.metrics += source.metrics
         for line in self.journal.lines():
-            self.guard.check(line["step"], line["loss"], source.folder)
+            self.guard.check(line["step"], line["loss"], line["grad_norm"], source.folder)
 
     def save(self) -> None:
         """Publish a checkpoint of the current step, unless it has one. Every rank has to call it."""
@@ -135,7 +135,7 @@ class Run:
         """Train to the last step, or until `stop()` is true on any rank or attempt/stop exists. Whether it was stopped."""
         every = self.job.checkpoint_every
         for report in train(self.engine, self.load, self.job.objective, self.job.train, self.world, self.step):
-            self.guard.check(report.step, report.loss, self.saved.folder if self.saved else None)
+            self.guard.check(report.step, report.loss, report.grad_norm, self.saved.folder if self.saved else None)
             self.step = report.step
             if self.world.is_first:
                 self.journal.record(report)
@@ -179,7 +179,9 @@ class Run:
         logits = export.last_logits(model.eval(), tokens, mask)
         difference = float((logits - live).abs().max())
         if not difference <= LIVE_TOLERANCE[self.job.train.precision] * float(logits.abs().max()):
-            raise export.ExportMismatch(f"the fp32 weights and the live model differ by {difference:.3g} in their logits")
+            raise export.ExportMismatch(
+                f"the fp32 weights and the live model differ by {difference:.3g} in their logits"
+            )
         return logits
 
 

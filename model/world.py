@@ -90,17 +90,30 @@ def _without_mlflow() -> Iterator[None]:
             del sys.modules["mlflow"]
 
 
-def import_deepspeed(device: str) -> Any:
-    """Import deepspeed for `device` ("cpu" or "cuda"), without two things that it does on the way and we never use.
+def _import_muon_uncompiled() -> None:
+    """Import DeepSpeed's Muon optimizer, which ZeRO imports without using it, with its `torch.compile` left out."""
+    from deepspeed.runtime import compiler
 
-    Its autotuner imports mlflow: 3 s of every start. Its set-up of gloo would build a shared-memory all-reduce that
-    only inference uses: a minute, once, and it takes a C++ compiler.
+    decorator = compiler.compile
+    compiler.compile = lambda: lambda function: function
+    try:
+        import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
+    finally:
+        compiler.compile = decorator
+
+
+def import_deepspeed(device: str) -> Any:
+    """Import deepspeed for `device` ("cpu" or "cuda"), without three things that it does on the way and we never use.
+
+    Its autotuner imports mlflow and its Muon optimizer torch's compiler: 3 s each, at every start. Its set-up of gloo
+    would build a shared-memory all-reduce that only inference uses: a minute, once, and it takes a C++ compiler.
     """
     os.environ.setdefault("DS_ACCELERATOR", device)
     with _without_mlflow():
         import deepspeed
+    _import_muon_uncompiled()
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # its warnings are about untested optimizers, missing MPUs
     # DeepSpeed 0.19 calls collectives by the names that torch 2.13 is about to drop, and torch says so at each call.
     warnings.filterwarnings("ignore", category=FutureWarning, message=r"`torch\.distributed\.\w+` is deprecated")
     return deepspeed
@@ -136,9 +149,3 @@ def join(kind: str) -> World:
     control = dist.new_group(backend="gloo") if kind == "cuda" else dist.group.WORLD
     assert isinstance(control, dist.ProcessGroup)
     return World(dist.get_rank(), dist.get_world_size(), device, control)
-
-
-@contextmanager
-def joined(kind: str) -> Iterator[World]:
-    """`join` for a block. The world outlives it."""
-    yield join(kind)

@@ -7,11 +7,13 @@ the schedule is state, and nothing needs a compiler.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import nn
 
+from model.adamw import AdamW
 from model.config import TrainConfig, deepspeed_config
 from model.world import World, import_deepspeed
 
@@ -24,9 +26,9 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
 
 
-def adamw(model: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
-    """The optimizer (Loshchilov and Hutter 2019), fused: one pass over memory for each tensor."""
-    return torch.optim.AdamW(
+def optimizer(model: nn.Module, train: TrainConfig) -> AdamW:
+    """The optimizer, fused: one pass over memory for each tensor."""
+    return AdamW(
         parameter_groups(model, train.weight_decay),
         lr=train.learning_rate,
         betas=(train.beta1, train.beta2),
@@ -43,7 +45,7 @@ def build_engine(model: nn.Module, train: TrainConfig, world: World, micro_batch
         config["checkpoint"] = {"load_universal": True}
     model.to(world.device)
     engine, *_ = deepspeed.initialize(
-        model=model, optimizer=adamw(model, train), config=config, dist_init_required=False
+        model=model, optimizer=optimizer(model, train), config=config, dist_init_required=False
     )
     if train.compile:
         engine.compile()
@@ -57,11 +59,11 @@ def set_learning_rate(engine: Any, rate: float) -> None:
 
 
 def gradient_norm(engine: Any) -> float:
-    """The global L2 norm of the last step's gradients before clipping. At ZeRO 0 call it before that step."""
+    """The global L2 norm of the last step's gradients before clipping, NaN if they had none. At ZeRO 0 call it before that step."""
     norm = engine.get_global_grad_norm()
     if norm is None:
         norm = torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
-    return float(norm)
+    return math.nan if norm < 0 else float(norm)  # ZeRO says -1 where the norm is infinite or no number
 
 
 def _whole(parameter: nn.Parameter, train: TrainConfig) -> torch.Tensor:

@@ -68,9 +68,7 @@ class Encoder:
 
     def _prove(self) -> str | None:
         """Why gigatoken cannot be used with this tokenizer at all, or None."""
-        import pyarrow as pa
-
-        return self._checked(pa.array(HARD, pa.large_string()), range(len(HARD)))[1]
+        return self._checked(_as_arrow(HARD), range(len(HARD)))[1]
 
     def _checked(self, texts: Any, chosen: Sequence[int]) -> tuple[tuple[np.ndarray, np.ndarray] | None, str | None]:
         """What gigatoken makes of the texts, if the chosen documents are right; else why it is not used."""
@@ -139,21 +137,34 @@ def _as_awkward(texts: Any) -> Any:
     """A pyarrow array of large strings as awkward's, sharing its memory."""
     import awkward as ak  # type: ignore[import-untyped]
 
-    _, offsets, data = texts.buffers()
-    starts = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
-    characters = ak.contents.NumpyArray(np.frombuffer(data, np.uint8), parameters={"__array__": "char"})
-    return ak.Array(
-        ak.contents.ListOffsetArray(ak.index.Index64(starts), characters, parameters={"__array__": "string"})
-    )
+    characters = ak.contents.NumpyArray(np.frombuffer(texts.buffers()[2], np.uint8), parameters={"__array__": "char"})
+    starts = ak.index.Index64(_starts(texts))
+    return ak.Array(ak.contents.ListOffsetArray(starts, characters, parameters={"__array__": "string"}))
+
+
+def _as_arrow(texts: Sequence[str]) -> Any:
+    """Texts as a pyarrow array of large strings. `pa.array` would do, and import pandas: a second of each worker's start."""
+    import pyarrow as pa
+
+    utf8 = [text.encode("utf-8") for text in texts]
+    starts = np.cumsum([0, *map(len, utf8)], dtype=np.int64)
+    return pa.LargeStringArray.from_buffers(len(utf8), pa.py_buffer(starts), pa.py_buffer(b"".join(utf8)))
+
+
+def _starts(texts: Any) -> np.ndarray:
+    """Where each document of a pyarrow array of large strings begins in its bytes, (documents + 1,), a view."""
+    return np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1]
 
 
 def sample(texts: Any) -> list[int]:
     """Which documents of a batch are compared: the first, some with other characters than ASCII, and an even spread."""
     import pyarrow.compute as pc
 
-    sizes = pc.binary_length(texts).to_numpy()
+    from model.token_shards import view
+
+    sizes = np.diff(_starts(texts))
     budget = int(np.clip(sizes.sum() // SAMPLE_SHARE, *SAMPLE_BYTES))
-    beyond_ascii = np.flatnonzero(pc.utf8_length(texts).to_numpy() != sizes)
+    beyond_ascii = np.flatnonzero(view(pc.utf8_length(texts)) != sizes)
     # A spread of a stride prime to the count visits every document once, evenly from the first few on.
     order = np.concatenate([[0], beyond_ascii[:: max(1, len(beyond_ascii) // 4)][:4], _spread(len(texts))])
     order = order[np.sort(np.unique(order, return_index=True)[1])]

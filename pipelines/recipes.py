@@ -25,27 +25,27 @@ from pipelines.config import (
 )
 
 REVIEWS = Source(sample="rotten_tomatoes", format="csv.bz2", label="rotten_tomatoes")
-SHAKESPEARE = Source(sample="shakespeare", label="shakespeare")
+FILMS = Source(sample="film_text", label="film_text")
+CONVERSATIONS = Source(sample="conversations", label="conversations")
 
 
 def default() -> Recipe:
-    """A small GPT on sample English, fine-tuned for the sentiment of film reviews: 8 minutes on 2 cores."""
+    """A small GPT on sample English, fine-tuned for the sentiment of film reviews: 8 minutes on 2 cores.
+
+    It reads what it will be asked about: sentences of reviews and summaries of films, without labels. The held-out
+    sentences among them are dropped by decontamination, down to three words, and the tokenizer learns from other text.
+    """
     return Recipe(
         name="default",
-        shard=ShardConfig(sources=(SHAKESPEARE,), document_bytes=4096, shard_bytes=1 << 20, heldout_fraction=0.03),
-        tokenizer=TokenizerConfig(sources=(SHAKESPEARE,), vocab_size=4096),
-        model=ModelShape(n_positions=128, n_embd=192, n_layer=3, n_head=6),
+        shard=ShardConfig(sources=(FILMS,), shard_bytes=1 << 20, heldout_fraction=0.03, decontaminate_min_words=3),
+        tokenizer=TokenizerConfig(sources=(CONVERSATIONS,), vocab_size=8192),
+        model=ModelShape(n_positions=128, n_embd=128, n_layer=2, n_head=4),
         pretrain=PretrainConfig(
-            max_steps=300,
-            global_batch_size=32,
-            sequence_length=128,
-            learning_rate=2e-3,
-            min_learning_rate=2e-4,
-            warmup_steps=30,
+            max_steps=500, global_batch_size=16, sequence_length=128, learning_rate=3e-3, min_learning_rate=3e-4, warmup_steps=50
         ),
         task=TaskConfig(source=REVIEWS, test_fraction=0.15),
         finetune=FinetuneConfig(
-            max_steps=600, global_batch_size=32, sequence_length=64, learning_rate=1e-3, warmup_steps=60, dropout=0.1
+            max_steps=870, global_batch_size=32, sequence_length=128, learning_rate=1e-3, warmup_steps=87, dropout=0.2
         ),
         register_as=RegisterConfig(
             base_gates=(Gate(metric="bits_per_byte", baseline="unigram_bits_per_byte", maximum=0.0),),
@@ -81,11 +81,10 @@ def gpt2_124m() -> Recipe:
 
     make run RECIPE=gpt2_124m SET='shard.sources=[{"path":"/data/corpus"}] tokenizer.sources=[{"path":"/data/corpus"}]'
     """
-    text = Source(sample="conversations", label="conversations")
     return Recipe(
         name="gpt2_124m",
-        shard=ShardConfig(sources=(text,), shard_bytes=64 << 20, heldout_fraction=0.001),
-        tokenizer=TokenizerConfig(sources=(text,), vocab_size=50257, max_bytes=512 << 20),
+        shard=ShardConfig(sources=(CONVERSATIONS,), shard_bytes=64 << 20, heldout_fraction=0.001),
+        tokenizer=TokenizerConfig(sources=(CONVERSATIONS,), vocab_size=50257, max_bytes=512 << 20),
         model=ModelShape(n_positions=1024, n_embd=768, n_layer=12, n_head=12),
         pretrain=PretrainConfig(
             max_steps=19073, global_batch_size=512, sequence_length=1024, learning_rate=6e-4, min_learning_rate=6e-5,
