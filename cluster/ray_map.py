@@ -21,7 +21,14 @@ def call(dotted: str, item: Any) -> Any:
 
 
 def map_units(
-    function: str, items: Sequence[Any], *, in_flight: int, retries: int = 3, cpus: float = 1, max_calls: int = 64
+    function: str,
+    items: Sequence[Any],
+    *,
+    in_flight: int,
+    retries: int = 3,
+    cpus: float = 1,
+    gpus: float = 0,
+    max_calls: int = 64,
 ) -> Iterator[tuple[int, Any]]:
     """Yield (index, result) in the order of completion.
 
@@ -30,7 +37,7 @@ def map_units(
     fails equally, and is raised here as itself. Workers are replaced after `max_calls` tasks, because tokenizers
     keep memory.
     """
-    remote = ray.remote(num_cpus=cpus, max_retries=retries, max_calls=max_calls)(call)
+    remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=retries, max_calls=max_calls)(call)
     waiting = iter(enumerate(items))
     running: dict[Any, int] = {}
     try:
@@ -47,9 +54,9 @@ def map_units(
             ray.cancel(reference, force=True)
 
 
-def run_one(function: str, item: Any, *, cpus: float = 1, retries: int = 3) -> Any:
+def run_one(function: str, item: Any, *, cpus: float = 1, gpus: float = 0, retries: int = 3) -> Any:
     """Run one function in one task and return its result."""
-    return next(result for _, result in map_units(function, [item], in_flight=1, cpus=cpus, retries=retries))
+    return next(result for _, result in map_units(function, [item], in_flight=1, cpus=cpus, gpus=gpus, retries=retries))
 
 
 def _result(reference: Any) -> Any:

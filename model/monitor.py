@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from model import durable
@@ -41,6 +42,24 @@ def flops_per_token(model: nn.Module, config: ModelConfig, length: int) -> float
     if config.num_labels is not None or not config.tie_word_embeddings:
         count -= config.vocab_size * config.n_embd
     return 6 * count + 12 * config.n_layer * config.n_embd * length
+
+
+def measured_peak(device: torch.device, precision: str) -> float:
+    """FLOP/s of a matrix product on `device` with the threads that are set: the best of a few, in a quarter of a second.
+
+    MFU is measured against what this machine does, not against what its data sheet says.
+    """
+    size, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (1024, torch.float32)
+    if device.type == "cuda" and precision == "fp32":
+        dtype = torch.float32
+    a = torch.ones((size, size), dtype=dtype, device=device)  # (n, n)
+    best = math.inf
+    for _ in range(6):
+        began = time.perf_counter()
+        product = a @ a
+        float(product[0, 0])  # a GPU computes behind our back until something asks for a number
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best
 
 
 @dataclass

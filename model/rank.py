@@ -23,7 +23,7 @@ from model.examples import Examples
 from model.heads import build
 from model.hf import from_hugging_face, load_pretrained
 from model.job import ExampleData, RankJob
-from model.monitor import METRICS, DivergenceGuard, Journal, flops_per_token, sigterm_noticed
+from model.monitor import METRICS, DivergenceGuard, Journal, flops_per_token, measured_peak, sigterm_noticed
 from model.token_shards import DamagedShard, TokenShards
 from model.train import train
 from model.world import World, join
@@ -98,7 +98,7 @@ class Run:
         self.step = self.resumed.step if self.resumed else 0
         self.load = loader(job, world)
         model = initial_model(job)
-        peak = job.peak_flops and job.peak_flops * world.size
+        peak = world.size * (job.peak_flops or measured_peak(world.device, job.train.precision)) if world.is_first else None
         self.journal = Journal(self.attempt, peak, flops_per_token(model, job.model, job.train.sequence_length))
         universal = checkpoint.is_universal(self.resumed, world)
         self.engine = build_engine(model, job.train, world, job.micro_batch_size, universal=universal)

@@ -80,7 +80,7 @@ def settings(execution: Execution) -> dict[str, Any]:
     chosen = execution.model_dump(mode="json")
     if execution.device == "auto":
         # As good as asking torch, which takes three seconds to import.
-        chosen["device"] = "cuda" if Path("/proc/driver/nvidia/version").exists() else "cpu"
+        chosen["device"] = "cuda" if gpus() else "cpu"
     return chosen | {"cpus": max(execution.workers, execution.ranks * execution.threads)}
 
 
@@ -96,9 +96,13 @@ def plan(workspace: Workspace) -> dict[str, Planned]:
 def run(
     workspace: Workspace, watch: Watch, on_wait: Callable[[Owner], None], on_damage: Callable[[str], None]
 ) -> Iterator[Outcome]:
-    """Do what is to do, yielding each step's outcome. `on_damage` is told of an output that has to be made again."""
+    """Do what is to do, yielding each step's outcome; again for steps that are walked again after damage was found.
+
+    `on_damage` is told of an output that has to be made again.
+    """
     before: dict[str, Planned] = {}
     damaged: dict[str, str] = {}
+    rebuilt: set[str] = set()
     position = 0
     while position < len(workspace.steps):
         step = workspace.steps[position]
@@ -111,16 +115,17 @@ def run(
         try:
             outcome = _done(planned, before, workspace, watch, on_wait)
         except steps.Damaged as damage:
-            if damage.step in damaged:
-                raise
+            if damage.step in rebuilt:
+                raise  # what was made again is damaged again: a bad disk, or somebody writes there
+            rebuilt.add(damage.step)
             # The stat signature looked right while planning and the bytes are not: go back and make them again.
             damaged[damage.step] = str(damage)
             position = [other.name for other in workspace.steps].index(damage.step)
         if outcome is not None:
             before[step.name] = outcome.planned
             position += 1
+            workspace.digests.save()
             yield outcome
-    workspace.digests.save()
 
 
 def _done(
@@ -133,8 +138,10 @@ def _done(
     if planned.done:
         assert planned.record is not None
         return Outcome(planned, planned.record, done_now=False)
-    record = steps.run(planned, before, workspace.root, workspace.settings, watch, on_wait)
-    return Outcome(Planned(planned.step, planned.fingerprint, planned.folder, record, ()), record, done_now=True)
+    record, done_now = steps.run(planned, before, workspace.root, workspace.settings, watch, on_wait)
+    for file in record.outputs if done_now else ():
+        workspace.digests.learn(workspace.root / file.path, file.sha256)
+    return Outcome(Planned(planned.step, planned.fingerprint, planned.folder, record, ()), record, done_now)
 
 
 @contextlib.contextmanager

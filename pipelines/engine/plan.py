@@ -6,7 +6,8 @@ from its latest finished relative: the field, the input, the version.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,10 @@ def plan(
         {"stage": step.stage.name, "version": step.stage.version, "config": step.config, "inputs": inputs}
     )
     folder = root / "steps" / f"{step.name}-{fingerprint[:12]}"
-    record = records.read(folder)
+    try:
+        record = records.read(folder)
+    except records.RecordDamaged as damage:
+        return Planned(step, fingerprint, folder, None, (str(damage),))
     if record is None:
         return Planned(step, fingerprint, folder, None, tuple(_reasons(step, inputs, root)))
     reasons = list(_damage(record, root, digests.of))
@@ -66,8 +70,7 @@ def _damage(record: Record, root: Path, sha256: Callable[[Path], str]) -> list[s
 
 def _reasons(step: Step, inputs: Mapping[str, str], root: Path) -> list[str]:
     """Why a step without a record has to be done: how it differs from its latest finished relative."""
-    relatives = [records.read(folder) for folder in (root / "steps").glob(f"{step.name}-????????????")]
-    latest = max((record for record in relatives if record), key=lambda record: record.finished, default=None)
+    latest = max(_relatives(step, root), key=lambda record: record.finished, default=None)
     if latest is None:
         return ["never done"]
     reasons = []
@@ -76,6 +79,14 @@ def _reasons(step: Step, inputs: Mapping[str, str], root: Path) -> list[str]:
     reasons += [f"{path}: {old!r} -> {new!r}" for path, old, new in _differences("", latest.config, dict(step.config))]
     reasons += [f"input {name} changed" for name, value in inputs.items() if latest.inputs.get(name) != value]
     return reasons or ["never done with this combination"]
+
+
+def _relatives(step: Step, root: Path) -> Iterator[Record]:
+    """The finished steps of the same name, whatever their fingerprint."""
+    for folder in (root / "steps").glob(f"{step.name}-????????????"):
+        with contextlib.suppress(records.RecordDamaged):  # it only would have helped to say why
+            if record := records.read(folder):
+                yield record
 
 
 def _differences(path: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import platform
+import shutil
 import socket
 import subprocess
 from dataclasses import asdict, dataclass, field
@@ -60,12 +61,21 @@ class Record:
         return digest(chosen)
 
 
+class RecordDamaged(ValueError):
+    """A record is not the one that was written. Its step counts as not done."""
+
+
 def read(folder: Path) -> Record | None:
-    """The record of the step in `folder`, or None if the step is not done."""
+    """The record of the step in `folder`, or None if the step is not done. RecordDamaged if it was changed since."""
     try:
         content = durable.read_json(folder / RECORD)
+        found = content.pop("digest")
     except FileNotFoundError:
         return None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RecordDamaged(f"{folder / RECORD} is damaged ({error})") from error
+    if found != digest(content):
+        raise RecordDamaged(f"{folder / RECORD} is damaged: its content does not have the digest that it states")
     if content.get("schema") != SCHEMA:
         raise ValueError(
             f"{folder / RECORD} has schema {content.get('schema')}, this code reads {SCHEMA}: use the code that wrote it, or another work directory"
@@ -74,8 +84,9 @@ def read(folder: Path) -> Record | None:
 
 
 def to_json(record: Record) -> bytes:
-    """The bytes of `record.json`."""
-    return durable.to_json(asdict(record))
+    """The bytes of `record.json`: the record, and the digest of its content."""
+    content = asdict(record)
+    return durable.to_json(content | {"digest": digest(content)})
 
 
 def now() -> str:
@@ -99,6 +110,8 @@ def code_version() -> dict[str, str]:
     checkout = Path(__file__).resolve().parents[2]
     version = {"package": metadata.version("gptline")} if _installed() else {}
     if (checkout / ".git").exists():
+        if shutil.which("git") is None:
+            return version | {"commit": "unknown"}
         described = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
             cwd=checkout, capture_output=True, text=True, check=False,

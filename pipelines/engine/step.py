@@ -10,9 +10,10 @@ was overtaken.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,6 +89,11 @@ class StepInput:
         """The absolute path of the output `name`."""
         return self.outputs / name
 
+    def check_units(self, root: Path, manifest: str) -> None:
+        """Hash every unit that the output `manifest` lists, for whoever reads them without hashing. Damaged."""
+        for unit in durable.read_json(self.path(manifest))["units"]:
+            check_file(root, UnitFile(unit["path"], unit["size"], unit["sha256"]), self.record.step, durable.sha256)
+
 
 @dataclass
 class Attempt:
@@ -158,31 +164,61 @@ def source_digests(step: Step) -> dict[str, str]:
 
 
 def run(
-    planned: Planned, before: Mapping[str, Planned], root: Path, execution: Mapping[str, Any], watch: Watch,
+    planned: Planned,
+    before: Mapping[str, Planned],
+    root: Path,
+    execution: Mapping[str, Any],
+    watch: Watch,
     on_wait: Callable[[leases.Owner], None] = lambda owner: None,
-) -> Record:  # fmt: skip
-    """Do the step, or find that somebody else did it meanwhile. Damaged, Busy, Overtaken, or the work's own error."""
+) -> tuple[Record, bool]:
+    """Do the step: its record, and whether it was done here rather than by somebody else meanwhile.
+
+    Damaged (an input), Busy, Overtaken, or the work's own error.
+    """
     step, folder = planned.step, planned.folder
     assert folder is not None and planned.fingerprint is not None
-    inputs = {name: _verified(before[source.step], source, root) for name, source in step.inputs.items()}
     lease = leases.acquire(folder, execution["lease_seconds"], on_wait=on_wait)
     failed = True
     try:
         # All earlier owners are fenced now: what is here will stay as it is.
-        existing = records.read(folder)
-        if existing is not None and not planned.reasons:
-            failed = False
-            return existing
-        _clear(folder, lease.attempt)
-        attempt = _attempt(planned, inputs, ancestors(step, before), root, lease.attempt, execution)
-        # Whoever watches sees the end only after the commit: what was not published did not happen.
-        with watch(attempt):
-            record = _work(planned, attempt)
-            _commit(record, attempt)
+        existing = _finished_meanwhile(planned)
+        if existing is None:
+            inputs = {name: _verified(before[source.step], source, root) for name, source in step.inputs.items()}
+            _clear(folder, lease.attempt)
+            attempt = _attempt(planned, inputs, ancestors(step, before), root, lease.attempt, execution)
+            # Whoever watches sees the end only after the commit: what was not published did not happen.
+            with watch(attempt), _overtaking_named(attempt):
+                record = _work(planned, attempt)
+                _commit(record, attempt)
+            durable.remove_tree(attempt.checkpoints)
         failed = False
-        return record
+        return (record, True) if existing is None else (existing, False)
     finally:
         lease.release(keep_attempt=failed)
+
+
+def _finished_meanwhile(planned: Planned) -> Record | None:
+    """The record that somebody else has made since `planned` was planned; the one that was retired does not count."""
+    assert planned.folder is not None
+    try:
+        existing = records.read(planned.folder)
+    except records.RecordDamaged:
+        return None
+    return existing if existing != planned.record else None
+
+
+@contextlib.contextmanager
+def _overtaking_named(attempt: Attempt) -> Iterator[None]:
+    """Whatever fails because the attempt was taken away is Overtaken, and no fault of the work."""
+    try:
+        yield
+    except Exception as error:
+        if attempt.scratch.is_dir():
+            raise
+        raise leases.Overtaken(
+            f"step {attempt.name}: attempt {attempt.scratch.name} was taken over while this process made no sign of "
+            "life; its results were dropped and the new owner's count"
+        ) from error
 
 
 def ancestors(step: Step, before: Mapping[str, Planned]) -> dict[str, Record]:
@@ -240,6 +276,8 @@ def _work(planned: Planned, attempt: Attempt) -> Record:
 
 def _outputs(attempt: Attempt) -> list[UnitFile]:
     """Every output with the path it will have, its size and SHA-256, by path."""
+    for litter in list(attempt.outputs.rglob(".*.tmp")):
+        litter.unlink()  # the draft of a task that was killed and ran again
     written = [
         UnitFile(
             str((attempt.folder / "outputs" / path.relative_to(attempt.outputs)).relative_to(attempt.root)),
@@ -253,16 +291,10 @@ def _outputs(attempt: Attempt) -> list[UnitFile]:
 
 def _commit(record: Record, attempt: Attempt) -> None:
     """Publish: outputs by one rename, then the record by one hard link, both out of the attempt's folder."""
-    try:
-        durable.publish_folder(attempt.outputs, attempt.folder / "outputs")
-        draft = attempt.scratch / records.RECORD
-        durable.write_bytes(draft, records.to_json(record))
-        durable.link(draft, attempt.folder / records.RECORD)
-    except FileNotFoundError as error:
-        raise leases.Overtaken(
-            f"step {record.step}: attempt {attempt.scratch.name} was taken over while this process made no sign of "
-            "life; its results were dropped and the new owner's count"
-        ) from error
+    durable.publish_folder(attempt.outputs, attempt.folder / "outputs")
+    draft = attempt.scratch / records.RECORD
+    durable.write_bytes(draft, records.to_json(record))
+    durable.link(draft, attempt.folder / records.RECORD)
 
 
 def _clear(folder: Path, attempt: Path) -> None:

