@@ -5,18 +5,23 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 RECIPE ?= default
 WORK ?= work
-SET ?=
 PYTHON ?= $(shell command -v python3.11 >/dev/null 2>&1 && python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
 VENV ?= .venv
 PY := $(VENV)/bin/python
-OPTIONS = --recipe "$(RECIPE)" --work "$(WORK)" $(if $(SET),--set "$(SET)")
+
+# What people give goes to the shell as environment variables, byte for byte: quotes, spaces and dollars in it are theirs.
+GIVEN := RECIPE WORK SET UNTIL MODEL DEST PROMPT WHAT
+$(foreach name,$(GIVEN),$(eval override $(name) := $$(value $(name))))
+export $(GIVEN)
+SETTINGS = $${SET:+--set "$$SET"}
+OPTIONS = --recipe "$$RECIPE" --work "$$WORK" $(SETTINGS)
 
 # Every target is phony: one named like a folder (tests, model) would silently do nothing.
 .PHONY: help setup run plan dryrun status verify pull generate inspect ui test check format bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
-	@echo '  variables: RECIPE=$(RECIPE) WORK=$(WORK) SET="pretrain.max_steps=50 execution.ranks=1" UNTIL=tokenize'
+	@echo '  variables: RECIPE=default WORK=work SET="pretrain.max_steps=50 execution.ranks=1" UNTIL=tokenize'
 
 setup: $(VENV)/.installed ## make .venv, pinned by constraints.txt (3 minutes, once)
 
@@ -28,7 +33,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 run: setup ## make everything the recipe asks for; does only what is not done
-	@$(PY) -m pipelines run $(OPTIONS) $(if $(UNTIL),--until "$(UNTIL)")
+	@$(PY) -m pipelines run $(OPTIONS) $${UNTIL:+--until "$$UNTIL"}
 
 plan: setup ## each step: done, or to do and why
 	@$(PY) -m pipelines plan $(OPTIONS)
@@ -43,16 +48,16 @@ verify: setup ## hash everything under WORK and compare with the records
 	@$(PY) -m pipelines verify $(OPTIONS)
 
 pull: setup ## download a model: MODEL=sentiment@champion DEST=folder
-	@$(PY) -m pipelines pull "$(or $(MODEL),$(error say which: make pull MODEL=sentiment@champion DEST=folder))" "$(or $(DEST),$(error say where to: make pull MODEL=$(MODEL) DEST=folder))"
+	@$(PY) -m pipelines pull $(SETTINGS) -- "$${MODEL:?say which: make pull MODEL=sentiment@champion DEST=folder}" "$${DEST:?say where to: make pull MODEL=sentiment@champion DEST=folder}"
 
 generate: setup ## continue a text: MODEL=base@champion PROMPT="To be"
-	@$(PY) -m pipelines generate "$(or $(MODEL),base@champion)" "$(or $(PROMPT),$(error say what to continue: make generate PROMPT="To be"))"
+	@$(PY) -m pipelines generate $(SETTINGS) -- "$${MODEL:-base@champion}" "$${PROMPT:?say what to continue: make generate PROMPT=\"To be\"}"
 
 inspect: setup ## decode a shard, examples or batch: WHAT=path or batch:STEP
-	@$(PY) -m pipelines inspect "$(or $(WHAT),$(error say what: make inspect WHAT=batch:0, or a path below $(WORK)))" $(OPTIONS)
+	@$(PY) -m pipelines inspect $(OPTIONS) -- "$${WHAT:?say what: make inspect WHAT=batch:0, or a path below WORK}"
 
 ui: setup ## MLflow's UI on loopback
-	@$(PY) -m pipelines ui
+	@$(PY) -m pipelines ui $(SETTINGS)
 
 test: setup ## all tests
 	@$(PY) -m pytest
@@ -67,4 +72,9 @@ bench: setup ## the figures that are claimed, each beside its alternative
 	@$(PY) -m benchmarks
 
 clean: ## remove what can be made again: WORK (never registry/, never .venv)
-	rm -rf "$(WORK)"
+	@test -e "$$WORK" || exit 0; \
+	there="$$(cd -- "$$WORK" && pwd -P)" && here="$$(pwd -P)" || exit 2; \
+	looks() { test -d "$$there/steps" || test -d "$$there/units" || test -f "$$there/digests.json"; }; \
+	precious() { test -e "$$there/.git" || test -e "$$there/mlflow.db" || test -e "$$there/registry" || [[ "$$here/" == "$${there%/}/"* ]]; }; \
+	if ! looks || precious; then echo "make clean: $$there is no work directory (or holds more than that); remove it yourself" >&2; exit 2; fi; \
+	echo "removing $$there" && rm -rf -- "$$there"

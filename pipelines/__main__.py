@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from pipelines import recipes, run
-from pipelines.config import ConfigError, Execution, Recipe, override
+from pipelines.config import ConfigError, Execution, Recipe, check_together, override
+from pipelines.results import Given, after_pull
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 out = Console(highlight=False, soft_wrap=True)
@@ -33,19 +36,33 @@ Settings = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 INTERRUPTED, DAMAGED = 75, 3
+# White space outside of double quotes before a field's name and "=": SET holds several settings, some with JSON in them.
+_BETWEEN = re.compile(r"""\s+(?=[a-z_][a-z0-9_]*(?:\.[a-z0-9_]+)*=)(?=(?:[^"]*"[^"]*")*[^"]*$)""")
+
+
+def pairs(settings: list[str] | None) -> tuple[str, ...]:
+    """Each setting as "field=value", out of texts that may hold several. ConfigError if one has no "="."""
+    found = [pair for text in settings or [] if text.strip() for pair in _BETWEEN.split(text.strip())]
+    unclear = [pair for pair in found if "=" not in pair]
+    if unclear:
+        raise ConfigError(f"--set {unclear[0]}: write field=value, e.g. --set pretrain.max_steps=50")
+    return tuple(found)
 
 
 def configured(recipe: str, work: str, settings: list[str] | None) -> tuple[Recipe, Execution]:
     """The recipe and the execution after `--set`. ConfigError says which field is wrong."""
-    made, execution = recipes.load(recipe), Execution(work=work)
-    pairs = [pair for text in settings or [] for pair in text.split()]
-    unclear = [pair for pair in pairs if "=" not in pair]
-    if unclear:
-        raise ConfigError(f"--set {unclear[0]}: write field=value, e.g. --set pretrain.max_steps=50")
-    values = dict(pair.split("=", 1) for pair in pairs)
-    ours = {path.removeprefix("execution."): text for path, text in values.items() if path.startswith("execution.")}
+    made, execution = recipes.load(recipe), _execution(work, settings)
+    values = dict(pair.split("=", 1) for pair in pairs(settings))
     theirs = {path: text for path, text in values.items() if not path.startswith("execution.")}
-    return override(made, theirs) if theirs else made, override(execution, ours) if ours else execution
+    return override(made, theirs) if theirs else made, execution
+
+
+def _execution(work: str, settings: list[str] | None) -> Execution:
+    """The execution after `--set`; settings of the recipe are passed over."""
+    values = dict(pair.split("=", 1) for pair in pairs(settings))
+    ours = {path.removeprefix("execution."): text for path, text in values.items() if path.startswith("execution.")}
+    execution = Execution(work=work)
+    return override(execution, ours) if ours else execution
 
 
 @app.command("run")
@@ -59,7 +76,8 @@ def run_command(
     from pipelines import narrate
 
     made, execution = configured(recipe, work, settings)
-    narrate.run(run.until(run.open_workspace(made, execution, fetch=True), until), out, err)
+    workspace = run.until(run.open_workspace(made, execution, fetch=True), until)
+    narrate.run(workspace, out, err, Given(recipe, work, pairs(settings)))
 
 
 @app.command("dry-run")
@@ -68,7 +86,12 @@ def dry_run_command(recipe: RecipeName = "default", work: WorkDir = "work", sett
     from pipelines import dry_run
 
     made, execution = configured(recipe, work, settings)
-    for line in dry_run.lines(made, execution):
+    check_together(made, execution)
+    try:
+        lines = list(dry_run.lines(made, execution))
+    except ValueError as error:  # what does not fit together is the recipe's author's to mend
+        raise ConfigError(f"recipe {made.name} cannot be run: {error}") from error
+    for line in lines:
         out.print(line, markup=False)
 
 
@@ -95,7 +118,7 @@ def plan(
     for name, step in planned.items():
         out.print(f"  {name:<16} {'done' if step.done else 'to do: ' + '; '.join(step.reasons)}", markup=False)
     if not all(step.done for step in planned.values()):
-        out.print("next: make run", markup=False)
+        out.print(f"next: {Given(recipe, work, pairs(settings)).make('run')}", markup=False)
 
 
 @app.command()
@@ -106,7 +129,8 @@ def status(
     from pipelines import narrate
 
     made, execution = configured(recipe, work, settings)
-    narrate.status(run.open_workspace(made, execution, fetch=False), out, as_json)
+    workspace = run.open_workspace(made, execution, fetch=False)
+    narrate.status(workspace, out, as_json, Given(recipe, work, pairs(settings)))
 
 
 @app.command()
@@ -116,12 +140,11 @@ def verify(
     """Hash every file under the work directory and compare it with the records."""
     from pipelines import verification
 
-    _, execution = configured(recipe, work, settings)
-    report = verification.verify(Path(execution.work))
+    report = verification.verify(Path(_execution(work, settings).work))
     if as_json:
         sys.stdout.write(json.dumps(report.as_json(), indent=1) + "\n")
     else:
-        for line in report.lines():
+        for line in report.lines(Given(recipe, work, pairs(settings)).make("run")):
             out.print(line, markup=False)
     if report.damaged or report.missing:
         raise typer.Exit(DAMAGED)
@@ -136,16 +159,12 @@ def pull(
     """Download a registered model, verified against its manifest, into a folder of its own."""
     from pipelines import pull as pulling
 
-    _, execution = configured("default", "work", settings)
-    pulled = pulling.pull(execution.registry, model, Path(dest))
+    pulled = pulling.pull(_execution("work", settings).registry, model, Path(dest))
     out.print(
         f"{pulled.name} version {pulled.version} is in {dest}, verified (package digest {pulled.digest[:12]})",
         markup=False,
     )
-    out.print(
-        f'next: python -c "from transformers import pipeline; ..." or make generate MODEL={dest} PROMPT="..."',
-        markup=False,
-    )
+    out.print(f"next: {after_pull(pulled.dest)}", markup=False)
 
 
 @app.command()
@@ -160,7 +179,7 @@ def generate(
     """Continue a prompt with a base model."""
     from pipelines import inspection
 
-    _, execution = configured("default", "work", settings)
+    execution = _execution("work", settings)
     out.print(inspection.continued(execution, model, prompt, tokens, seed, temperature), markup=False)
 
 
@@ -188,8 +207,9 @@ def inspect(
 @app.command()
 def ui(settings: Settings = None) -> None:
     """Serve MLflow's own UI on loopback."""
-    _, execution = configured("default", "work", settings)
     from pipelines import registry
+
+    execution = _execution("work", settings)
 
     uri = registry.tracking_uri(execution.registry)
     out.print(f"MLflow at http://127.0.0.1:{execution.port} (Ctrl-C ends it)", markup=False)
@@ -210,10 +230,16 @@ def ui(settings: Settings = None) -> None:
     )
 
 
+def _stop(number: int, frame: Any) -> None:
+    """SIGTERM unwinds the program as Ctrl-C does, so that leases are given back and MLflow's runs are closed."""
+    sys.exit(INTERRUPTED)
+
+
 def main() -> None:
     """Run the command; expected errors are said in one message, without a traceback."""
     from pipelines.errors import EXPECTED, exit_code
 
+    signal.signal(signal.SIGTERM, _stop)
     try:
         app()
     except EXPECTED as error:

@@ -6,13 +6,14 @@ Changing an Execution never makes a finished step stale.
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from model.config import Config, ModelShape, TrainConfig
+from model.config import Config, ModelShape, TrainConfig, accumulation_steps
 
 SourceFormat = Literal["auto", "txt", "md", "jsonl", "jsonl.gz", "jsonl.zst", "parquet", "csv.bz2"]
 
@@ -170,6 +171,15 @@ class Recipe(Config):
                 raise ValueError(
                     f"{name}.sequence_length={part.sequence_length} is longer than model.n_positions={self.model.n_positions}"
                 )
+        if self.evaluate.continuation_tokens >= self.model.n_positions:
+            raise ValueError(
+                f"evaluate.continuation_tokens={self.evaluate.continuation_tokens} leaves no room for a prompt in "
+                f"model.n_positions={self.model.n_positions}; choose fewer"
+            )
+        if self.task is not None and self.register_as.base == self.register_as.task:
+            raise ValueError(
+                f"register_as.base and register_as.task are both {self.register_as.base!r}: they are two models, give them two names"
+            )
         return self
 
 
@@ -177,22 +187,31 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def gpus() -> int:
+    """GPUs of this machine: their device files. As good as asking torch, which takes three seconds to import."""
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))
+
+
 def _ranks() -> int:
-    return len(list(Path("/dev").glob("nvidia[0-9]*"))) or 2
+    return gpus() or 2
 
 
 class Execution(Config):
     """Where and how a recipe is made. Nothing here enters a fingerprint."""
 
-    work: str = Field("work", description="work directory: everything in it can be made again")
+    work: str = Field("work", validate_default=True, description="work directory: everything in it can be made again")
     registry: str = Field(
-        "registry", description="MLflow store: a folder (sqlite and artifacts), or a tracking server's http address"
+        "registry",
+        validate_default=True,
+        description="MLflow store: a folder (sqlite and artifacts), or a tracking server's http address",
     )
-    cache: str = Field(".cache/gptline", description="folder for fetched sample data")
+    cache: str = Field(".cache/gptline", validate_default=True, description="folder for fetched sample data")
     ray_address: str = Field("local", description="'local' starts a Ray here; 'auto' or host:port joins one")
     workers: int = Field(default_factory=_cores, ge=1, description="Ray tasks in flight at once")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where training and evaluation compute")
-    ranks: int = Field(default_factory=_ranks, ge=1, description="training processes; as many as this machine has GPUs, or 2")
+    ranks: int = Field(
+        default_factory=_ranks, ge=1, description="training processes; as many as this machine has GPUs, or 2"
+    )
     threads: int = Field(default_factory=lambda: max(1, _cores() // 2), ge=1, description="CPU threads of one rank")
     micro_batch_size: int = Field(32, ge=1, description="sequences in one forward pass of one rank, at most")
     checkpoint_every: int = Field(
@@ -219,30 +238,61 @@ class ConfigError(ValueError):
     """A recipe, an override or a file that cannot be used; the message says which field, what was seen, what to do."""
 
 
+def check_together(recipe: Recipe, execution: Execution) -> None:
+    """ConfigError if a sample is unknown, or a batch cannot be sliced over the execution's ranks and micro-batches."""
+    from pipelines import samples
+
+    for source in (*recipe.shard.sources, *recipe.tokenizer.sources, *([recipe.task.source] if recipe.task else [])):
+        if source.sample and source.sample not in samples.SAMPLES:
+            raise ConfigError(f"no sample is called {source.sample!r}; there are {', '.join(sorted(samples.SAMPLES))}")
+    for name, part in (("pretrain", recipe.pretrain), ("finetune", recipe.finetune)):
+        try:
+            if part is not None:
+                accumulation_steps(part.global_batch_size, execution.ranks, execution.micro_batch_size)
+        except ValueError as error:
+            raise ConfigError(
+                f"{name}: {error} (execution.ranks={execution.ranks}, execution.micro_batch_size={execution.micro_batch_size})"
+            ) from None
+
+
 def override(config: Config, settings: dict[str, str]) -> Any:
     """`config` with dotted fields replaced, each text parsed by the field's own type. ConfigError names the field.
 
-    "none" and "true"/"false" are spelled as in JSON or Python; what is not JSON is taken as a string.
+    "none" and "true"/"false" are spelled as in JSON or Python; what is not JSON, or where a string is asked for, is
+    taken as a string.
     """
     tree = config.model_dump(mode="json")
     for path, text in settings.items():
-        *parents, leaf = path.split(".")
-        node, kind = tree, type(config).__name__
-        for depth, key in enumerate([*parents, leaf]):
-            if not isinstance(node, dict) or key not in node:
-                known = ", ".join(sorted(node)) if isinstance(node, dict) else "none"
-                raise ConfigError(
-                    f"--set {path}={text}: {kind} has no field {'.'.join([*parents, leaf][: depth + 1])!r}; known here: {known}"
-                )
-            if depth < len(parents):
-                node = node[key]
-        node[leaf] = _value(text)
+        _put(tree, path, _value(text), f"--set {path}={text}: {type(config).__name__}")
+    for path in _strings(type(config), tree) & set(settings):
+        _put(tree, path, settings[path], path)
     return validated(type(config), tree, f"--set {' '.join(f'{path}={text}' for path, text in settings.items())}")
 
 
-def _value(text: str) -> Any:
-    import json
+def _put(tree: dict[str, Any], path: str, value: Any, origin: str) -> None:
+    """Set the field at a dotted path; ConfigError says at which name the path leaves the tree."""
+    *parents, leaf = path.split(".")
+    node: Any = tree
+    for depth, key in enumerate([*parents, leaf]):
+        if not isinstance(node, dict) or key not in node:
+            known = ", ".join(sorted(node)) if isinstance(node, dict) else "none"
+            raise ConfigError(f"{origin} has no field {'.'.join([*parents, leaf][: depth + 1])!r}; known here: {known}")
+        if depth < len(parents):
+            node = node[key]
+    node[leaf] = value
 
+
+def _strings(kind: type[Config], tree: Any) -> set[str]:
+    """The dotted paths at which `tree` has something else and a string is asked for: 2024 may be a name."""
+    try:
+        kind.model_validate_json(json.dumps(tree))
+    except ValidationError as error:
+        wrong = [problem for problem in error.errors() if problem["type"] == "string_type"]
+        return {".".join(map(str, problem["loc"])) for problem in wrong if problem["input"] is not None}
+    return set()
+
+
+def _value(text: str) -> Any:
     try:
         return json.loads({"none": "null", "None": "null", "True": "true", "False": "false"}.get(text, text))
     except ValueError:
@@ -251,8 +301,6 @@ def _value(text: str) -> Any:
 
 def validated(kind: type[Config], tree: Any, origin: str) -> Any:
     """`tree` as a `kind`. ConfigError lists each wrong field: its path, what was seen, what is expected."""
-    import json
-
     try:
         return kind.model_validate_json(json.dumps(tree))
     except ValidationError as error:

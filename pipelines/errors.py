@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from pipelines.config import ConfigError
 from pipelines.engine.lease import Busy, Overtaken
+from pipelines.engine.record import RecordDamaged
+from pipelines.engine.step import Damaged
 from pipelines.package import PackageDamaged
 from pipelines.pull import PullRefused
 from pipelines.registry import UnknownModel
+from pipelines.samples import SampleUnavailable
 from pipelines.sources import SourceError
 
 FAILED, USAGE, DAMAGED, INTERRUPTED = 1, 2, 3, 75
@@ -24,7 +27,8 @@ class StepInterrupted(RuntimeError):
 
 
 EXPECTED = (
-    ConfigError, SourceError, Busy, Overtaken, UnknownModel, PullRefused, PackageDamaged, StepFailed, StepInterrupted, ConnectionError,
+    ConfigError, SourceError, SampleUnavailable, Busy, Overtaken, Damaged, RecordDamaged, UnknownModel, PullRefused,
+    PackageDamaged, StepFailed, StepInterrupted, ConnectionError,
 )  # fmt: skip
 
 
@@ -32,6 +36,6 @@ def exit_code(error: BaseException) -> int:
     """The exit code that says what kind of error it was."""
     if isinstance(error, StepInterrupted):
         return INTERRUPTED
-    if isinstance(error, PackageDamaged):
+    if isinstance(error, PackageDamaged | Damaged | RecordDamaged):
         return DAMAGED
     return USAGE if isinstance(error, ConfigError | UnknownModel | PullRefused) else FAILED

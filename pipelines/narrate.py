@@ -7,44 +7,73 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from model import durable
 from pipelines import run as runs
 from pipelines.engine import lease as leases
-from pipelines.engine.record import Record
-from pipelines.engine.step import Attempt, Planned
+from pipelines.engine import record as records
+from pipelines.engine.lease import Overtaken
+from pipelines.engine.step import Attempt, Damaged, source_digests
 from pipelines.errors import StepFailed, StepInterrupted
+from pipelines.results import Given, figure, results
 from pipelines.run import Outcome, Workspace
 
 _EVERY = 10.0  # seconds between two progress lines where there is no terminal
 
 
-def run(workspace: Workspace, out: Console, err: Console) -> None:
+def run(workspace: Workspace, out: Console, err: Console, given: Given) -> None:
     """Run the workspace's flow and tell it. StepFailed or StepInterrupted after the reason was recorded."""
     started = time.monotonic()
-    trackers: list[Any] = []
+    try:
+        outcomes = _run(workspace, out, err)
+    except (KeyboardInterrupt, SystemExit) as stop:  # SystemExit: Ray's own answer to SIGTERM, and ours
+        raise StepInterrupted(f"stopped by a signal; what is finished is kept\nnext: {given.make('run')}") from stop
+    _summary(workspace, outcomes, out, time.monotonic() - started, given)
+
+
+def _run(workspace: Workspace, out: Console, err: Console) -> list[Outcome]:
+    """The outcome of each step, in order; the last one of a step that was walked again after damage was found."""
+    began, trackers, outcomes = records.now(), list[Any](), dict[str, Outcome]()
     with _execution(workspace, out, trackers) as watch:
-        outcomes = list(
-            runs.run(
-                workspace,
-                watch,
-                on_wait=lambda owner: err.print(f"waiting: {owner} is at work on this step", markup=False),
-                on_damage=lambda damage: err.print(f"rebuilding: {damage}", markup=False),
-            )
-        )
+        for outcome in runs.run(
+            workspace,
+            watch,
+            on_wait=lambda owner: err.print(f"waiting: {owner} is at work on this step", markup=False),
+            on_damage=lambda damage: err.print(f"rebuilding: {damage}", markup=False),
+        ):
+            before = outcomes.get(outcome.record.step)
+            done_now = outcome.done_now or (before is not None and before.done_now)
+            outcomes[outcome.record.step] = replace(outcome, done_now=done_now)
+        if not trackers and _outbox(workspace).exists():
+            trackers.append(_tracker(workspace))  # an earlier run was killed, or MLflow was away: now is the time
         for tracker in trackers:
-            for outcome in outcomes:
+            for outcome in outcomes.values():
                 if not outcome.done_now:
-                    tracker.reuse_step(outcome.record.step, outcome.record.fingerprint)
-    _summary(workspace, outcomes, out, time.monotonic() - started)
+                    _confirm(tracker, outcome, began)
+    return list(outcomes.values())
+
+
+def _confirm(tracker: Any, outcome: Outcome, began: str) -> None:
+    """Tell MLflow of a step that was done before."""
+    record, folder = outcome.record, outcome.planned.folder
+    assert folder is not None
+    if record.finished >= began:  # by another process just now, which mirrors it itself
+        tracker.reuse_step(record.step, record.fingerprint)
+        return
+    tags = {f"gptline.input.{name}": record.inputs[name] for name in outcome.planned.step.inputs}
+    curve = folder / "outputs" / "metrics.jsonl"
+    tracker.confirm_step(
+        record.step, record.fingerprint, record.config, tags, record.metrics, curve, _artifacts(folder)
+    )
 
 
 @contextlib.contextmanager
@@ -55,15 +84,18 @@ def _execution(workspace: Workspace, out: Console, tracker: list[Any]) -> Iterat
     def watch(attempt: Attempt) -> Iterator[None]:
         if not tracker:
             tracker.append(_tracker(workspace))
-        with _failures_told(attempt), _tracked(tracker[0], attempt), _progress(attempt, out):
+        with _tracked(tracker[0], attempt), _failures_told(attempt), _progress(attempt, out):
             yield
 
-    status = "FAILED"
+    status: str | None = "FAILED"
     try:
         yield watch
         status = "FINISHED"
-    except (StepInterrupted, KeyboardInterrupt):
+    except (StepInterrupted, KeyboardInterrupt, SystemExit):
         status = "KILLED"
+        raise
+    except Overtaken:
+        status = None  # the winner's execution has the same run
         raise
     finally:
         if tracker:
@@ -86,12 +118,17 @@ def _tracker(workspace: Workspace) -> Any:
     from pipelines.tracking import Tracker
 
     recipe = workspace.recipe.model_dump(mode="json")
-    tracker = Tracker(workspace.execution.registry, workspace.root / "outbox.json")
+    tracker = Tracker(workspace.execution.registry, _outbox(workspace))
     tags = {"gptline.recipe": workspace.recipe.name, "gptline.work": str(workspace.root)}
-    tracker.start_execution(
-        digest(recipe), recipe, tags | {f"gptline.{key}": value for key, value in code_version().items()}
-    )
+    # A run after a kill continues the same MLflow run; a nightly run over new data has its own.
+    sources = {step.name: source_digests(step) for step in workspace.steps if step.sources}
+    key = digest({"recipe": recipe, "sources": sources, "work": str(workspace.root)})
+    tracker.start_execution(key, recipe, tags | {f"gptline.{key}": value for key, value in code_version().items()})
     return tracker
+
+
+def _outbox(workspace: Workspace) -> Path:
+    return workspace.root / "outbox.json"
 
 
 @contextlib.contextmanager
@@ -102,24 +139,32 @@ def _tracked(tracker: Any, attempt: Attempt) -> Iterator[None]:
     tracked.follow(attempt.scratch / "metrics.jsonl", attempt.scratch / "progress.jsonl")
     try:
         yield
-    except (StepInterrupted, KeyboardInterrupt):
+    except (StepInterrupted, KeyboardInterrupt, SystemExit):
         tracked.finish("KILLED", {}, [])
+        raise
+    except Overtaken:
+        tracked.leave()  # the winner's run is the same one, and goes on
         raise
     except BaseException:
         tracked.finish("FAILED", {}, [])
         raise
-    artifacts = [
-        path for path in (attempt.folder / "outputs").glob("*") if path.is_file() and path.stat().st_size < 1 << 20
-    ]
-    tracked.finish("FINISHED", attempt.metrics, sorted(artifacts))
+    tracked.finish("FINISHED", attempt.metrics, _artifacts(attempt.folder))
+
+
+def _artifacts(folder: Path) -> list[Path]:
+    """The outputs of a step that are kept with its MLflow run: the small files."""
+    return sorted(path for path in (folder / "outputs").glob("*") if path.is_file() and path.stat().st_size < 1 << 20)
 
 
 @contextlib.contextmanager
 def _failures_told(attempt: Attempt) -> Iterator[None]:
-    """Any failure of a step names the step, the reason, and where its files and logs are."""
+    """Any failure of a step's work names the step, the reason, and where its files and logs are.
+
+    Damage and overtaking are no failures of the work: who runs the steps knows what to do about them.
+    """
     try:
         yield
-    except KeyboardInterrupt:
+    except (Damaged, Overtaken, StepInterrupted):
         raise
     except Exception as error:
         from pipelines.stages.training import Interrupted
@@ -127,9 +172,11 @@ def _failures_told(attempt: Attempt) -> Iterator[None]:
         if isinstance(error, Interrupted):
             raise StepInterrupted(str(error)) from error
         reason = str(error) or type(error).__name__
+        logs = "\nRay's logs are in /tmp/ray/session_latest/logs" if "ray" in sys.modules else ""
         raise StepFailed(
             f"step {attempt.name} failed: {type(error).__name__}: {reason}\n"
-            f"its files and logs are in {attempt.scratch}\nnext: mend the cause and give the same command; what is finished is kept"
+            f"its files are in {attempt.scratch} until the step is run again{logs}\n"
+            "next: mend the cause and give the same command; what is finished is kept"
         ) from error
 
 
@@ -186,7 +233,7 @@ def _figures(figures: Mapping[str, float | str]) -> str:
     return "  ".join(f"{name.replace('_', ' ')} {value}" for name, value in figures.items())
 
 
-def _summary(workspace: Workspace, outcomes: list[Outcome], out: Console, seconds: float) -> None:
+def _summary(workspace: Workspace, outcomes: list[Outcome], out: Console, seconds: float, given: Given) -> None:
     """The table of steps, what was made, and the next commands."""
     done = [outcome for outcome in outcomes if outcome.done_now]
     if not done:
@@ -200,84 +247,12 @@ def _summary(workspace: Workspace, outcomes: list[Outcome], out: Console, second
             record.step, "done now" if outcome.done_now else "already done", f"{record.seconds:.1f} s", figure(record)
         )
     out.print(table)
-    for line in results(workspace, {outcome.record.step: outcome.planned for outcome in outcomes}):
+    for line in results({outcome.record.step: outcome.planned for outcome in outcomes}, given):
         out.print(line, markup=False)
     out.print(f"\n{len(done)} of {len(outcomes)} steps done now, {seconds:.1f} s in all", markup=False)
 
 
-def figure(record: Record) -> str:
-    """The one figure of a step that says most."""
-    m = record.metrics
-    match record.stage:
-        case "prepare_task":
-            return f"{m['train_examples']:,} to train, {m['test_examples']:,} to test"
-        case "shard":
-            documents, size = (m[f"train_{name}"] + m[f"heldout_{name}"] for name in ("documents", "bytes"))
-            dropped = m["duplicates"] + m["contaminated"] + m["rejected"]
-            return f"{documents:,} documents, {size / 1e6:.1f} MB, {dropped:,} dropped"
-        case "train_tokenizer":
-            return f"vocabulary of {m['vocab_size']:,}"
-        case "tokenize":
-            return f"{m['train_tokens'] + m['heldout_tokens']:,} tokens, {m['bytes_per_token']:.2f} bytes each"
-        case "pretrain" | "finetune":
-            return f"loss {m['final_loss']:.3f}, {m['tokens_per_second']:,.0f} tokens/s"
-        case "evaluate" if "accuracy" in m:
-            return f"accuracy {m['accuracy']:.1%}, TF-IDF {m['tfidf_accuracy']:.1%}"
-        case "evaluate":
-            return f"{m['bits_per_byte']:.3f} bits per byte, xz {m['xz_bits_per_byte']:.3f}"
-        case "register" | "pull":
-            return f"{m['name']} version {m['version']}, {m['alias']}"
-    return ""
-
-
-def results(workspace: Workspace, planned: Mapping[str, Planned]) -> Iterator[str]:
-    """What came out: versions, held-out metrics beside the baselines, folders, continuations, next commands."""
-    released = [kind for kind in ("task", "base") if f"pull-{kind}" in planned]
-    for kind in released:
-        yield from _released(kind, planned)
-    if not released:
-        return
-    folder = planned["evaluate-base"].folder
-    assert folder is not None
-    yield "\nthe base model continues held-out text:"
-    for sample in durable.read_json(folder / "outputs" / "continuations.json"):
-        yield f"  {sample['prompt']!r} -> {sample['continuation']!r}"
-    name = _record(planned[f"register-{released[0]}"]).metrics["name"]
-    recipe = "" if workspace.recipe.name == "default" else f" RECIPE={workspace.recipe.name}"
-    yield "\nnext:"
-    commands = {
-        "make ui": "MLflow: runs, curves, versions",
-        f"make pull MODEL={name}@champion DEST=/tmp/{name}": "the model elsewhere",
-        'make generate PROMPT="To be"': "the base model continues a text",
-        f"make run{recipe}": "again: does only what changed",
-    }
-    yield from (f"  {command:<48} # {what}" for command, what in commands.items())
-
-
-def _record(planned: Planned) -> Record:
-    assert planned.record is not None
-    return planned.record
-
-
-def _released(kind: str, planned: Mapping[str, Planned]) -> Iterator[str]:
-    registered, measured = _record(planned[f"register-{kind}"]).metrics, _record(planned[f"evaluate-{kind}"]).metrics
-    folder = planned[f"pull-{kind}"].folder
-    assert folder is not None
-    yield f"\n{registered['name']} version {registered['version']}, alias {registered['alias']} ({registered['gates']})"
-    if kind == "task":
-        yield (
-            f"  held-out accuracy {measured['accuracy']:.1%} ({measured['accuracy_low']:.1%} to {measured['accuracy_high']:.1%}), "
-            f"macro-F1 {measured['macro_f1']:.3f} on {measured['examples']:,} sentences"
-        )
-        for baseline, title in (("majority", "majority class"), ("tfidf", "TF-IDF + logistic regression")):
-            yield f"  {title}: accuracy {measured[f'{baseline}_accuracy']:.1%}, macro-F1 {measured[f'{baseline}_macro_f1']:.3f}"
-    else:
-        compared = ", ".join(f"{name} {measured[f'{name}_bits_per_byte']:.3f}" for name in ("unigram", "gzip", "xz"))
-        yield f"  held-out {measured['bits_per_byte']:.3f} bits per byte (perplexity {measured['perplexity']:.1f} a token); {compared}"
-    yield f"  pulled to {folder / 'outputs' / 'model'}"
-
-
-def status(workspace: Workspace, out: Console, as_json: bool) -> None:
+def status(workspace: Workspace, out: Console, as_json: bool, given: Given) -> None:
     """What is made, what is being made and by whom, what it measured."""
     rows: list[dict[str, Any]] = []
     for name, planned in runs.plan(workspace).items():
@@ -302,9 +277,14 @@ def status(workspace: Workspace, out: Console, as_json: bool) -> None:
             row["step"], row["state"], finished, f"{row['seconds']:.1f} s" if row["seconds"] else "", row["figure"]
         )
     out.print(table)
-    out.print(f"work directory {_size(workspace.root)}; next: make plan (why), make run (do it)", markup=False)
+    out.print(f"work directory {_size(workspace.root)}", markup=False)
+    out.print(f"next: {given.make('plan')} (why), {given.make('run')} (do it)", markup=False)
 
 
 def _size(root: Path) -> str:
-    total = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
+    total = 0
+    for folder, _, names in os.walk(root):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # somebody is at work here: files come and go
+                total += os.stat(os.path.join(folder, name)).st_size
     return f"{root}: {total / 1e6:.1f} MB"

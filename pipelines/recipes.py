@@ -6,10 +6,14 @@ Your own: put a function like these in any file and say RECIPE=path/to/file.py:f
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-from model.config import ModelShape
+from pydantic import ValidationError
+
+from model.config import Config, ModelShape
 from pipelines.config import (
     ConfigError,
     EvaluateConfig,
@@ -22,6 +26,8 @@ from pipelines.config import (
     Source,
     TaskConfig,
     TokenizerConfig,
+    explain,
+    validated,
 )
 
 REVIEWS = Source(sample="rotten_tomatoes", format="csv.bz2", label="rotten_tomatoes")
@@ -41,7 +47,12 @@ def default() -> Recipe:
         tokenizer=TokenizerConfig(sources=(CONVERSATIONS,), vocab_size=8192),
         model=ModelShape(n_positions=128, n_embd=128, n_layer=2, n_head=4),
         pretrain=PretrainConfig(
-            max_steps=500, global_batch_size=16, sequence_length=128, learning_rate=3e-3, min_learning_rate=3e-4, warmup_steps=50
+            max_steps=500,
+            global_batch_size=16,
+            sequence_length=128,
+            learning_rate=3e-3,
+            min_learning_rate=3e-4,
+            warmup_steps=50,
         ),
         task=TaskConfig(source=REVIEWS, test_fraction=0.15),
         finetune=FinetuneConfig(
@@ -116,13 +127,50 @@ def load(name: str) -> Recipe:
         )
     if not Path(file).is_file():
         raise ConfigError(f"RECIPE={name}: there is no file {file}")
-    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, function):
-        raise ConfigError(f"RECIPE={name}: {file} has no function {function!r}")
-    recipe = getattr(module, function)()
+    recipe = _made(name, file, function)
     if not isinstance(recipe, Recipe):
         raise ConfigError(f"RECIPE={name}: {function} returned a {type(recipe).__name__}, not a Recipe")
-    return recipe
+    # `model_copy(update=...)` checks nothing: what it made is checked here.
+    for path in _unknown(recipe, ""):
+        raise ConfigError(f"RECIPE={name}: {path}: unknown field; remove it or fix its spelling")
+    return validated(Recipe, recipe.model_dump(mode="json", warnings=False), f"RECIPE={name}")
+
+
+def _unknown(config: Config, path: str) -> Iterator[str]:
+    """The dotted paths of values that are no fields: `model_copy` takes them and everything else passes over them."""
+    for key, value in vars(config).items():
+        if key not in type(config).model_fields:
+            yield path + key
+        if isinstance(value, Config):
+            yield from _unknown(value, f"{path}{key}.")
+
+
+def _made(name: str, file: str, function: str) -> Any:
+    """What `function` in `file` returns. Whatever goes wrong in it is its author's to mend: ConfigError with the line."""
+    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"RECIPE={name}: {file} is no Python file; its name has to end in .py")
+    try:
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        if not hasattr(module, function):
+            raise ConfigError(f"RECIPE={name}: {file} has no function {function!r}")
+        return getattr(module, function)()
+    except ConfigError:
+        raise
+    except ValidationError as error:
+        raise ConfigError(explain(error, f"RECIPE={name}, line {_line(error, file)}: {error.title}")) from error
+    except Exception as error:
+        raise ConfigError(
+            f"RECIPE={name}: {file}, line {_line(error, file)}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _line(error: Exception, file: str) -> int | None:
+    """The line of `file` at which the error arose."""
+    if isinstance(error, SyntaxError):
+        return error.lineno
+    frames = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == Path(file).absolute()
+    ]
+    return frames[-1].lineno if frames else None

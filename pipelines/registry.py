@@ -105,11 +105,18 @@ def experiment_id(client: Any, name: str = EXPERIMENT) -> str:
 
 def find_or_create_run(client: Any, identity: Mapping[str, str], name: str, experiment: str = EXPERIMENT) -> Any:
     """The MLflow run whose tags are `identity`: the earliest there is, or a new one of that name."""
-    where = " and ".join(f"tags.`{key}` = '{value}'" for key, value in sorted(identity.items()))
     with _lock(str(client.tracking_uri)):
+        found = find_run(client, identity, experiment)
         number = experiment_id(client, experiment)
-        found = client.search_runs([number], where, max_results=1, order_by=["attributes.start_time ASC"])
-        return found[0] if found else client.create_run(number, tags={**identity, "mlflow.runName": name})
+        return found or client.create_run(number, tags={**identity, "mlflow.runName": name})
+
+
+def find_run(client: Any, identity: Mapping[str, str], experiment: str = EXPERIMENT) -> Any | None:
+    """The earliest MLflow run whose tags are `identity`, or None."""
+    where = " and ".join(f"tags.`{key}` = '{value}'" for key, value in sorted(identity.items()))
+    number = experiment_id(client, experiment)
+    found = client.search_runs([number], where, max_results=1, order_by=["attributes.start_time ASC"])
+    return found[0] if found else None
 
 
 def register(location: str | Path, name: str, package: Path, tags: Mapping[str, str]) -> ModelVersion:
@@ -197,20 +204,44 @@ def version_exists(location: str | Path, name: str, version: int, digest: str | 
     return tags is not None and (digest is None or tags.get(DIGEST_TAG) == digest)
 
 
+def alias_version(location: str | Path, name: str, alias: str) -> int | None:
+    """The version that `name@alias` means, None if there is none. Does not import mlflow.
+
+    For planning, in milliseconds. ConnectionError if a server cannot be asked.
+    """
+    uri = tracking_uri(location)
+    if uri.startswith("http"):
+        found = _ask(uri, "registered-models/alias", name=name, alias=alias)
+        return int(found["version"]) if found else None
+    rows = _select(uri, "select version from registered_model_aliases where name = ? and alias = ?", name, alias)
+    return int(rows[0][0]) if rows else None
+
+
 def _tags_in_sqlite(uri: str, name: str, version: int) -> dict[str, str] | None:
+    where = "where name = ? and version = ?"
+    if not _select(uri, f"select 1 from model_versions {where}", name, version):
+        return None
+    return dict(_select(uri, f"select key, value from model_version_tags {where}", name, version))
+
+
+def _select(uri: str, query: str, *values: Any) -> list[Any]:
+    """Rows of a local store's database; none if there is no database."""
     path = _database(uri)
     if not path.exists():
-        return None
-    where = "where name = ? and version = ?"
+        return []
     with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=20)) as database:
-        if not database.execute(f"select 1 from model_versions {where}", (name, version)).fetchone():
-            return None
-        return dict(database.execute(f"select key, value from model_version_tags {where}", (name, version)).fetchall())
+        return database.execute(query, values).fetchall()
 
 
 def _tags_over_http(uri: str, name: str, version: int) -> dict[str, str] | None:
-    query = urllib.parse.urlencode({"name": name, "version": version})
-    request = urllib.request.Request(f"{uri.rstrip('/')}/api/2.0/mlflow/model-versions/get?{query}")
+    found = _ask(uri, "model-versions/get", name=name, version=version)
+    return None if found is None else {tag["key"]: tag["value"] for tag in found.get("tags", [])}
+
+
+def _ask(uri: str, what: str, **values: Any) -> dict[str, Any] | None:
+    """The model version that a tracking server answers with; None if it has no such thing."""
+    query = urllib.parse.urlencode(values)
+    request = urllib.request.Request(f"{uri.rstrip('/')}/api/2.0/mlflow/{what}?{query}")
     user, password = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_PASSWORD")
     if user and password:
         request.add_header("Authorization", "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode())
@@ -218,16 +249,16 @@ def _tags_over_http(uri: str, name: str, version: int) -> dict[str, str] | None:
         request.add_header("Authorization", f"Bearer {token}")
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:
-            found = json.load(answer)["model_version"]
+            return dict(json.load(answer)["model_version"])
     except urllib.error.HTTPError as error:
-        if error.code == 404:
+        said = error.read().decode(errors="replace")
+        if error.code == 404 or (error.code == 400 and "not found" in said):  # an unknown alias is a 400 to MLflow
             return None
         raise ConnectionError(
-            f"{uri} answered {error.code} to a question for {name} version {version}: {error.reason}"
+            f"{uri} answered {error.code} to a question for {', '.join(map(str, values.values()))}: {error.reason}"
         ) from error
     except OSError as error:
         raise ConnectionError(f"{uri} cannot be reached ({error}); is the MLflow server up?") from error
-    return {tag["key"]: tag["value"] for tag in found.get("tags", [])}
 
 
 def _database(uri: str) -> Path:

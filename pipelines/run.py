@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import flow
-from pipelines.config import ConfigError, Execution, Recipe, Source
+from pipelines.config import ConfigError, Execution, Recipe, Source, check_together, gpus
 from pipelines.engine import plan as planning
-from pipelines.engine import step as steps
+from pipelines.engine import step as engine
 from pipelines.engine.digests import Digests
 from pipelines.engine.lease import Owner
 from pipelines.engine.record import Record
@@ -46,10 +46,11 @@ class Workspace:
 def open_workspace(recipe: Recipe, execution: Execution, fetch: bool) -> Workspace:
     """The flow of `recipe`, its sources resolved and hashed. With `fetch`, samples that are not here are fetched.
 
-    SourceError where a source cannot be read.
+    SourceError where a source cannot be read, ConfigError where recipe and execution do not fit together.
     """
     from pipelines import samples, sources
 
+    check_together(recipe, execution)
     root = Path(execution.work)
     if fetch:
         root.mkdir(parents=True, exist_ok=True)
@@ -62,7 +63,9 @@ def open_workspace(recipe: Recipe, execution: Execution, fetch: bool) -> Workspa
             # Looking fetches nothing: the step is to do, and its digest is that of no file.
             return [{"path": "", "sha256": str(error), "label": source.label, "size": 0}]
 
-    return Workspace(recipe, execution, root, flow.build(recipe, files), digests, settings(execution))
+    steps = flow.build(recipe, files)
+    digests.save()  # a large corpus is hashed once, whatever becomes of the run
+    return Workspace(recipe, execution, root, steps, digests, settings(execution))
 
 
 def until(workspace: Workspace, last: str | None) -> Workspace:
@@ -114,7 +117,7 @@ def run(
         outcome = None
         try:
             outcome = _done(planned, before, workspace, watch, on_wait)
-        except steps.Damaged as damage:
+        except engine.Damaged as damage:
             if damage.step in rebuilt:
                 raise  # what was made again is damaged again: a bad disk, or somebody writes there
             rebuilt.add(damage.step)
@@ -138,7 +141,7 @@ def _done(
     if planned.done:
         assert planned.record is not None
         return Outcome(planned, planned.record, done_now=False)
-    record, done_now = steps.run(planned, before, workspace.root, workspace.settings, watch, on_wait)
+    record, done_now = engine.run(planned, before, workspace.root, workspace.settings, watch, on_wait)
     for file in record.outputs if done_now else ():
         workspace.digests.learn(workspace.root / file.path, file.sha256)
     return Outcome(Planned(planned.step, planned.fingerprint, planned.folder, record, ()), record, done_now)

@@ -6,7 +6,8 @@ name the work, points by their step. So a restart, an outage or a request whose 
 case: the next comparison finds what arrived, and each thing is there once.
 
 Training never waits for MLflow. What could not be delivered when the pipeline ends is kept in the outbox, a file
-in the work directory, and delivered by the next pipeline.
+in the work directory, and delivered by the next pipeline. The file is there from the start to the end of a pipeline:
+who finds it knows that one was killed, or could not deliver, and that MLflow may lack something.
 """
 
 from __future__ import annotations
@@ -70,6 +71,10 @@ class StepRun:
         self.wanted.outcome = Outcome(status, _now(), dict(numbers(metrics)), kept)
         self._wake.set()
 
+    def leave(self) -> None:
+        """Say no more about the run: it is somebody else's who does the same step."""
+        self.wanted.closed = True
+
 
 class Tracker:
     """Mirrors one pipeline execution to the MLflow store at `location`, in a thread of its own."""
@@ -87,6 +92,7 @@ class Tracker:
         # What an earlier pipeline could not deliver comes first.
         self._runs = [WantedRun.from_json(content) for content in durable.read_json(outbox)] if outbox.exists() else []
         self._steps: list[StepRun] = []
+        self._done_before: list[WantedRun] = []
         self._parent: WantedRun | None = None
         self._thread = threading.Thread(target=self._mirror, name="mlflow mirror", daemon=True)
 
@@ -94,42 +100,72 @@ class Tracker:
         """Begin, or continue, the parent run of the execution `key`. Returns at once; MLflow is imported elsewhere."""
         identity = {"gptline.execution": key}
         self._parent = WantedRun(str(recipe.get("name", "pipeline")), identity, params(recipe), dict(tags))
+        self._keep([run for run in self._runs if run.outcome is not None])
         self._runs.append(self._parent)
         self._thread.start()
 
     def start_step(self, name: str, fingerprint: str, config: Mapping[str, Any], tags: Mapping[str, str]) -> StepRun:
         """Begin, or continue, the nested run of a step."""
-        assert self._parent is not None, "start_execution comes first"
-        identity = {"gptline.step": name, "gptline.fingerprint": fingerprint}
-        parent = self._parent.identity["gptline.execution"]
-        step = StepRun(WantedRun(name, identity, params(config), dict(tags), parent), self._wake)
+        step = self._step_run(name, fingerprint, config, tags)
         self._steps.append(step)
         self._runs.append(step.wanted)
         self._wake.set()
         return step
+
+    def _step_run(self, name: str, fingerprint: str, config: Mapping[str, Any], tags: Mapping[str, str]) -> StepRun:
+        assert self._parent is not None, "start_execution comes first"
+        identity = {"gptline.step": name, "gptline.fingerprint": fingerprint}
+        parent = self._parent.identity["gptline.execution"]
+        return StepRun(WantedRun(name, identity, params(config), dict(tags), parent), self._wake)
 
     def reuse_step(self, name: str, fingerprint: str) -> None:
         """Note on the parent run that a step was done already."""
         assert self._parent is not None, "start_execution comes first"
         self._parent.tags[f"gptline.reused.{name}"] = fingerprint
 
-    def finish_execution(self, status: Status, patience: float = 60.0) -> str | None:
+    def confirm_step(
+        self,
+        name: str,
+        fingerprint: str,
+        config: Mapping[str, Any],
+        tags: Mapping[str, str],
+        metrics: Mapping[str, Any],
+        curve: Path,
+        artifacts: Sequence[Path] = (),
+    ) -> None:
+        """See to it that a step that was done before has its finished run: who did it may have been killed before.
+
+        A run that the store has as FINISHED is left as it is; asking that is all it costs. `curve` is a metrics file.
+        """
+        self.reuse_step(name, fingerprint)
+        step = self._step_run(name, fingerprint, config, tags)
+        step.follow(curve)
+        step.finish("FINISHED", metrics, artifacts)
+        # The thread must not meet the run before it knows that this step was done before.
+        self._done_before.append(step.wanted)
+        self._runs.append(step.wanted)
+
+    def finish_execution(self, status: Status | None, patience: float = 60.0) -> str | None:
         """End the parent run and deliver what is left, for `patience` seconds. None, or what was not delivered, and why.
 
-        What may still succeed is in the outbox then: the next pipeline delivers it.
+        What may still succeed is in the outbox then: the next pipeline delivers it. With no `status` the parent run
+        is left as it is: the same execution goes on elsewhere.
         """
         assert self._parent is not None, "start_execution comes first"
         for step in self._steps:
-            if step.wanted.outcome is None:
+            if step.wanted.outcome is None and status is not None:
                 step.finish(status, {})
-        self._parent.outcome = Outcome(status, _now(), {}, [])
+        if status is None:
+            self._parent.closed = True
+        else:
+            self._parent.outcome = Outcome(status, _now(), {}, [])
         self._ending.set()
         self._wake.set()
         self._thread.join(patience)
         left = [run for run in self._runs if not run.closed]
         problems = [f"MLflow at {self._location} refused {refused}" for refused in self._refused]
         if left:
-            durable.write_json(self._outbox, [run.as_json() for run in left])
+            self._keep(left)
             names, why = ", ".join(run.name for run in left), self._trouble or "it is slow"
             problems.append(
                 f"MLflow at {self._location} did not take all of: {names} ({why}); kept in {self._outbox} for the next run"
@@ -137,6 +173,9 @@ class Tracker:
         else:
             self._outbox.unlink(missing_ok=True)
         return "; ".join(problems) or None
+
+    def _keep(self, runs: Sequence[WantedRun]) -> None:
+        durable.write_json(self._outbox, [run.as_json() for run in runs])
 
     def _mirror(self) -> None:
         """The thread: look, deliver, wait; longer while the store is away."""
@@ -158,7 +197,7 @@ class Tracker:
 
     def _observe(self) -> None:
         """Read the followed files and, every 10 s, the machine's load."""
-        working = [step for step in self._steps if step.wanted.outcome is None]
+        working = [step for step in self._steps if step.wanted.outcome is None and not step.wanted.closed]
         for step in working:
             step.read()
         if time.monotonic() - self._sampled >= _SAMPLE:
@@ -179,6 +218,9 @@ class Tracker:
             self._client = registry.connect(self._location)
         for run in [run for run in self._runs if not run.closed]:
             try:
+                if self._is_finished_already(run):
+                    run.closed = True
+                    continue
                 self._open(run)
                 self._log_points(run)
                 if run.outcome is not None and not run.points:
@@ -189,6 +231,13 @@ class Tracker:
                     raise
                 self._note(error)
                 self._refuse(run, error)
+
+    def _is_finished_already(self, run: WantedRun) -> bool:
+        """Whether a step that was done before this pipeline has all it needs in the store."""
+        if not any(run is done for done in self._done_before):
+            return False
+        found = registry.find_run(self._client, run.identity, self._experiment)
+        return found is not None and found.info.status == "FINISHED"
 
     def _refuse(self, run: WantedRun, error: Exception) -> None:
         """Give up a run that MLflow understands and refuses, after a few tries: asking for ever would not help."""
@@ -264,7 +313,7 @@ class Tracker:
                 self._client.log_artifact(run.run_id, path)
             else:
                 log.warning("%s is not there any more and is missing in MLflow's run %s", path, run.name)
-        self._client.set_terminated(run.run_id, outcome.status, outcome.ended)
+        self._client.set_terminated(run.run_id, outcome.status, max(outcome.ended, run.started))
         run.closed = True
 
 

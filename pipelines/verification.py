@@ -6,18 +6,20 @@ either work in progress, or what a kill has left, or somebody's own file.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from model import durable
+from pipelines.config import ConfigError
 from pipelines.engine import lease as leases
 from pipelines.engine import record as records
 from pipelines.engine.step import Damaged, check_file
 
 # What lies in a work directory by design and is no step's output.
-_OWN = ("digests.json",)
+_OWN = ("digests.json", "outbox.json")
 
 
 @dataclass
@@ -36,8 +38,8 @@ class Report:
         """The report as plain data."""
         return asdict(self) | {"root": str(self.root)}
 
-    def lines(self) -> Iterator[str]:
-        """The report for people."""
+    def lines(self, run: str) -> Iterator[str]:
+        """The report for people. `run` is the command that makes again what is damaged."""
         for kind in ("damaged", "missing", "unowned"):
             yield from (f"{kind}: {path}" for path in getattr(self, kind))
         yield from (f"in progress: {owner}" for owner in self.in_progress)
@@ -46,11 +48,18 @@ class Report:
             f"{len(self.missing)} missing, {len(self.unowned)} unowned"
         )
         if self.damaged or self.missing:
-            yield "next: make run (it makes again what is damaged or missing)"
+            yield f"next: {run} (it makes again what is damaged or missing)"
 
 
 def verify(root: Path) -> Report:
-    """Check every output of every record below `root`, and every unit against its certificate."""
+    """Check every output of every record below `root`, and every unit against its certificate.
+
+    ConfigError if `root` is no work directory.
+    """
+    if not any((root / name).exists() for name in ("steps", "units", *_OWN)):
+        raise ConfigError(
+            f"WORK={root}: {'no work directory' if root.exists() else 'there is no such folder'}; check the path"
+        )
     report, known = Report(root), set(_OWN)
     for folder in sorted((root / "steps").glob("*")):
         owner = leases.current_owner(folder)
@@ -58,18 +67,22 @@ def verify(root: Path) -> Report:
             report.in_progress.append(f"{folder.name} by {owner}")
         _check_step(folder, report, known)
     _check_units(report, known)
-    for path in sorted(root.rglob("*")):
-        name = str(path.relative_to(root))
-        if path.is_file() and name not in known and not _work_in_progress(path.relative_to(root)):
-            report.unowned.append(name)
+    for path in sorted(Path(folder, name).relative_to(root) for folder, _, names in os.walk(root) for name in names):
+        if str(path) not in known and not _work_in_progress(path) and (root / path).exists():
+            report.unowned.append(str(path))
     return report
 
 
 def _check_step(folder: Path, report: Report, known: set[str]) -> None:
-    record = records.read(folder)
+    name = str((folder / records.RECORD).relative_to(report.root))
+    known.add(name)
+    try:
+        record = records.read(folder)
+    except records.RecordDamaged:
+        report.damaged.append(name)
+        return
     if record is None:
         return
-    known.add(str((folder / records.RECORD).relative_to(report.root)))
     for file in record.outputs:
         _check(file, record.step, report, known)
 
@@ -80,7 +93,7 @@ def _check_units(report: Report, known: set[str]) -> None:
         known.add(name)
         try:
             files = durable.read_json(certificate)["files"].values()
-        except ValueError:
+        except (ValueError, KeyError, TypeError, AttributeError):  # no JSON, or not what a certificate says
             report.damaged.append(name)
             continue
         for file in files:

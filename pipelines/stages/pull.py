@@ -5,11 +5,13 @@ The one idea: the line ends where its users begin. What is in `outputs/model/` w
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from pipelines.engine.record import Record
 from pipelines.engine.step import Attempt, Stage
 
-STAGE = Stage("pull", 1, "pipelines.stages.pull:run")
+STAGE = Stage("pull", 1, "pipelines.stages.pull:run", check="pipelines.stages.pull:check")
 
 
 def run(attempt: Attempt) -> dict[str, Any]:
@@ -20,4 +22,22 @@ def run(attempt: Attempt) -> dict[str, Any]:
     pulled = pull.pull(
         registered["registry"], f"{registered['name']}@{registered['version']}", attempt.outputs / "model"
     )
-    return {"name": pulled.name, "version": pulled.version, "alias": registered["alias"], "digest": pulled.digest}
+    return {
+        "name": pulled.name,
+        "version": pulled.version,
+        "alias": registered["alias"],
+        "digest": pulled.digest,
+        "registry": registered["registry"],
+    }
+
+
+def check(record: Record, execution: Mapping[str, Any]) -> str | None:
+    """Why the record no longer holds: what was pulled came from another registry, or is not there any more."""
+    from pipelines import registry
+
+    uri, metrics = registry.tracking_uri(execution["registry"]), record.metrics
+    if uri != metrics.get("registry"):
+        return f"the registry is now {uri}, this came from {metrics.get('registry', 'another one')}"
+    if not registry.version_exists(uri, metrics["name"], metrics["version"], metrics["digest"]):
+        return f"{uri} has no version {metrics['version']} of {metrics['name']} with this digest any more"
+    return None

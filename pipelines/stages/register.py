@@ -57,14 +57,20 @@ def run(attempt: Attempt) -> dict[str, Any]:
 
 
 def check(record: Record, execution: Mapping[str, Any]) -> str | None:
-    """Why the record no longer holds: the registry has lost the version, or is another one."""
+    """Why the record no longer holds: another registry, the version is lost, or its aliases were moved."""
     from pipelines import registry
 
     uri, metrics = registry.tracking_uri(execution["registry"]), record.metrics
+    name, version = metrics["name"], metrics["version"]
     if uri != metrics["registry"]:
         return f"the registry is now {uri}, was {metrics['registry']}"
-    if not registry.version_exists(uri, metrics["name"], metrics["version"], metrics["digest"]):
-        return f"{uri} has no version {metrics['version']} of {metrics['name']} with this digest any more"
+    if not registry.version_exists(uri, name, version, metrics["digest"]):
+        return f"{uri} has no version {version} of {name} with this digest any more"
+    for alias in ("champion", "candidate") if metrics["alias"] == "champion" else ("candidate",):
+        points_at = registry.alias_version(uri, name, alias)
+        if points_at != version:
+            seen = f"points at version {points_at}" if points_at else "is gone"
+            return f"{name}@{alias} {seen}, this recipe's is version {version}"
     return None
 
 

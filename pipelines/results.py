@@ -1,0 +1,133 @@
+"""What came out of a run, in words: a step's key figure, the registered models, and the next commands.
+
+The one idea: a command that is printed works as it stands: it repeats what was given (recipe, work directory,
+settings) and names what was registered.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from model import durable
+from pipelines.engine.record import Record
+from pipelines.engine.step import Planned
+
+_ELSEWHERE = ("execution.registry=", "execution.port=")  # settings that count for commands on the registry, too
+
+
+@dataclass(frozen=True)
+class Given:
+    """What was given on the command line: recipe, work directory and settings, each "field=value"."""
+
+    recipe: str = "default"
+    work: str = "work"
+    settings: tuple[str, ...] = ()
+
+    def make(self, target: str) -> str:
+        """The make command for `target` on the same recipe, work directory and settings."""
+        named = (("RECIPE", self.recipe, "default"), ("WORK", self.work, "work"))
+        parts = [f"{name}={shlex.quote(value)}" for name, value, usual in named if value != usual]
+        return " ".join(["make", target, *parts, *_set(self.settings)])
+
+    def make_elsewhere(self, *words: str) -> str:
+        """The make command of these words, which needs no recipe, on the same registry."""
+        return " ".join(["make", *words, *_set([text for text in self.settings if text.startswith(_ELSEWHERE)])])
+
+
+def _set(settings: tuple[str, ...] | list[str]) -> list[str]:
+    return [f"SET={shlex.quote(' '.join(settings))}"] if settings else []
+
+
+def figure(record: Record) -> str:
+    """The one figure of a step that says most."""
+    m = record.metrics
+    match record.stage:
+        case "prepare_task":
+            return f"{m['train_examples']:,} to train, {m['test_examples']:,} to test"
+        case "shard":
+            documents, size = (m[f"train_{name}"] + m[f"heldout_{name}"] for name in ("documents", "bytes"))
+            dropped = m["duplicates"] + m["contaminated"] + m["rejected"]
+            return f"{documents:,} documents, {size / 1e6:.1f} MB, {dropped:,} dropped"
+        case "train_tokenizer":
+            return f"vocabulary of {m['vocab_size']:,}"
+        case "tokenize":
+            return f"{m['train_tokens'] + m['heldout_tokens']:,} tokens, {m['bytes_per_token']:.2f} bytes each"
+        case "pretrain" | "finetune":
+            return f"loss {m['final_loss']:.3f}, {m['tokens_per_second']:,.0f} tokens/s"
+        case "evaluate" if "accuracy" in m:
+            return f"accuracy {m['accuracy']:.1%}, TF-IDF {m['tfidf_accuracy']:.1%}"
+        case "evaluate":
+            return f"{m['bits_per_byte']:.3f} bits per byte, xz {m['xz_bits_per_byte']:.3f}"
+        case "register":
+            return f"{m['name']} version {m['version']}, {m['alias']}"
+        case "pull":
+            return f"{m['name']} version {m['version']}"
+    return ""
+
+
+def results(planned: Mapping[str, Planned], given: Given) -> Iterator[str]:
+    """What came out: versions, held-out metrics beside the baselines, folders, continuations, next commands."""
+    released = [kind for kind in ("task", "base") if f"pull-{kind}" in planned]
+    for kind in released:
+        yield from _released(kind, planned)
+    if not released:
+        return
+    folder = planned["evaluate-base"].folder
+    assert folder is not None
+    samples = durable.read_json(folder / "outputs" / "continuations.json")
+    if samples:
+        yield "\nthe base model continues held-out text:"
+    for sample in samples:
+        yield f"  {sample['prompt']!r} -> {sample['continuation']!r}"
+    yield "\nnext:"
+    commands = _next(planned, released[0], given)
+    yield from (f"  {command:<56} # {what}" for command, what in commands.items())
+
+
+def _next(planned: Mapping[str, Planned], kind: str, given: Given) -> dict[str, str]:
+    first, base = (_record(planned[f"register-{name}"]).metrics for name in (kind, "base"))
+    pull = ("pull", f"MODEL={first['name']}@{first['alias']}", f"DEST=/tmp/{first['name']}")
+    generate = ("generate", f"MODEL={base['name']}@{base['alias']}", 'PROMPT="To be"')
+    return {
+        given.make_elsewhere("ui"): "MLflow: runs, curves, versions",
+        given.make_elsewhere(*pull): "the model elsewhere",
+        given.make_elsewhere(*generate): "the base model continues a text",
+        given.make("run"): "again: does only what changed",
+    }
+
+
+def after_pull(folder: Path) -> str:
+    """A command that uses the model in `folder`, which was just pulled: classifiers classify, the others continue."""
+    architectures = json.loads((folder / "config.json").read_text()).get("architectures") or [""]
+    if architectures[0].endswith("ForSequenceClassification"):
+        code = f'from transformers import pipeline; print(pipeline("text-classification", {str(folder.absolute())!r})("a film that stays with you"))'
+        return f"{shlex.quote(sys.executable)} -c {shlex.quote(code)}"
+    return f'make generate MODEL={shlex.quote(str(folder))} PROMPT="To be"'
+
+
+def _record(planned: Planned) -> Record:
+    assert planned.record is not None
+    return planned.record
+
+
+def _released(kind: str, planned: Mapping[str, Planned]) -> Iterator[str]:
+    registered, measured = _record(planned[f"register-{kind}"]).metrics, _record(planned[f"evaluate-{kind}"]).metrics
+    folder = planned[f"pull-{kind}"].folder
+    assert folder is not None
+    yield f"\n{registered['name']} version {registered['version']}, alias {registered['alias']} ({registered['gates']})"
+    if kind == "task":
+        yield (
+            f"  held-out accuracy {measured['accuracy']:.1%} ({measured['accuracy_low']:.1%} to {measured['accuracy_high']:.1%}), "
+            f"macro-F1 {measured['macro_f1']:.3f} on {measured['examples']:,} sentences"
+        )
+        for baseline, title in (("majority", "majority class"), ("tfidf", "TF-IDF + logistic regression")):
+            yield f"  {title}: accuracy {measured[f'{baseline}_accuracy']:.1%}, macro-F1 {measured[f'{baseline}_macro_f1']:.3f}"
+    else:
+        compared = ", ".join(f"{name} {measured[f'{name}_bits_per_byte']:.3f}" for name in ("unigram", "gzip", "xz"))
+        yield f"  held-out {measured['bits_per_byte']:.3f} bits per byte (perplexity {measured['perplexity']:.1f} a token); {compared}"
+    yield f"  pulled to {folder / 'outputs' / 'model'}"
