@@ -196,7 +196,7 @@ def numerics(job: RankJob, world: World) -> dict[str, Any]:
         "accumulation_steps": accumulation_steps(job.train.global_batch_size, world.size, job.micro_batch_size),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "device": torch.cuda.get_device_name(world.device) if job.device == "cuda" else "cpu",
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "deepspeed": deepspeed.__version__,
     }
 

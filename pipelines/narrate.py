@@ -21,6 +21,7 @@ from rich.table import Table
 from pipelines import run as runs
 from pipelines.engine import lease as leases
 from pipelines.engine import record as records
+from pipelines.engine.fingerprint import digest
 from pipelines.engine.lease import Overtaken
 from pipelines.engine.step import Attempt, Damaged, source_digests
 from pipelines.errors import StepFailed, StepInterrupted
@@ -113,18 +114,23 @@ def _leave_ray() -> None:
 
 
 def _tracker(workspace: Workspace) -> Any:
-    from pipelines.engine.fingerprint import digest
-    from pipelines.engine.record import code_version
     from pipelines.tracking import Tracker
 
     recipe = workspace.recipe.model_dump(mode="json")
     tracker = Tracker(workspace.execution.registry, _outbox(workspace))
     tags = {"gptline.recipe": workspace.recipe.name, "gptline.work": str(workspace.root)}
-    # A run after a kill continues the same MLflow run; a nightly run over new data has its own.
-    sources = {step.name: source_digests(step) for step in workspace.steps if step.sources}
-    key = digest({"recipe": recipe, "sources": sources, "work": str(workspace.root)})
-    tracker.start_execution(key, recipe, tags | {f"gptline.{key}": value for key, value in code_version().items()})
+    tracker.start_execution(
+        _execution_key(workspace),
+        recipe,
+        tags | {f"gptline.{key}": value for key, value in records.code_version().items()},
+    )
     return tracker
+
+
+def _execution_key(workspace: Workspace) -> str:
+    """What tells executions apart: a run after a kill continues the same MLflow run, one over new data has its own."""
+    recipe, sources = workspace.recipe.model_dump(mode="json"), [source_digests(step) for step in workspace.steps]
+    return digest({"recipe": recipe, "sources": sources, "work": str(workspace.root)})
 
 
 def _outbox(workspace: Workspace) -> Path:

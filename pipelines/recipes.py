@@ -56,7 +56,7 @@ def default() -> Recipe:
         ),
         task=TaskConfig(source=REVIEWS, test_fraction=0.15),
         finetune=FinetuneConfig(
-            max_steps=870, global_batch_size=32, sequence_length=128, learning_rate=1e-3, warmup_steps=87, dropout=0.2
+            max_steps=580, global_batch_size=32, sequence_length=128, learning_rate=1e-3, warmup_steps=58, dropout=0.1
         ),
         register_as=RegisterConfig(
             base_gates=(Gate(metric="bits_per_byte", baseline="unigram_bits_per_byte", maximum=0.0),),

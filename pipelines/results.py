@@ -58,7 +58,9 @@ def figure(record: Record) -> str:
         case "tokenize":
             return f"{m['train_tokens'] + m['heldout_tokens']:,} tokens, {m['bytes_per_token']:.2f} bytes each"
         case "pretrain" | "finetune":
-            return f"loss {m['final_loss']:.3f}, {m['tokens_per_second']:,.0f} tokens/s"
+            # No speed where all steps were in the checkpoint that an earlier run had left.
+            speed = f", {m['tokens_per_second']:,.0f} tokens/s" if "tokens_per_second" in m else ""
+            return f"loss {m['final_loss']:.3f}{speed}"
         case "evaluate" if "accuracy" in m:
             return f"accuracy {m['accuracy']:.1%}, TF-IDF {m['tfidf_accuracy']:.1%}"
         case "evaluate":

@@ -176,3 +176,40 @@ def test_the_readmes_links_lead_somewhere() -> None:
     links = re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / "README.md").read_text())
     files = [link for link in links if "://" not in link]
     assert files and [link for link in files if not (ROOT / link).exists()] == []
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """The Makefile beside a `python` that only says what it was given."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/bash\nprintf '<%s>' \"$@\"\n")
+    python.chmod(0o755)
+    (tmp_path / ".venv" / ".installed").touch()
+    return tmp_path
+
+
+def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["make", "-s", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_make_hands_on_quotes_spaces_and_dollars(checkout: Path) -> None:
+    setting = 'shard.sources=[{"path":"/data/my $corpus"}] execution.ranks=1'
+    said = make(checkout, "run", f"SET={setting}", "RECIPE=my file.py:f").stdout
+    assert said == f"<-m><pipelines><run><--recipe><my file.py:f><--work><work><--set><{setting}>"
+    prompt = "\"To be\", 'or' $not `to`"
+    assert make(checkout, "generate", f"PROMPT={prompt}").stdout.endswith(f"<--><base@champion><{prompt}>")
+    assert "say what to continue" in make(checkout, "generate").stderr
+
+
+def test_make_clean_removes_work_directories_only(checkout: Path) -> None:
+    (checkout / "work" / "steps").mkdir(parents=True)
+    (checkout / "plain").mkdir()
+    (checkout / "steps").mkdir()  # even if the checkout looks like one
+    for refused in (".", "..", "plain", "/"):
+        assert make(checkout, "clean", f"WORK={refused}").returncode, refused
+    assert make(checkout, "clean").returncode == 0
+    assert not (checkout / "work").exists() and (checkout / "plain").exists()
+    assert make(checkout, "clean").returncode == 0, "nothing there is clean"

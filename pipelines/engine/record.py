@@ -8,6 +8,7 @@ Times, hosts and run ids live here and in no output, so equal runs have equal ou
 from __future__ import annotations
 
 import datetime
+import json
 import platform
 import shutil
 import socket
@@ -85,7 +86,7 @@ def read(folder: Path) -> Record | None:
 
 def to_json(record: Record) -> bytes:
     """The bytes of `record.json`: the record, and the digest of its content."""
-    content = asdict(record)
+    content = json.loads(durable.to_json(asdict(record)))  # as it will be read back: plain types only
     return durable.to_json(content | {"digest": digest(content)})
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import recipes
-from pipelines.config import ConfigError, Execution, Recipe, Source, override
+from pipelines.config import ConfigError, Execution, Recipe, Source, check_together, gpus, override
 
 
 @pytest.mark.parametrize("name", sorted(recipes.NAMED))
@@ -47,6 +47,12 @@ def _models(annotation: object) -> list[type]:
         ("finetune.init", "gpt3", r"finetune.init: .*'base' or 'random'.*seen: 'gpt3'"),
         ("shard.heldout_fraction", "1.5", r"shard.heldout_fraction: .*less than 1"),
         ("task", "none", "task and finetune belong together"),
+        (
+            "evaluate.continuation_tokens",
+            "128",
+            "continuation_tokens=128 leaves no room for a prompt in model.n_positions=128",
+        ),
+        ("register_as.base", "sentiment", "both 'sentiment': they are two models"),
     ],
 )
 def test_a_wrong_setting_names_field_value_and_remedy(setting: str, value: str, message: str) -> None:
@@ -59,6 +65,33 @@ def test_settings_are_parsed_by_the_fields_own_types() -> None:
         recipes.default(), {"pretrain.max_steps": "50", "pretrain.learning_rate": "1e-3", "finetune.init": "random"}
     )
     assert (recipe.pretrain.max_steps, recipe.pretrain.learning_rate, recipe.finetune.init) == (50, 1e-3, "random")
+
+
+def test_a_name_may_look_like_a_number() -> None:
+    assert override(recipes.tiny(), {"register_as.task": "2024"}).register_as.task == "2024"
+    with pytest.raises(ConfigError, match="max_steps"):
+        override(recipes.tiny(), {"register_as.task": "2024", "pretrain.max_steps": "x"})
+
+
+def test_a_batch_that_does_not_divide_over_the_ranks_is_refused_early() -> None:
+    check_together(recipes.tiny(), Execution(ranks=2, micro_batch_size=8))
+    with pytest.raises(
+        ConfigError, match=r"pretrain: global_batch_size=16 does not divide over 3 ranks.*execution.ranks=3"
+    ):
+        check_together(recipes.tiny(), Execution(ranks=3))
+
+
+def test_an_unknown_sample_is_named_with_those_there_are() -> None:
+    recipe = override(recipes.tiny(), {"shard.sources": '[{"sample":"moby"}]'})
+    with pytest.raises(ConfigError, match=r"no sample is called 'moby'; there are .*tiny_shakespeare"):
+        check_together(recipe, Execution())
+
+
+def test_folders_are_absolute_even_where_nothing_was_given() -> None:
+    execution = Execution()
+    assert all(Path(path).is_absolute() for path in (execution.work, execution.registry, execution.cache))
+    assert Execution(registry="http://mlflow:5000").registry == "http://mlflow:5000"
+    assert gpus() == len([path for path in Path("/dev").iterdir() if path.name.removeprefix("nvidia").isdigit()])
 
 
 def test_unknown_keys_and_changes_are_refused() -> None:
@@ -87,6 +120,25 @@ def test_a_users_own_recipe_is_loaded_from_a_file(tmp_path: Path) -> None:
         recipes.load(f"{file}:large")
     with pytest.raises(ConfigError, match="no such recipe; known are default, tiny, gpt2_124m"):
         recipes.load("huge")
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("return recipes.tiny().model_copy(update={'name': 7})", r"name: Input should be a valid string \(seen: 7\)"),
+        ("return recipes.tiny().model_copy(update={'nmae': 'x'})", "nmae: unknown field"),
+        ("return recipes.tiny().model_copy(update={'task': None})", "task and finetune belong together"),
+        ("return recipes.Source(path='a', sample='b')", "line 3: Source is not valid"),
+        ("return recipes.huge()", "line 3: AttributeError"),
+        ("return (", "line 3: SyntaxError"),
+        ("return 7", "returned a int, not a Recipe"),
+    ],
+)
+def test_a_mistake_in_a_users_recipe_is_said_with_its_line(tmp_path: Path, body: str, message: str) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(f"from pipelines import recipes\ndef small():\n    {body}\n")
+    with pytest.raises(ConfigError, match=message):
+        recipes.load(f"{file}:small")
 
 
 def test_execution_never_enters_a_fingerprint() -> None:

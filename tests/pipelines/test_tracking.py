@@ -115,6 +115,28 @@ time.sleep(3600)
     assert len(history(store, run)) == 3
 
 
+def test_a_step_done_before_gets_the_finished_run_that_it_lacks_and_a_finished_one_is_left_alone(
+    store: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "metrics.jsonl").write_text("".join(line(n) for n in range(1, 4)))
+    killed = _started(store, tmp_path, "confirmed")
+    killed.start_step("pretrain", "f-confirmed", {"a": 1}, {}).leave()
+    assert (tmp_path / "outbox.json").exists(), "who finds it knows that this one did not end"
+    assert killed.finish_execution(None) is None
+    assert {run.info.status for run in runs(store, {"gptline.fingerprint": "f-confirmed"})} <= {"RUNNING"}
+    ends = set()
+    for key in ("confirmed", "confirmed later"):
+        tracker = _started(store, tmp_path, key)
+        tracker.confirm_step("pretrain", "f-confirmed", {"a": 1}, {}, {"final_loss": 2.0}, tmp_path / "metrics.jsonl")
+        assert tracker.finish_execution("FINISHED") is None
+        (run,) = runs(store, {"gptline.fingerprint": "f-confirmed"})
+        assert (run.info.status, len(history(store, run))) == ("FINISHED", 3)
+        assert history(store, run, "final_loss") == [(0, 2.0)]
+        ends.add((run.info.end_time, run.data.tags["mlflow.parentRunId"]))
+        assert runs(store, {"gptline.execution": key})[0].data.tags["gptline.reused.pretrain"] == "f-confirmed"
+    assert len(ends) == 1
+
+
 def test_an_execution_that_fails_closes_the_runs_of_its_steps(store: Path, tmp_path: Path) -> None:
     tracker = _started(store, tmp_path, "closed")
     tracker.start_step("pretrain", "f-closed", {}, {})
