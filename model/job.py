@@ -43,7 +43,9 @@ class RankJob(Config):
     threads: int = Field(1, ge=1, description="threads of a rank's CPU kernels; decides the last bits of the result")
     device: Literal["cpu", "cuda"] = "cpu"
     checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints; 0: only at the end and at SIGTERM")
-    peak_flops: float | None = Field(None, gt=0, description="FLOP/s that one rank could reach, for MFU; none: measured")
+    peak_flops: float | None = Field(
+        None, gt=0, description="FLOP/s that one rank could reach, for MFU; none: measured"
+    )
     keep_checkpoints: int = Field(2, ge=1, description="published checkpoints that are kept")
     verify: bool = Field(True, description="hash every token shard before it is read")
 

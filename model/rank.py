@@ -98,7 +98,11 @@ class Run:
         self.step = self.resumed.step if self.resumed else 0
         self.load = loader(job, world)
         model = initial_model(job)
-        peak = world.size * (job.peak_flops or measured_peak(world.device, job.train.precision)) if world.is_first else None
+        peak = (
+            world.size * (job.peak_flops or measured_peak(world.device, job.train.precision))
+            if world.is_first
+            else None
+        )
         self.journal = Journal(self.attempt, peak, flops_per_token(model, job.model, job.train.sequence_length))
         universal = checkpoint.is_universal(self.resumed, world)
         self.engine = build_engine(model, job.train, world, job.micro_batch_size, universal=universal)

@@ -107,7 +107,7 @@ def after_pull(folder: Path) -> str:
     """A command that uses the model in `folder`, which was just pulled: classifiers classify, the others continue."""
     architectures = json.loads((folder / "config.json").read_text()).get("architectures") or [""]
     if architectures[0].endswith("ForSequenceClassification"):
-        code = f'from transformers import pipeline; print(pipeline("text-classification", {str(folder.absolute())!r})("a film that stays with you"))'
+        code = f'from transformers import pipeline; print(pipeline("text-classification", {json.dumps(str(folder.absolute()))})("a film that stays with you"))'
         return f"{shlex.quote(sys.executable)} -c {shlex.quote(code)}"
     return f'make generate MODEL={shlex.quote(str(folder))} PROMPT="To be"'
 

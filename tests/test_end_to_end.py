@@ -254,7 +254,11 @@ def test_a_killed_rank_is_started_again_and_the_weights_are_identical(finished: 
     while not list(copy.work.glob("steps/pretrain-*/checkpoints/step-*10")):
         assert driver.poll() is None, "the run ended before the moment to kill a rank"
         time.sleep(0.02)
-    ranks = [child for child in psutil.Process(driver.pid).children(recursive=True) if "_Rank" in child.name() + "".join(child.cmdline())]
+    ranks = [
+        child
+        for child in psutil.Process(driver.pid).children(recursive=True)
+        if "_Rank" in child.name() + "".join(child.cmdline())
+    ]
     ranks[-1].kill()
     said, _ = driver.communicate()
     assert driver.returncode == 0, said

@@ -17,7 +17,9 @@ from tests.pipelines.engine import toys
 
 
 def workspace(root: Path, *more: Step) -> run.Workspace:
-    return run.Workspace(recipes.tiny(), Execution(), root, [*toys.flow(), *more], Digests(root / "digests.json"), toys.EXECUTION)
+    return run.Workspace(
+        recipes.tiny(), Execution(), root, [*toys.flow(), *more], Digests(root / "digests.json"), toys.EXECUTION
+    )
 
 
 def walked(space: run.Workspace, damage: list[str]) -> list[tuple[str, bool]]:

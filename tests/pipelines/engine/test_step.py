@@ -103,7 +103,7 @@ def test_an_unfinished_step_with_outputs_in_place_is_not_done(tmp_path: Path) ->
 def test_an_overtaken_attempt_cannot_commit(tmp_path: Path) -> None:
     step = Step("late", Stage("late", 1, "tests.pipelines.engine.toys:overtaken"), {})
     planned = planning.plan(step, {}, tmp_path, toys.Digests(tmp_path / "d"), toys.EXECUTION)
-    with pytest.raises(leases.Overtaken, match="step late: attempt 000001-.* was taken over"):
+    with pytest.raises(leases.Overtaken, match=r"step late: attempt 000001-.* was taken over"):
         steps.run(planned, {}, tmp_path, toys.EXECUTION, toys.unwatched)
     assert planned.folder is not None and records.read(planned.folder) is None
     assert not (planned.folder / "outputs").exists()
