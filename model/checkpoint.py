@@ -48,6 +48,7 @@ class Checkpoint:
     step: int  # optimizer steps done
     world_size: int
     zero_stage: int
+    history: list[dict[str, Any]]  # under which numerics the steps so far were made: {"from_step", "numerics"}
 
     @property
     def metrics(self) -> bytes:
@@ -78,11 +79,15 @@ def verified(folder: Path) -> Checkpoint:
                 raise DamagedCheckpoint(f"{path} does not have the SHA-256 of its manifest")
         if manifest["schema"] != SCHEMA:
             raise DamagedCheckpoint(f"{folder} has schema {manifest['schema']}, this version reads {SCHEMA}")
-        return Checkpoint(folder, manifest["step"], manifest["world_size"], manifest["zero_stage"])
+        return _checkpoint(folder, manifest)
     except FileNotFoundError as error:
         raise DamagedCheckpoint(f"{error.filename} is missing") from error
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedCheckpoint(f"{folder / MANIFEST} cannot be read ({error!r})") from error
+
+
+def _checkpoint(folder: Path, manifest: dict[str, Any]) -> Checkpoint:
+    return Checkpoint(folder, manifest["step"], manifest["world_size"], manifest["zero_stage"], manifest["history"])
 
 
 def newest_good(checkpoints: Path) -> Checkpoint | None:
@@ -154,7 +159,7 @@ def _publish(staging: Path, manifest: dict[str, Any], checkpoints: Path, attempt
         aside = attempt / f"old-{old.name}-{secrets.token_hex(6)}"
         durable.rename(old, aside)
         durable.remove_tree(aside)
-    return Checkpoint(target, manifest["step"], manifest["world_size"], manifest["zero_stage"])
+    return _checkpoint(target, manifest)
 
 
 def _require_folder(path: str, exist_ok: bool = False) -> None:
@@ -173,6 +178,7 @@ def save(
     keep: int,
     metrics: bytes,
     zero_stage: int,
+    history: list[dict[str, Any]],
 ) -> Checkpoint:
     """Publish the engine's state after `step` optimizer steps. Every rank has to call it; all get the checkpoint.
 
@@ -187,6 +193,7 @@ def save(
         "step": step,
         "world_size": world.size,
         "zero_stage": zero_stage,
+        "history": history,
         "files": sorted(entries, key=lambda entry: entry["path"]),
     }
     return world.from_first(lambda: _publish(staging, manifest, checkpoints, attempt, keep))

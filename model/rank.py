@@ -107,6 +107,7 @@ class Run:
         universal = checkpoint.is_universal(self.resumed, world)
         self.engine = build_engine(model, job.train, world, job.micro_batch_size, universal=universal)
         self.guard = DivergenceGuard()
+        self.history = _history(self.resumed, numerics(job, world))
         if self.resumed:
             self._resume(self.resumed)
         if world.is_first:  # in place of what a killed start of this attempt wrote after its last checkpoint
@@ -133,6 +134,7 @@ class Run:
             keep=self.job.keep_checkpoints,
             metrics=bytes(self.journal.metrics),
             zero_stage=self.job.train.zero_stage,
+            history=self.history,
         )
 
     def steps(self, stop: Callable[[], bool]) -> bool:
@@ -205,6 +207,14 @@ def numerics(job: RankJob, world: World) -> dict[str, Any]:
     }
 
 
+def _history(resumed: Checkpoint | None, now: dict[str, Any]) -> list[dict[str, Any]]:
+    """Under which numerics the steps were and will be made: one entry where nothing changed, however often it was resumed."""
+    history = resumed.history if resumed else []
+    if history and history[-1]["numerics"] == now:
+        return history
+    return [*history, {"from_step": resumed.step if resumed else 0, "numerics": now}]
+
+
 def run(job: RankJob) -> dict[str, Any]:
     """Train, or continue to train, and export. Every rank has to call it; the result is complete on rank 0.
 
@@ -228,5 +238,5 @@ def run(job: RankJob) -> dict[str, Any]:
             "resumed_from": this.resumed.step if this.resumed else None,
             "stopped": "sigterm" if stopped else None,
             "export_difference": difference,
-            "numerics": numerics(job, world),
+            "numerics": this.history[-1]["numerics"] | ({"earlier": this.history[:-1]} if this.history[1:] else {}),
         }

@@ -41,7 +41,7 @@ class Source(Config):
         given = [name for name in ("path", "dataset", "sample") if getattr(self, name)]
         if len(given) != 1:
             raise ValueError(f"give exactly one of path, dataset or sample, not {' and '.join(given) or 'none'}")
-        if self.dataset and not Path(self.dataset).exists() and not self.revision:
+        if self.dataset and not Path(self.dataset).expanduser().exists() and not self.revision:
             raise ValueError(
                 f"dataset={self.dataset!r} is no local path, so it is a hub name: pin it with revision=<commit, 40 hex digits>"
             )
@@ -103,6 +103,13 @@ class TaskConfig(Config):
     max_examples: int | None = Field(
         None, ge=10, description="examples kept in each split, the first by hash; all if none"
     )
+
+
+    @model_validator(mode="after")
+    def _one_way_to_read(self) -> TaskConfig:
+        if self.source.on_bad_record != "fail" or self.source.text_column != "text":
+            raise ValueError("task.source takes neither on_bad_record nor text_column: the task knows its own columns")
+        return self
 
 
 class FinetuneConfig(TrainConfig):

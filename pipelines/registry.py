@@ -146,7 +146,10 @@ def register(location: str | Path, name: str, package: Path, tags: Mapping[str, 
 
 
 def promote(location: str | Path, version: ModelVersion, gates: Sequence[GateResult]) -> bool:
-    """Point `candidate` at the version, and `champion` too if all gates passed; the reason goes on the version."""
+    """Point `candidate` at the version, and `champion` too if all gates passed; the reason goes on the version.
+
+    A champion that fails (its gates were tightened) is one no longer.
+    """
     passed = all(gate.passed for gate in gates)
     failed = "; ".join(gate.detail for gate in gates if not gate.passed)
     reason = f"all {len(gates)} gates passed" if passed else f"not promoted: {failed}"
@@ -157,6 +160,8 @@ def promote(location: str | Path, version: ModelVersion, gates: Sequence[GateRes
     client.set_model_version_tag(version.name, str(version.version), "gptline.promotion", reason)
     for alias in ("candidate", "champion") if passed else ("candidate",):
         client.set_registered_model_alias(version.name, alias, str(version.version))
+    if not passed and alias_version(location, version.name, "champion") == version.version:
+        client.delete_registered_model_alias(version.name, "champion")
     return passed
 
 

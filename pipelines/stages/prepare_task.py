@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import shutil
 from pathlib import Path
 from typing import Any
 
+from model import durable
 from pipelines.engine.step import Attempt, Stage
+from pipelines.sources import SourceError
+from pipelines.stretches import changed
 
 STAGE = Stage("prepare_task", 1, "pipelines.stages.prepare_task:run")
 
@@ -19,14 +23,26 @@ STAGE = Stage("prepare_task", 1, "pipelines.stages.prepare_task:run")
 def run(attempt: Attempt) -> dict[str, Any]:
     """Write train.jsonl, validation.jsonl, test.jsonl, labels.json and report.json; return the counts."""
     task = importlib.import_module(f"pipelines.tasks.{attempt.config['name']}")
-    (file,) = attempt.sources["labelled"]
     prepared = task.prepare(
-        Path(file["path"]), validation=attempt.config["validation_fraction"], test=attempt.config["test_fraction"]
+        _file(attempt), validation=attempt.config["validation_fraction"], test=attempt.config["test_fraction"]
     )
     if attempt.config["max_examples"]:
         prepared = dataclasses.replace(prepared, splits=_first(prepared.splits, attempt.config["max_examples"]))
     task.write(prepared, attempt.outputs)
     return {f"{name}_examples": len(part) for name, part in prepared.splits.items()}
+
+
+def _file(attempt: Attempt) -> Path:
+    """The labelled file, copied and then hashed: what is read is what was planned. SourceError otherwise."""
+    files = attempt.sources["labelled"]
+    if len(files) != 1:
+        names = ", ".join(file["path"] for file in files[:3])
+        raise SourceError(f"task.source means {len(files)} files ({names}, ...); give one")
+    copy = attempt.scratch / Path(files[0]["path"]).name
+    shutil.copyfile(files[0]["path"], copy)
+    if durable.sha256(copy) != files[0]["sha256"]:
+        raise changed(files[0]["path"])
+    return copy
 
 
 def _first(splits: dict[str, list[Any]], count: int) -> dict[str, list[Any]]:
