@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
+from model.checkpoint import newest_good
 from model.config import TrainConfig
 from model.job import RankJob
 from model.monitor import DivergenceGuard, TrainingDiverged
@@ -129,6 +130,14 @@ def test_one_rank_continues_what_two_began(trained: Trained, alone: dict[str, An
 def test_two_ranks_take_over_again_from_one(trained: Trained, resumed: dict[str, Any], stage: str) -> None:
     for line, reference in zip(metrics(resumed[f"back-{stage}"]), metrics(trained.job[stage]), strict=True):
         assert line["loss"] == pytest.approx(reference["loss"], abs=2e-5)
+
+
+def test_a_run_that_changed_its_ranks_says_so_and_one_that_did_not_says_nothing(
+    trained: Trained, alone: dict[str, Any]
+) -> None:
+    changed, same = (newest_good(Path(job["checkpoints"])) for job in (alone["zero1"], trained.job["zero1"]))
+    assert changed is not None and [entry["numerics"]["ranks"] for entry in changed.history] == [2, 1]
+    assert same is not None and len(same.history) == 1 and "earlier" not in trained.result["zero1"]["numerics"]
 
 
 def test_the_result_says_what_decided_its_last_bits(trained: Trained) -> None:

@@ -113,6 +113,15 @@ def test_champion_moves_only_when_all_gates_pass(store: Path, packages: list[Pat
     assert json.loads(tags["gptline.gates"])[0]["passed"] is False
 
 
+def test_a_champion_that_fails_tightened_gates_is_one_no_longer(store: Path, packages: list[Path]) -> None:
+    version = register(store, "tightened", packages[0], {})
+    assert promote(store, version, [GateResult("accuracy", True, "accuracy 0.8 is at least 0.7")])
+    assert not promote(store, version, [GateResult("accuracy", False, "accuracy 0.8 is not at least 0.9")])
+    assert resolve(store, "tightened@candidate") == version
+    with pytest.raises(UnknownModel, match="no tightened@champion"):
+        resolve(store, "tightened@champion")
+
+
 def test_unknown_models_aliases_and_versions_are_answered_with_what_there_is(store: Path, packages: list[Path]) -> None:
     version = register(store, "known", packages[0], {})
     promote(store, version, [])
