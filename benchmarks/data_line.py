@@ -27,7 +27,7 @@ def recipe(corpus: Path, shard_bytes: int) -> Recipe:
         ),
         tokenizer=TokenizerConfig(sources=samples, vocab_size=VOCABULARY),
         model=ModelShape(n_positions=64, n_embd=32, n_layer=1, n_head=1),
-        pretrain=PretrainConfig(max_steps=1, global_batch_size=1, sequence_length=64, learning_rate=1e-3),
+        pretrain=PretrainConfig(max_steps=1, global_batch_size=2, sequence_length=64, learning_rate=1e-3),
     )
 
 

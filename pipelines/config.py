@@ -104,7 +104,6 @@ class TaskConfig(Config):
         None, ge=10, description="examples kept in each split, the first by hash; all if none"
     )
 
-
     @model_validator(mode="after")
     def _one_way_to_read(self) -> TaskConfig:
         if self.source.on_bad_record != "fail" or self.source.text_column != "text":

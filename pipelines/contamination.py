@@ -14,7 +14,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-WINDOW = 32  # words; longer examples are searched for by windows of so many, so that a cut inside one hides nothing
+# Words; longer examples are searched for by windows of so many. Of 64 words and more, two windows share no word, so one
+# cut between documents leaves a window whole. In a shorter example a cut may go through all windows and hide it.
+WINDOW = 32
 # Kana, Han and Hangul are written without spaces (or with few): each character counts as a word.
 _WORD = re.compile(
     r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]|[^\W_\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]+"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -165,14 +166,19 @@ def sample(texts: Any) -> list[int]:
     sizes = np.diff(_starts(texts))
     budget = int(np.clip(sizes.sum() // SAMPLE_SHARE, *SAMPLE_BYTES))
     beyond_ascii = np.flatnonzero(view(pc.utf8_length(texts)) != sizes)
-    # A spread of a stride prime to the count visits every document once, evenly from the first few on.
-    order = np.concatenate([[0], beyond_ascii[:: max(1, len(beyond_ascii) // 4)][:4], _spread(len(texts))])
+    order = np.concatenate([[0], beyond_ascii[:: max(1, len(beyond_ascii) // 4)][:4], _spread(len(texts), budget)])
     order = order[np.sort(np.unique(order, return_index=True)[1])]
     taken = np.searchsorted(np.cumsum(sizes[order]), budget) + 1
     return [int(index) for index in order[:taken]]
 
 
-def _spread(count: int) -> np.ndarray:
-    """The numbers below `count`, first those of a coarse grid, then finer ones."""
-    steps = [np.arange(0, count, max(1, count >> level)) for level in range(7)]
-    return np.concatenate(steps).astype(np.int64)
+def _spread(count: int, limit: int) -> np.ndarray:
+    """Numbers below `count`, each once, evenly spread however few are taken; at most `limit`: (<= limit,) int64.
+
+    A document has at least one byte, so a limit of as many documents as the budget has bytes cuts nothing off.
+    """
+    # Multiples of the golden ratio leave no large gap; a stride prime to the count visits every number.
+    stride = max(1, round(count * 0.6180339887))
+    while math.gcd(stride, count) != 1:
+        stride += 1
+    return np.arange(min(count, limit), dtype=np.int64) * stride % count

@@ -16,9 +16,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipelines.documents import character_start
-from pipelines.records import open_dataset
+from pipelines.engine.fingerprint import canonical
+from pipelines.records import is_damage, open_dataset
 from pipelines.sources import DATASET, SourceFile, source_file
-from pipelines.stretches import BLOCK, Stretch, changed, modified, whole
+from pipelines.stretches import BLOCK, Stretch, changed, modified, unreadable, whole
 
 _EXPANSION = 4  # text grows about so much when it is decompressed; only group sizes depend on it
 _CAP = 4  # shards in a piece at most; one in e^4 pieces meets it
@@ -58,7 +59,7 @@ def group(files: Iterable[SourceFile], shard_bytes: int) -> Iterator[list[Stretc
     """
     piece: list[Stretch] = []
     size = 0
-    for file in sorted(files, key=lambda file: file.sha256):
+    for file in sorted(files, key=_order):
         # The end of the digest: by its beginning the files are sorted, so all openings would lie together.
         opens = int(file.sha256[-16:], 16) * shard_bytes < text_size(file) << 64
         if piece and (opens or size + text_size(file) > _CAP * shard_bytes):
@@ -135,7 +136,9 @@ def _row_groups(file: SourceFile, shard_bytes: int) -> list[Stretch]:
     _check(file, digest.hexdigest())
     try:
         metadata = pq.read_metadata(file.path)
-    except pa.ArrowInvalid:
+    except (pa.ArrowInvalid, OSError) as error:
+        if not is_damage(error):
+            raise unreadable(file.path, error) from error
         return [whole(file)]  # reading it tells what is wrong, under the source's policy for bad records
     found, start, row, size, rows = [], 0, 1, 0, 0
     for index in range(metadata.num_row_groups):
@@ -161,8 +164,17 @@ def _check(file: SourceFile, found: str) -> None:
 
 
 def unique_files(files: Iterable[SourceFile]) -> list[SourceFile]:
-    """The files without those whose bytes another one has already (of the same label first, so order is content's)."""
-    kept: dict[str, SourceFile] = {}
-    for file in sorted(files, key=lambda file: (file.sha256, file.label)):
-        kept.setdefault(file.sha256, file)
+    """The files, by content, without those that give the same texts as another one, whatever label and policy they have.
+
+    Equal bytes are not enough: another column of a file, or another split of a dataset, is other text.
+    """
+    kept: dict[bytes, SourceFile] = {}
+    for file in sorted(files, key=_order):
+        texts = {key: value for key, value in file.identity.items() if key not in ("label", "on_bad_record")}
+        kept.setdefault(canonical(texts), file)
     return list(kept.values())
+
+
+def _order(file: SourceFile) -> tuple[str, bytes]:
+    """The digest first; the rest of the identity, so that no order of declaration decides between equal digests."""
+    return file.sha256, canonical(file.identity)

@@ -18,9 +18,9 @@ from typing import Any, BinaryIO
 
 from pipelines.documents import normalise_newlines
 from pipelines.sources import DATASET, SourceError, SourceFile
-from pipelines.stretches import BLOCK, Checked, Stretch, check_unchanged
+from pipelines.stretches import BLOCK, Checked, Stretch, check_unchanged, unreadable
 
-EXCERPT = 200  # characters of a bad record that are shown and kept
+EXCERPT = 64 << 10  # bytes of a bad record that are kept, so that what was skipped can be mended
 _BOM = b"\xef\xbb\xbf"
 _FOREIGN_BOMS = {b"\xff\xfe": "UTF-16 (little-endian)", b"\xfe\xff": "UTF-16 (big-endian)"}
 
@@ -36,7 +36,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Reject:
-    """What could not be used: the line (or row) it stands at, why, and how it begins."""
+    """What could not be used: the line (or row) it stands at, why, and the record (its first EXCERPT bytes)."""
 
     line: int
     reason: str
@@ -44,8 +44,25 @@ class Reject:
 
 
 def excerpt(raw: bytes) -> str:
-    """The beginning of a bad record as text, other bytes than UTF-8 as escapes."""
-    return raw[: 4 * EXCERPT].decode("utf-8", "backslashreplace")[:EXCERPT]
+    """A bad record, up to EXCERPT bytes of it, as text; other bytes than UTF-8 as escapes."""
+    return raw[:EXCERPT].decode("utf-8", "backslashreplace")
+
+
+def is_damage(error: BaseException) -> bool:
+    """Whether the data itself is damaged, so that it is a bad record; else the disk or the network failed.
+
+    Such a failure must end the work: skipped, it would leave a unit without data that is there.
+    """
+    import pyarrow as pa
+
+    if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
+        # pyarrow reports damage as a plain OSError without errno; timeouts and connections have classes of their own.
+        damaged = type(error) is OSError and error.errno is None
+    else:
+        known = (pa.ArrowInvalid, EOFError, zlib.error, gzip.BadGzipFile)
+        damaged = isinstance(error, known) or type(error).__name__ == "ZstdError"
+    cause = error.__cause__
+    return damaged and not (isinstance(cause, OSError) and not is_damage(cause))
 
 
 def undecodable(document: bytes, line: int, error: UnicodeDecodeError) -> Reject:
@@ -53,7 +70,7 @@ def undecodable(document: bytes, line: int, error: UnicodeDecodeError) -> Reject
     before = document.rfind(b"\n", 0, error.start) + 1
     line += document.count(b"\n", 0, error.start)
     reason = f"byte {error.start - before + 1} of the line (0x{document[error.start]:02x}) is not valid UTF-8; convert the file to UTF-8"
-    return Reject(line, reason, excerpt(document[before : before + EXCERPT]))
+    return Reject(line, reason, excerpt(document))
 
 
 def read(stretch: Stretch) -> Iterator[Text | Reject]:
@@ -114,8 +131,8 @@ def _jsonl(stretch: Stretch, lines: BinaryIO) -> Iterator[Text | Reject]:
                 empty = False
                 yield _record(line, number, stretch.file.text_column)
     except (EOFError, zlib.error, OSError) as error:
-        if stretch.file.format == "jsonl":
-            raise
+        if stretch.file.format == "jsonl" or not is_damage(error):
+            raise unreadable(stretch.file.path, error) from error
         yield Reject(
             number + 1,
             f"the compressed data is truncated or damaged after line {number} ({error}); fetch or write the file again",
@@ -174,12 +191,16 @@ def _parquet(stretch: Stretch) -> Iterator[Text | Reject]:
             if column not in names:
                 yield Reject(1, f"no column {column!r}; the columns are {', '.join(names)} (see text_column)")
                 return
+            if file.metadata.num_rows == 0:
+                yield Reject(1, "no row in the file")
             groups = list(range(file.num_row_groups))[stretch.start : stretch.stop]
             for batch in file.iter_batches(1024, row_groups=groups, columns=[column], use_threads=False):
                 for value in batch.column(0):
                     yield _text(_python(value), row, column)
                     row += 1
     except (pa.ArrowInvalid, OSError) as error:
+        if not is_damage(error):
+            raise unreadable(stretch.file.path, error) from error
         yield Reject(row, f"not a readable Parquet file ({error}); fetch or write it again")
 
 
@@ -210,6 +231,7 @@ def open_dataset(file: SourceFile) -> Any:
 def _dataset(stretch: Stretch) -> Iterator[Text | Reject]:
     check_unchanged(stretch)
     stream, column = open_dataset(stretch.file), stretch.file.text_column
+    shards = stream.num_shards
     if stretch.stop is not None:
         stream = stream.shard(num_shards=stream.num_shards, index=stretch.start)
     row = 0
@@ -220,4 +242,10 @@ def _dataset(stretch: Stretch) -> Iterator[Text | Reject]:
             else:
                 yield Reject(row, f"no column {column!r}; the columns are {', '.join(record)} (see text_column)")
     except Exception as error:  # as above
-        yield Reject(row + 1, f"dataset {stretch.file.path} cannot be read on after row {row}: {error}")
+        message = f"dataset {stretch.file.path} cannot be read on after row {row}: {error}"
+        if not is_damage(error):
+            raise SourceError(message) from error
+        yield Reject(row + 1, message)
+        return
+    if row == 0 and shards == 1:  # one of several shards may be empty
+        yield Reject(1, "no row in the file")

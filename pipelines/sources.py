@@ -8,6 +8,7 @@ name or place. Two checkouts with the same bytes in other folders are the same s
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 FORMATS = ("jsonl.gz", "jsonl.zst", "jsonl", "parquet", "txt", "md")  # by file ending, the longer endings first
 LABELLED = ("csv.bz2", "csv")  # formats of labelled data, which tasks read themselves; a corpus is none of these
 DATASET = "dataset"  # the format of what is read through Hugging Face `datasets`
+log = logging.getLogger(__name__)
 
 
 class SourceError(ValueError):
@@ -112,9 +114,11 @@ def _matching(pattern: str) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        found = sorted(file for file in _walk(path) if known_format(file) in FORMATS)
+        there = sorted(_walk(path))
+        found = [file for file in there if known_format(file) in FORMATS]
         if not found:
             raise SourceError(f"{path}: this directory holds no file that ends in {', '.join(FORMATS)}; check the path")
+        _warn_of_passed_over(path, [file for file in there if known_format(file) not in FORMATS])
         return found
     if not any(character in pattern for character in "*?["):
         raise SourceError(f"{path} does not exist; check the source's path (relative paths start at {Path.cwd()})")
@@ -124,6 +128,12 @@ def _matching(pattern: str) -> list[Path]:
     if not found:
         raise SourceError(f"{path}: no file matches; check the pattern (relative patterns start at {Path.cwd()})")
     return found
+
+
+def _warn_of_passed_over(folder: Path, files: list[Path]) -> None:
+    if files:
+        names = ", ".join(str(file.relative_to(folder)) for file in files[:5]) + (", ..." if len(files) > 5 else "")
+        log.warning("%s: %d files are passed over because of their endings: %s", folder, len(files), names)
 
 
 def _walk(folder: Path) -> Iterator[Path]:

@@ -26,6 +26,11 @@ def changed(path: str) -> SourceError:
     )
 
 
+def unreadable(path: str, error: BaseException) -> SourceError:
+    """The error for a source that the disk or the network does not give: never a bad record that may be skipped."""
+    return SourceError(f"{path} cannot be read: {error}; the data may be whole, so nothing is skipped. Run again")
+
+
 @dataclass(frozen=True)
 class Stretch:
     """A stretch of one source file that one task reads.
@@ -94,6 +99,8 @@ def _sha256(path: str) -> str:
         return durable.sha256(Path(path))
     except FileNotFoundError:
         raise changed(path) from None
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 class Checked(io.RawIOBase):
@@ -106,6 +113,8 @@ class Checked(io.RawIOBase):
             self._file = open(stretch.file.path, "rb", buffering=0)  # noqa: SIM115  # closed by close()
         except FileNotFoundError:
             raise changed(stretch.file.path) from None
+        except OSError as error:
+            raise unreadable(stretch.file.path, error) from error
         self._file.seek(stretch.start)
         self._left = (os.fstat(self._file.fileno()).st_size if stretch.stop is None else stretch.stop) - stretch.start
 
@@ -114,7 +123,10 @@ class Checked(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer)[: self._left]
-        size = self._file.readinto(view) if self._left else 0
+        try:
+            size = self._file.readinto(view) if self._left else 0
+        except OSError as error:
+            raise unreadable(self._stretch.file.path, error) from error
         self._digest.update(view[:size])
         self._left -= size
         return size

@@ -164,7 +164,11 @@ def test_inspect_decodes_the_batches_that_training_saw(finished: Line) -> None:
         finished("inspect", "batch:3", "--rows", "2"),
         finished("inspect", "finetune:0", "--rows", "2"),
     )
-    assert pretraining.count(" of step 3: ") == 2 and "loss on 64 of 65 tokens" in pretraining and "document" in pretraining
+    assert (
+        pretraining.count(" of step 3: ") == 2
+        and "loss on 64 of 65 tokens" in pretraining
+        and "document" in pretraining
+    )
     assert "label" in finetuning and "loss on 1 of" in finetuning
 
 

@@ -26,7 +26,7 @@ from pipelines.stages.fan_out import fan_out
 from pipelines.stages.shard_duplicates import published, without_repeated
 from pipelines.stretches import Stretch, stretch_from
 
-STAGE = Stage("shard", 1, "pipelines.stages.shard:run")
+STAGE = Stage("shard", 2, "pipelines.stages.shard:run")
 log = logging.getLogger(__name__)
 
 
@@ -38,7 +38,7 @@ def run(attempt: Attempt) -> dict[str, Any]:
     """Write train.json, heldout.json, pieces.json, statistics.json and rejects.jsonl; return the key counts."""
     given = [source_file(file) for file in attempt.sources["corpus"]]
     files = pieces.unique_files(given)
-    ordered = sorted(_pieces(attempt, files), key=lambda piece: piece.stretches[0].sha256)
+    ordered = sorted(_pieces(attempt, files), key=_order)
     planned = {piece.key: piece for piece in ordered}  # large files may have equal stretches: one piece, one unit
     units, reused = _made(attempt, list(planned.values()))
     repeats = sum(
@@ -74,8 +74,14 @@ def _pieces(attempt: Attempt, files: list[SourceFile]) -> Iterator[Piece]:
     small = [file for file in files if not pieces.needs_cutting(file, shard_bytes)]
     yield from (_piece(attempt, found) for found in pieces.group(small, shard_bytes))
     items = [{"file": asdict(file), "shard_bytes": shard_bytes, "document_bytes": document_bytes} for file in large]
-    for _, found in fan_out(attempt, "pipelines.pieces:cut_file", items):
-        yield from (_piece(attempt, [stretch_from(stretch)]) for stretch in found)
+    cut = dict(fan_out(attempt, "pipelines.pieces:cut_file", items))  # which task ends first must not show
+    for index in range(len(items)):
+        yield from (_piece(attempt, [stretch_from(stretch)]) for stretch in cut[index])
+
+
+def _order(piece: Piece) -> tuple[str, int, str]:
+    """The canonical order of pieces, total: stretches of one Parquet file or dataset share its digest."""
+    return piece.stretches[0].sha256, piece.stretches[0].start, piece.key
 
 
 def _piece(attempt: Attempt, stretches: list[Stretch]) -> Piece:
@@ -160,14 +166,20 @@ def _by_source(units: list[Unit]) -> dict[str, dict[str, int]]:
 
 def _write_rejects(attempt: Attempt, units: list[Unit], paths: dict[str, str]) -> None:
     """All rejects in one file, and the first of them in the log with the names that files have here."""
-    found = [
-        (attempt.root / unit.files["rejects.jsonl"].path).read_bytes()
-        for unit in units
-        if "rejects.jsonl" in unit.files
-    ]
-    durable.write_bytes(attempt.outputs / "rejects.jsonl", b"".join(found))
-    rejects = [json.loads(line) for content in found for line in content.split(b"\n") if line]
-    for reject in rejects[:20]:
-        log.warning("skipped %s:%d: %s", paths.get(reject["file"], reject["file"]), reject["line"], reject["reason"])
-    if rejects:
-        log.warning("%d bad records were skipped; all of them are in rejects.jsonl", len(rejects))
+    count = 0
+    with durable.writing(attempt.outputs / "rejects.jsonl") as draft:
+        durable.append(draft, b"")
+        for unit in units:
+            if "rejects.jsonl" not in unit.files:
+                continue
+            content = (attempt.root / unit.files["rejects.jsonl"].path).read_bytes()  # one unit's in memory at a time
+            durable.append(draft, content)
+            for line in content.splitlines()[: max(20 - count, 0)]:
+                _warn_of_reject(json.loads(line), paths)
+            count += content.count(b"\n")
+    if count:
+        log.warning("%d bad records were skipped; all of them are in rejects.jsonl", count)
+
+
+def _warn_of_reject(reject: dict[str, Any], paths: dict[str, str]) -> None:
+    log.warning("skipped %s:%d: %s", paths.get(reject["file"], reject["file"]), reject["line"], reject["reason"])

@@ -21,6 +21,9 @@ from pipelines.records import Reject
 from pipelines.stretches import Stretch, stretch_from
 from pipelines.text_shards import TextShardWriter
 
+REJECT_BYTES = 64 << 20  # of bad records kept whole in one unit; of any beyond, the first BRIEF characters are kept
+BRIEF = 200
+
 
 @dataclass
 class Tally:
@@ -30,6 +33,7 @@ class Tally:
     counts: Counter[str] = field(default_factory=Counter)
     sources: dict[str, Counter[str]] = field(default_factory=dict)
     rejects: list[bytes] = field(default_factory=list)
+    reject_bytes: int = 0
 
     def reject(self, reject: Reject, stretch: Stretch) -> None:
         """Note a bad record. SourceError if its source does not allow any."""
@@ -40,9 +44,10 @@ class Tally:
             "label": stretch.file.label,
             "line": reject.line,
             "reason": reject.reason,
-            "excerpt": reject.excerpt,
+            "excerpt": reject.excerpt if self.reject_bytes < REJECT_BYTES else reject.excerpt[:BRIEF],
         }
         self.rejects.append(json.dumps(row, ensure_ascii=False).encode("utf-8") + b"\n")
+        self.reject_bytes += len(self.rejects[-1])
 
     def keep(self, document: Document, known: contamination.Contamination, label: str) -> bool:
         """Whether a document is kept: not blank, not seen before, not one that contains an evaluation example."""

@@ -18,7 +18,11 @@ class DamagedText(RuntimeError):
 
 
 def tokenize_shard(item: dict[str, Any]) -> str:
-    """Make the token unit of one text shard and return its key. DamagedText if the shard is not what it should be."""
+    """Make the token unit of one text shard and return the engine that encoded it, with the reason if not gigatoken.
+
+    Not in the unit: both engines give the same bytes, and equal units must not differ in who made them.
+    DamagedText if the shard is not what it should be.
+    """
     from model.token_shards import ShardMetadata, write_token_shard
     from pipelines import encoding
 
@@ -32,10 +36,9 @@ def tokenize_shard(item: dict[str, Any]) -> str:
         "documents": len(table["id"]),
         "tokens": len(encoded.tokens),
         "bytes": shard["bytes"],
-        "engine": encoded.engine,
     }
     UnitStore(root).publish("tokens", item["key"], {"tokens.arrow": draft}, info)
-    return item["key"]
+    return encoded.engine
 
 
 def _verified(root: Path, shard: dict[str, Any]) -> dict[str, Any]:

@@ -13,11 +13,12 @@ from typing import Any
 
 from model import durable
 from pipelines.engine.step import Attempt, Stage
+from pipelines.pieces import unique_files
 from pipelines.sources import source_file
 from pipelines.stages.fan_out import fan_out
 from pipelines.stretches import Stretch, whole
 
-STAGE = Stage("train_tokenizer", 1, "pipelines.stages.train_tokenizer:run")
+STAGE = Stage("train_tokenizer", 2, "pipelines.stages.train_tokenizer:run")
 FOLDER = "tokenizer"
 
 
@@ -38,6 +39,5 @@ def run(attempt: Attempt) -> dict[str, Any]:
 
 
 def _stretches(attempt: Attempt) -> list[Stretch]:
-    """The sources whole, in order of their content; equal files once."""
-    files = {file.sha256: file for file in map(source_file, attempt.sources["text"])}
-    return [whole(files[sha256]) for sha256 in sorted(files)]
+    """The sources whole, in order of their content; what gives the same texts once."""
+    return [whole(file) for file in unique_files(map(source_file, attempt.sources["text"]))]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from model import durable
-from pipelines.pieces import cut_file, group
+from pipelines.pieces import cut_file, group, unique_files
 from pipelines.records import Text, read
 from pipelines.sources import SourceError, SourceFile
 from pipelines.stretches import Stretch, stretch_from
@@ -112,3 +112,16 @@ def test_cutting_a_file_that_changed_after_planning_is_an_error(tmp_path: Path) 
     file = SourceFile(str(path), "0" * 64, path.stat().st_size, "t", "txt")
     with pytest.raises(SourceError, match="was changed or removed after this run was planned"):
         cut_file({"file": asdict(file), "shard_bytes": 2000, "document_bytes": 100})
+
+
+def test_another_column_or_split_of_the_same_bytes_is_another_file_whatever_the_order_of_declaration() -> None:
+    body, title = (SourceFile("a", "1" * 64, 9, "t", "jsonl", column) for column in ("body", "title"))
+    train, test = (
+        SourceFile("d", "2" * 64, 9, "t", "dataset", options=(None, split, None)) for split in ("train", "test")
+    )
+    copy = SourceFile("b", "1" * 64, 9, "another label", "jsonl", "body", "skip")
+    kept = unique_files([title, test, body, train, copy])
+    assert kept == unique_files([copy, train, body, test, title]) and len(kept) == 4
+    assert {(file.text_column, file.options) for file in kept[:2]} == {("body", ()), ("title", ())}
+    assert {file.options[1] for file in kept[2:]} == {"train", "test"}
+    assert list(group([title, body], 1)) == list(group([body, title], 1))

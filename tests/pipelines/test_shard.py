@@ -15,7 +15,8 @@ from model import durable
 from pipelines.contamination import Contamination, patterns
 from pipelines.documents import content_hash
 from pipelines.engine.fingerprint import digest
-from pipelines.sources import SourceError
+from pipelines.pieces import cut_file
+from pipelines.sources import SourceError, source_file
 from pipelines.stages import shard
 from tests.pipelines.data_attempts import SHARD, attempt, corpus, rows
 
@@ -49,7 +50,7 @@ def test_golden_digest_of_the_documents(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("Grüße.\r\n\r\nZwei 漢字.\n\n" + paragraphs("a", 40))
     (tmp_path / "b.jsonl").write_text('{"text": "One record."}\n{"text": "One record."}\n{"text": " "}\n')
     outputs, _ = run(tmp_path, corpus(tmp_path / "a.txt", tmp_path / "b.jsonl"), document_bytes=64, shard_bytes=1024)
-    assert shard.STAGE.version == 1
+    assert shard.STAGE.version == 2
     assert digest(documents(tmp_path, outputs)) == "5372ed5f559138f41502937d17ad532c7f5329012c6a6992dc88b70ff1dc410c"
     assert (
         digest(durable.read_json(outputs / "statistics.json"))
@@ -206,3 +207,33 @@ def test_a_format_of_labelled_data_is_no_corpus(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text\nx\n")
     with pytest.raises(SourceError, match="csv is no format of a corpus"):
         run(tmp_path, corpus(tmp_path / "a.csv"))
+
+
+def test_two_columns_of_one_file_are_both_in_the_corpus(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        "".join(json.dumps({"title": f"title {index}", "body": f"body {index}"}) + "\n" for index in range(60))
+    )
+    columns = [corpus(path, text_column=name)["corpus"][0] for name in ("title", "body")]
+    outputs, metrics = run(tmp_path, {"corpus": columns})
+    assert {row["text"] for row in documents(tmp_path, outputs)} == {
+        f"{name} {index}" for name in ("title", "body") for index in range(60)
+    }
+    assert metrics["duplicate_files"] == 0
+    again, _ = run(tmp_path, {"corpus": columns[::-1]})
+    assert (again / "train.json").read_bytes() == (outputs / "train.json").read_bytes()
+
+
+def test_the_order_of_pieces_does_not_depend_on_which_cutting_task_ends_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"a": f"a {index}", "b": f"b {index}"}) + "\n" for index in range(900)))
+    files = [source_file(corpus(path, text_column=name)["corpus"][0]) for name in ("a", "b")]
+    orders = []
+    for turn in (1, -1):
+        ends = lambda _, __, items, turn=turn: [(i, cut_file(item)) for i, item in enumerate(items)][::turn]  # noqa: E731
+        monkeypatch.setattr(shard, "fan_out", ends)
+        found = shard._pieces(attempt(tmp_path, SHARD, {}), files[::turn])
+        orders.append([piece.key for piece in sorted(found, key=shard._order)])
+    assert orders[0] == orders[1] and len(orders[0]) == len(set(orders[0])) > 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ import pytest
 from model import durable
 from pipelines.config import Source
 from pipelines.corpus import Document, documents, refuse
-from pipelines.records import Reject
+from pipelines.records import Reject, is_damage
 from pipelines.sources import SourceError, SourceFile, resolve
-from pipelines.stretches import whole
+from pipelines.stretches import Checked, Stretch, whole
 
 
 def files(path: Path, **options: Any) -> list[SourceFile]:
@@ -286,3 +287,94 @@ def test_a_dataset_that_cannot_be_opened_says_so_in_the_librarys_words(tmp_path:
     (file,) = resolve(Source(dataset=str(tmp_path)), tmp_path)
     with pytest.raises(SourceError, match="cannot be opened"):
         list(documents(whole(file), 99))
+
+
+@pytest.mark.parametrize(
+    ("error", "damaged"),
+    [
+        (OSError("Corrupt snappy compressed data."), True),
+        (gzip.BadGzipFile("CRC check failed"), True),
+        (EOFError("ended early"), True),
+        (OSError(5, "Input/output error"), False),
+        (TimeoutError("the read timed out"), False),
+        (ConnectionError("reset"), False),
+        (RuntimeError("unknown"), False),
+    ],
+)
+def test_only_damaged_data_is_a_bad_record_and_never_a_disk_or_network_that_failed(
+    error: Exception, damaged: bool
+) -> None:
+    assert is_damage(error) is damaged
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.jsonl.gz"])
+def test_a_disk_that_fails_while_reading_is_an_error_although_bad_records_are_skipped(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = b'{"text": "x"}\n'
+    (tmp_path / name).write_bytes(gzip.compress(plain) if name.endswith("gz") else plain)
+    (file,) = files(tmp_path / name, on_bad_record="skip")
+    real = Checked.__init__
+
+    def failing(self: Checked, stretch: Stretch) -> None:
+        real(self, stretch)
+        self._file.close()
+        self._file = FailingDisk()  # type: ignore[assignment]
+
+    monkeypatch.setattr(Checked, "__init__", failing)
+    with pytest.raises(SourceError, match=r"cannot be read: .*Input/output error"):
+        list(documents(whole(file), 99))
+
+
+class FailingDisk:
+    """A file on a disk that fails."""
+
+    def readinto(self, view: Any) -> int:
+        raise OSError(5, "Input/output error")
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_dataset_whose_stream_breaks_off_is_an_error_although_bad_records_are_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    def rows() -> Iterator[dict[str, str]]:
+        yield {"text": "first"}
+        raise ConnectionError("the hub went away")
+
+    monkeypatch.setattr("pipelines.records.open_dataset", lambda file: datasets.IterableDataset.from_generator(rows))
+    file = SourceFile("hub/name", "0" * 64, 0, "t", "dataset", on_bad_record="skip")
+    with pytest.raises(SourceError, match="cannot be read on after row 1: the hub went away"):
+        list(documents(whole(file), 99))
+
+
+def test_files_of_a_directory_that_are_passed_over_are_named_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a.txt", *(f"{index}.log" for index in range(7))):
+        (tmp_path / name).write_text(name)
+    assert len(files(tmp_path)) == 1
+    assert "7 files are passed over because of their endings: 0.log, 1.log, 2.log, 3.log, 4.log, ..." in caplog.text
+
+
+def test_a_rejected_record_is_kept_whole_up_to_its_bound(tmp_path: Path) -> None:
+    line = '{"text": "' + "x" * 5000
+    (tmp_path / "a.jsonl").write_text(f"{line}\n{line * 20}\n")
+    first, second = rejects(tmp_path / "a.jsonl")
+    assert first.excerpt == f"{line}\n" and len(second.excerpt) == 64 << 10
+
+
+def test_parquet_and_datasets_without_a_row_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "a.parquet")
+    assert "a.parquet:1: no row in the file" in failure(tmp_path / "a.parquet")
+    empty = datasets.IterableDataset.from_generator(lambda: iter(()))
+    monkeypatch.setattr("pipelines.records.open_dataset", lambda file: empty)
+    file = SourceFile("hub/name", "0" * 64, 0, "t", "dataset")
+    assert list(documents(whole(file), 99)) == [Reject(1, "no row in the file")]

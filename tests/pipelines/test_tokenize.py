@@ -10,10 +10,12 @@ import pytest
 
 from model import durable
 from model.token_shards import TokenShards
-from pipelines.encoding import HARD, Encoder, sample
+from pipelines import encoding
+from pipelines.encoding import HARD, SAMPLE_BYTES, Encoder, sample
 from pipelines.engine.fingerprint import digest
 from pipelines.engine.step import Damaged
 from pipelines.stages import shard, tokenize
+from pipelines.stages.tokenize_work import tokenize_shard
 from pipelines.tokenizer_files import tokenizer_facts
 from tests.pipelines.data_attempts import SHARD, attempt, corpus, rows
 from tests.pipelines.test_tokenizer import train
@@ -143,7 +145,7 @@ def test_golden_digest_of_the_tokens(tmp_path: Path, folder: Path) -> None:
         for split in ("train", "heldout")
         for id, tokens in TokenShards.from_manifest(outputs / f"{split}.json", tmp_path).documents()
     ]
-    assert tokenize.STAGE.version == 1
+    assert tokenize.STAGE.version == 2
     assert digest(found) == "a391e0327a7e906ef7ece37002325be70f3abb4c6aa5e01a15764f74c302b61b"
 
 
@@ -182,3 +184,30 @@ def test_a_damaged_text_shard_is_reported_as_damage_of_its_step(tmp_path: Path, 
     with pytest.raises(Damaged, match="an output of step shard, is missing or damaged") as raised:
         run(tmp_path, shards, folder)
     assert raised.value.step == "shard" and path in str(raised.value)
+
+
+def test_the_sample_of_short_documents_is_as_large_as_documented() -> None:
+    texts = [f"short {index}" for index in range(50_000)]
+    chosen = sample(arrow(texts))
+    assert len(chosen) == len(set(chosen))
+    assert SAMPLE_BYTES[0] <= sum(len(texts[index]) for index in chosen) < SAMPLE_BYTES[0] + 100
+    assert max(np.diff(sorted(chosen))) < 8 * len(texts) / len(chosen)
+
+
+def test_a_token_unit_says_nothing_of_the_engine_that_made_it(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Made once by gigatoken and once by the fallback, in this process: the second finds the first one's unit equal."""
+    monkeypatch.setattr(tokenize, "fan_out", lambda _, __, items: [(i, tokenize_shard(x)) for i, x in enumerate(items)])
+    shards = text_shards(tmp_path)
+    outputs, first = run(tmp_path, shards, folder)
+    unit = durable.read_json(outputs / "train.json")["units"][0]["path"]
+    certificate = (tmp_path / unit).with_name(Path(unit).name.split(".")[0] + ".json")
+    before = certificate.read_bytes()
+    encoding.load.cache_clear()
+    monkeypatch.setattr(Encoder, "_prove", lambda self: "gigatoken failed (somewhere: else)")
+    certificate.unlink()
+    _, second = run(tmp_path, shards, folder)
+    encoding.load.cache_clear()
+    assert certificate.read_bytes() == before
+    assert (first["fallback_shards"], second["fallback_shards"]) == (0, 1)
