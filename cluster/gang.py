@@ -19,6 +19,8 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+_GRACE = 5.0  # seconds in which a death that made another rank fail becomes known
+
 
 class RankDied(RuntimeError):
     """A rank's process ended without an answer: killed, out of memory, or its node lost."""
@@ -78,8 +80,13 @@ class Gang:
     def wait(self, seconds: float) -> bool:
         """Whether all ranks have answered, after at most `seconds`. RankDied, or the function's own exception."""
         finished, remaining = ray.wait(self._running, num_returns=self._ranks, timeout=seconds)
-        for reference in finished:
-            self._check(reference)
+        failures = self._failures(finished)
+        if failures and remaining and not any(isinstance(failure, RankDied) for failure in failures):
+            # A death reaches the survivors, as a broken connection, sooner than it reaches us.
+            late, _ = ray.wait(remaining, num_returns=len(remaining), timeout=_GRACE)
+            failures += self._failures(late)
+        if failures:
+            raise next((failure for failure in failures if isinstance(failure, RankDied)), failures[0])
         return not remaining
 
     def results(self) -> list[Any]:
@@ -135,10 +142,14 @@ class Gang:
             before[node] = before.get(node, 0) + 1
         return environments
 
-    def _check(self, reference: Any) -> None:
-        try:
-            ray.get(reference)
-        except ray.exceptions.RayActorError as error:
-            raise RankDied(f"rank {self._running.index(reference)} died: {error}") from error
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause if isinstance(error.cause, Exception) else error from error
+    def _failures(self, references: list[Any]) -> list[Exception]:
+        """What went wrong in the ranks that have answered: their own exceptions, or RankDied."""
+        found: list[Exception] = []
+        for reference in references:
+            try:
+                ray.get(reference)
+            except ray.exceptions.RayActorError as error:
+                found.append(RankDied(f"rank {self._running.index(reference)} died: {error}"))
+            except ray.exceptions.RayTaskError as error:
+                found.append(error.cause if isinstance(error.cause, Exception) else error)
+        return found

@@ -65,3 +65,11 @@ def one_rank_raises(job: dict[str, Any]) -> None:
     if os.environ["RANK"] == "1":
         raise ValueError("shard 7 is damaged")
     time.sleep(600)
+
+
+def one_rank_dies_after_its_peer_noticed(job: dict[str, Any]) -> None:
+    """What a broken connection does: the survivor fails first, and the death becomes known after it."""
+    if os.environ["RANK"] == "0":
+        raise RuntimeError("connection reset by peer")
+    time.sleep(1.5)
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -36,6 +36,11 @@ def test_a_killed_rank_ends_the_gang_and_is_named() -> None:
     assert time.monotonic() - started < 60
 
 
+def test_a_death_that_the_peer_noticed_first_is_told_as_the_death_it_is() -> None:
+    with pytest.raises(gang.RankDied, match="rank 1 died"):
+        run("one_rank_dies_after_its_peer_noticed", {}, 2)
+
+
 def test_a_ranks_own_error_ends_the_gang_and_arrives_as_itself() -> None:
     with pytest.raises(ValueError, match="shard 7 is damaged"):
         run("one_rank_raises", {}, 2)
