@@ -8,7 +8,6 @@ the gang again and the function resumes from its own checkpoint.
 
 from __future__ import annotations
 
-import importlib
 import os
 import socket
 from collections.abc import Mapping
@@ -18,6 +17,8 @@ from typing import Any
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from cluster.ray_map import call
 
 _GRACE = 5.0  # seconds in which a death that made another rank fail becomes known
 
@@ -38,8 +39,7 @@ class _Rank:
     def run(self, function: str, job: Any, environment: Mapping[str, str]) -> Any:
         """Run the job's function under `environment`."""
         os.environ.update(environment)
-        module, _, name = function.partition(":")
-        return getattr(importlib.import_module(module), name)(job)
+        return call(function, job)
 
 
 class Gang:

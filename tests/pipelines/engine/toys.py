@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -58,13 +56,6 @@ def litter(attempt: Attempt) -> dict[str, Any]:
     """Leave the draft of a write that was killed, as a task that ran twice does."""
     durable.write_bytes(attempt.outputs / "whole.txt", b"whole")
     durable.temporary(attempt.outputs / "half.txt").write_bytes(b"ha")
-    return {}
-
-
-def die(attempt: Attempt) -> dict[str, Any]:
-    """Be killed in the middle of the work."""
-    durable.write_bytes(attempt.outputs / "half.txt", b"half")
-    os.kill(os.getpid(), signal.SIGKILL)
     return {}
 
 
