@@ -20,6 +20,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,15 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def flushed_sha256(path: Path) -> str:
+    """Flush a file's bytes to the disk and return their SHA-256: the disk and the processor work at the same time."""
+    with ThreadPoolExecutor(1) as pool:
+        flushed = pool.submit(fsync, path)
+        digest = sha256(path)
+        flushed.result()
+    return digest
 
 
 def fsync_tree(folder: Path) -> None:

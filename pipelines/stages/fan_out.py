@@ -7,6 +7,8 @@ from typing import Any
 
 from pipelines.engine.step import Attempt
 
+_IN_LINE = 1  # tasks beyond those at work, so that a worker that is done need not wait for this process to wake up
+
 
 def fan_out(attempt: Attempt, function: str, items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
     """Yield (index, result) of "package.module:function" for each item as tasks finish; no Ray if there are none."""
@@ -15,4 +17,4 @@ def fan_out(attempt: Attempt, function: str, items: Sequence[Any]) -> Iterator[t
     from cluster import ray_map, services
 
     services.connect(attempt.execution["ray_address"], attempt.execution["cpus"])
-    yield from ray_map.map_units(function, items, in_flight=attempt.execution["workers"])
+    yield from ray_map.map_units(function, items, in_flight=attempt.execution["workers"] + _IN_LINE)
