@@ -32,6 +32,11 @@ EXPECTED = (
 )  # fmt: skip
 
 
+def told(error: BaseException) -> str | None:
+    """What to say of an error that was to be expected; None for a bug, which keeps its traceback."""
+    return str(error) if isinstance(error, EXPECTED) else None
+
+
 def exit_code(error: BaseException) -> int:
     """The exit code that says what kind of error it was."""
     if isinstance(error, StepInterrupted):
