@@ -25,7 +25,11 @@ _CALLS = (
     "ftruncate", "utimensat", "sendfile", "copy_file_range", "fallocate", "exit_group",
 )  # fmt: skip
 _LINE = re.compile(r"^(\w+)\((.*?)(?:\) += (-?\d+|\?).*| <unfinished.*|\) += \?.*)?$")
-_RANDOM = ((r"\.[0-9a-f]{12}\.tmp", ".*.tmp"), (r"(\d{6})-[0-9a-f]{8}", r"\1-*"), (r"-[0-9a-f]{4}\.fenced", "-*.fenced"))
+_RANDOM = (
+    (r"\.[0-9a-f]{12}\.tmp", ".*.tmp"),
+    (r"(\d{6})-[0-9a-f]{8}", r"\1-*"),
+    (r"-[0-9a-f]{4}\.fenced", "-*.fenced"),
+)
 
 
 @dataclass(frozen=True)
