@@ -156,11 +156,14 @@ def publish_folder(staging: Path, target: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a folder and all in it: first under another name, so that a kill leaves no half folder under `path`."""
+    """Remove a folder and all in it: first under a temporary name, so that a kill leaves no half folder under `path`."""
     if not path.exists():
         return
-    doomed = temporary(path)
-    os.rename(path, doomed)
+    if path.name.startswith(".") and path.name.endswith(".tmp"):
+        doomed = path  # it has such a name, and who sweeps looks for it
+    else:
+        doomed = temporary(path)
+        os.rename(path, doomed)
     shutil.rmtree(doomed, onerror=_gone_is_well)
 
 

@@ -51,6 +51,7 @@ def pull(location: str | Path, spec: str, dest: Path) -> Pulled:
 
 def place(dest: Path, digest: str, fetch: Callable[[Path], None]) -> bool:
     """Make `dest` the package that has `digest`; whether `fetch` had to write it, whole and verified, to a folder."""
+    _sweep(dest)
     if _held(dest) == digest:
         return False
     dest.parent.mkdir(parents=True, exist_ok=True)

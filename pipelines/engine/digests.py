@@ -10,7 +10,6 @@ clock, or whose times lie ahead because the clock was set back, may change again
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from pathlib import Path
@@ -28,8 +27,12 @@ class Digests:
         self._file = file
         self._known: dict[str, list] = {}
         self._changed = False
-        with contextlib.suppress(FileNotFoundError, sealed.Broken):  # a cache: what is not there is hashed again
+        try:
             self._known = sealed.unseal(file)["files"]
+        except FileNotFoundError:
+            pass  # a cache: what is not there is hashed again
+        except sealed.Broken:
+            self._changed = True  # and written again
 
     def of(self, path: Path) -> str:
         """The SHA-256 of `path`. FileNotFoundError if it is not there."""

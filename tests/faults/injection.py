@@ -60,26 +60,34 @@ class Injector:
 
     def __init__(self, server: subprocess.Popen[str], command: str, scratch: Path) -> None:
         self._server, self._command, self._scratch = server, command, scratch
+        self.trace = scratch / f"trace-{server.pid}"
 
-    def run(self, root: Path, *inject: str) -> Ended:
-        """The command on `root`, under strace with these injections."""
-        trace = self._scratch / "trace"
+    def run(self, root: Path, *inject: str, reads: bool = False, threads: bool = False) -> Ended:
+        """The command on `root`, under strace with these injections; `threads` for all its threads and children.
+
+        With `reads`, opening a file to read it counts as a call too.
+        """
         calls = ",".join(f"?{call}" for call in _CALLS)
-        options = ["-y", "-s", "0", "-o", str(trace), "-e", f"trace={calls}", "-e", "signal=none"]
+        options = ["-y", "-s", "0", "-o", str(self.trace), "-e", f"trace={calls}", *(["-f"] if threads else [])]
         for injection in inject:
             options += ["-e", f"inject={injection}"]
         code, said = self._ask(root, options)
-        lines = trace.read_text().splitlines()
-        return Ended(code, said, list(_points(lines, root)), lines)
+        lines = self.trace.read_text().splitlines()
+        return Ended(code, said, list(_points(lines, root, reads)), lines)
 
     def undisturbed(self, root: Path) -> Ended:
         """The command on `root`, with nobody looking."""
         code, said = self._ask(root, [])
         return Ended(code, said, [], [])
 
+    def pid(self) -> int:
+        """The process id of the command that runs now, or ran last."""
+        return int((self._scratch / f"pid-{self._server.pid}").read_text())
+
     def _ask(self, root: Path, strace: list[str]) -> tuple[int, str]:
-        log = self._scratch / "log"
-        request = {"command": self._command, "root": str(root), "strace": strace, "log": str(log)}
+        log = self._scratch / f"log-{self._server.pid}"
+        request: dict[str, Any] = {"command": self._command, "root": str(root), "strace": strace, "log": str(log)}
+        request["pid"] = str(self._scratch / f"pid-{self._server.pid}")
         assert self._server.stdin is not None and self._server.stdout is not None
         self._server.stdin.write(json.dumps(request) + "\n")
         self._server.stdin.flush()
@@ -87,9 +95,9 @@ class Injector:
         assert answer, "the fork server died; its traceback is above"
         return json.loads(answer)["code"], log.read_text()
 
-    def points(self, root: Path) -> list[Point]:
+    def points(self, root: Path, reads: bool = False) -> list[Point]:
         """What the command does to the disk below `root`, in order, and its end. It runs, on `root`."""
-        ended = self.run(root)
+        ended = self.run(root, reads=reads)
         assert ended.code == 0, ended.said
         return ended.calls
 
@@ -126,8 +134,8 @@ def injector(command: str, scratch: Path, *modules: str) -> Iterator[Injector]:
         server.wait()
 
 
-def _points(lines: list[str], root: Path) -> Iterator[Point]:
-    """The calls in a trace that change something below `root`, and the end of the process."""
+def _points(lines: list[str], root: Path, reads: bool) -> Iterator[Point]:
+    """The calls in a trace that change something below `root` (or read a file of it), and the end of the process."""
     made: dict[str, int] = {}
     for line in lines:
         found = _LINE.match(line)
@@ -138,9 +146,10 @@ def _points(lines: list[str], root: Path) -> Iterator[Point]:
         if call == "exit_group":
             yield Point(call, made[call], ())
             continue
-        paths = tuple(_stable(path[len(str(root)) + 1 :]) for path in _paths(line) if path.startswith(f"{root}/"))
+        paths = tuple(stable(path[len(str(root)) + 1 :]) for path in _paths(line) if path.startswith(f"{root}/"))
         failed = result is not None and result.startswith("-")
-        if not paths or failed or (call in ("open", "openat") and not re.search("O_CREAT|O_TRUNC", arguments)):
+        reading = call in ("open", "openat") and not re.search("O_CREAT|O_TRUNC", arguments)
+        if not paths or failed or (reading and not reads):
             continue
         size = re.search(r", (\d+)\)? *(?:=|$)", line)
         yield Point(call, made[call], paths, int(size[1]) if call == "write" and size else 0)
@@ -152,7 +161,8 @@ def _paths(line: str) -> list[str]:
     return named or re.findall(r"\(\d+<(/[^>]+)>", line)
 
 
-def _stable(path: str) -> str:
+def stable(path: str) -> str:
+    """A path, or a text with paths, with '*' for what is random in it."""
     for pattern, instead in _RANDOM:
         path = re.sub(pattern, instead, path)
     return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,6 +46,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished toy flow: every kind of file that the engine keeps."""
     root = tmp_path_factory.mktemp("finished") / "work"
     commands.flow(root)
+    time.sleep(0.1)  # until the files are old enough for the cache of digests
+    commands.flow(root)
+    assert (root / "digests.json").exists()
     return root
 
 
