@@ -47,12 +47,23 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def below(folder: Path) -> Iterator[Path]:
+    """Every path below `folder`, by name; links are not followed. OSError where a folder cannot be read.
+
+    What becomes durable is found by this and not by `Path.rglob` or `os.walk`, which pass over what they may not read.
+    """
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            yield Path(entry.path)
+            if entry.is_dir(follow_symlinks=False):
+                with contextlib.suppress(FileNotFoundError):  # it goes meanwhile
+                    yield from below(Path(entry.path))
+
+
 def fsync_tree(folder: Path) -> None:
     """Flush every file and folder below `folder`, and `folder` itself."""
-    for root, _, files in os.walk(folder):
-        for name in files:
-            fsync(Path(root, name))
-        fsync(Path(root))
+    for path in [*below(folder), folder]:
+        fsync(path)
 
 
 def rename(source: Path, target: Path) -> None:
@@ -168,8 +179,8 @@ def remove_tree(path: Path) -> None:
 
 
 def _gone_is_well(call: Any, path: str, error: Any) -> None:
-    if not isinstance(error[1], FileNotFoundError):  # that another sweeper removed meanwhile
-        raise error[1]
+    if not isinstance(error[1], FileNotFoundError):  # which another sweeper removed meanwhile
+        raise OSError(error[1].errno, error[1].strerror, path) from error[1]
 
 
 def remove(path: Path) -> None:

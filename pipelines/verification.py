@@ -6,7 +6,6 @@ either work in progress, or what a kill has left, or somebody's own file.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -70,9 +69,9 @@ def verify(root: Path) -> Report:
     for folder in sorted(path for path in (root / "steps").glob("*") if path.is_dir()):
         _check_step(folder, report, known)
     _check_units(report, known)
-    for path in sorted(Path(folder, name).relative_to(root) for folder, _, names in os.walk(root) for name in names):
-        if str(path) not in known and (root / path).exists():
-            report.unowned.append(str(path))
+    for path in durable.below(root):
+        if str(path.relative_to(root)) not in known and path.is_file():
+            report.unowned.append(str(path.relative_to(root)))
     return report
 
 

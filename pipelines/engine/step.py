@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -270,14 +271,16 @@ def _work(planned: Planned, attempt: Attempt) -> Record:
 
 def _outputs(attempt: Attempt) -> list[UnitFile]:
     """Every output with the path it will have, its size and SHA-256, by path."""
-    for litter in list(attempt.outputs.rglob(".*.tmp")):
+    files = [path for path in durable.below(attempt.outputs) if path.is_file()]
+    for litter in [path for path in files if fnmatch(path.name, ".*.tmp")]:
         litter.unlink()  # the draft of a task that was killed and ran again
+        files.remove(litter)
     written = [
         UnitFile(
             str((attempt.folder / "outputs" / path.relative_to(attempt.outputs)).relative_to(attempt.root)),
             path.stat().st_size, durable.sha256(path),
         )
-        for path in attempt.outputs.rglob("*") if path.is_file()
+        for path in files
     ]  # fmt: skip
     unique = {file.path: file for file in written + attempt.unit_files}
     return [unique[path] for path in sorted(unique)]
