@@ -37,12 +37,12 @@ def run(options: Options) -> list[Figure]:
     settings = f"execution.registry={options.folder / 'registry'} execution.cache={options.cache}"
     work = str(options.folder / "work")
     command = [sys.executable, "-m", "pipelines", "run", "--recipe", "tiny", "--work", work, "--set", settings]
-    say(f"the first run of the tiny recipe took {_seconds(command):.1f} s")
-    again = [_seconds(command) for _ in range(TURNS)]
+    say(f"the first run of the tiny recipe took {seconds_of(command):.1f} s")
+    again = [seconds_of(command) for _ in range(TURNS)]
     say("again: " + ", ".join(f"{seconds:.2f} s" for seconds in again))
     _say_split(work, settings)
     imports = median(
-        [_seconds([sys.executable, "-c", f"import {', '.join(HEAVY)}"]) for _ in range(1 if options.small else 3)]
+        [seconds_of([sys.executable, "-c", f"import {', '.join(HEAVY)}"]) for _ in range(1 if options.small else 3)]
     )
     ours = median(again)
     beside = f"importing {', '.join(HEAVY)}, nothing else"
@@ -51,14 +51,14 @@ def run(options: Options) -> list[Figure]:
 
 def _say_split(work: str, settings: str) -> None:
     """Where the time of such a run goes."""
-    empty = median([_seconds([sys.executable, "-c", ""]) for _ in range(TURNS)])
+    empty = median([seconds_of([sys.executable, "-c", ""]) for _ in range(TURNS)])
     command = [sys.executable, "-c", PLAN, work, settings]
     runs = [json.loads(_output(command)) for _ in range(TURNS)]
     parts = {"python's start": empty} | {name: median([found[name] for found in runs]) for name in runs[0]}
     say("of it: " + ", ".join(f"{name} {number(seconds)} s" for name, seconds in parts.items()))
 
 
-def _seconds(command: list[str]) -> float:
+def seconds_of(command: list[str]) -> float:
     """Wall time of a process. ContenderFailed with its output if it failed."""
     began = time.perf_counter()
     _output(command)

@@ -27,11 +27,23 @@ from typing import Any
 _CHUNK = 1 << 20  # bytes read at a time when hashing; larger reads gain nothing here
 
 
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """An error of the disk names its file: the calls that take a descriptor do not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 def fsync(path: Path) -> None:
     """Flush a file's bytes, or a folder's names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with _naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -39,18 +51,28 @@ def fsync(path: Path) -> None:
 def flushed_sha256(path: Path) -> str:
     """Flush a file's bytes to the disk and return their SHA-256: the disk and the processor work at the same time."""
     with ThreadPoolExecutor(1) as pool:
-        flushed = pool.submit(fsync, path)
-        digest = sha256(path)
-        flushed.result()
-    return digest
+        digest = pool.submit(sha256, path)
+        fsync(path)
+        return digest.result()
+
+
+def below(folder: Path) -> Iterator[Path]:
+    """Every path below `folder`, by name; links are not followed. OSError where a folder cannot be read.
+
+    What becomes durable is found by this and not by `Path.rglob` or `os.walk`, which pass over what they may not read.
+    """
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            yield Path(entry.path)
+            if entry.is_dir(follow_symlinks=False):
+                with contextlib.suppress(FileNotFoundError):  # it goes meanwhile
+                    yield from below(Path(entry.path))
 
 
 def fsync_tree(folder: Path) -> None:
     """Flush every file and folder below `folder`, and `folder` itself."""
-    for root, _, files in os.walk(folder):
-        for name in files:
-            fsync(Path(root, name))
-        fsync(Path(root))
+    for path in [*below(folder), folder]:
+        fsync(path)
 
 
 def rename(source: Path, target: Path) -> None:
@@ -81,7 +103,8 @@ def writing(path: Path) -> Iterator[Path]:
     """
     draft = temporary(path)
     try:
-        yield draft
+        with _naming(draft):
+            yield draft
         fsync(draft)
         rename(draft, path)
     except BaseException:
@@ -95,6 +118,18 @@ def write_bytes(path: Path, data: bytes) -> None:
         draft.write_bytes(data)
 
 
+def sweep_drafts(path: Path) -> None:
+    """Remove the drafts of `path` that the dead have left: those an hour older than `path`, by the file system's clock.
+
+    For files in folders that nobody owns; a draft lives for moments.
+    """
+    newest = path.stat().st_mtime
+    for draft in path.parent.glob(f".{path.name}.*.tmp"):
+        with contextlib.suppress(FileNotFoundError):  # its maker is alive after all, or another sweeper was faster
+            if newest - draft.stat().st_mtime > 3600:
+                draft.unlink()
+
+
 def create_bytes(path: Path, data: bytes, scratch: Path | None = None) -> None:
     """Write `path` whole, only if no such name exists: FileExistsError for all writers but one.
 
@@ -102,7 +137,8 @@ def create_bytes(path: Path, data: bytes, scratch: Path | None = None) -> None:
     """
     draft = temporary(scratch / path.name if scratch else path)
     try:
-        draft.write_bytes(data)
+        with _naming(draft):
+            draft.write_bytes(data)
         fsync(draft)
         link(draft, path)
     finally:
@@ -129,7 +165,7 @@ def read_json(path: Path) -> Any:
 
 def append(path: Path, data: bytes) -> None:
     """Append to a log in one write. Not flushed to the disk: logs are carried by checkpoints, see `train.py`."""
-    with open(path, "ab", buffering=0) as log:
+    with open(path, "ab", buffering=0) as log, _naming(path):
         log.write(data)
 
 
@@ -140,18 +176,40 @@ def publish_folder(staging: Path, target: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a folder and all in it: first under another name, so that a kill leaves no half folder under `path`."""
+    """Remove a folder and all in it: first under a temporary name, so that a kill leaves no half folder under `path`."""
     if not path.exists():
         return
-    doomed = temporary(path)
-    os.rename(path, doomed)
-    shutil.rmtree(doomed)
+    if path.name.startswith(".") and path.name.endswith(".tmp"):
+        doomed = path  # it has such a name, and who sweeps looks for it
+    else:
+        doomed = temporary(path)
+        os.rename(path, doomed)
+    shutil.rmtree(doomed, onerror=_gone_is_well)
+
+
+def _gone_is_well(call: Any, path: str, error: Any) -> None:
+    if not isinstance(error[1], FileNotFoundError):  # which another sweeper removed meanwhile
+        raise OSError(error[1].errno, error[1].strerror, path) from error[1]
+
+
+def remove(path: Path) -> None:
+    """Remove what has this name, a file or a folder; nothing is well too."""
+    if path.is_dir() and not path.is_symlink():
+        remove_tree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def discard(path: Path) -> None:
+    """Remove what can be removed of a file or folder that nobody needs; late writers may hold on to the rest."""
+    with contextlib.suppress(NotADirectoryError, FileNotFoundError):
+        path.unlink() if path.is_file() else shutil.rmtree(path, ignore_errors=True)
 
 
 def sha256(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hex."""
     digest = hashlib.sha256()
-    with open(path, "rb", buffering=0) as file:
+    with open(path, "rb", buffering=0) as file, _naming(path):
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()

@@ -71,13 +71,14 @@ def run_command(
     work: WorkDir = "work",
     settings: Settings = None,
     until: Annotated[str | None, typer.Option(help="name of the last step to do; all if not given")] = None,
+    wait: Annotated[bool, typer.Option(help="wait for whoever is at work on a step, or leave with their name")] = True,
 ) -> None:
     """Make everything that the recipe asks for and that is not made yet."""
     from pipelines import narrate
 
     made, execution = configured(recipe, work, settings)
     workspace = run.until(run.open_workspace(made, execution, fetch=True), until)
-    narrate.run(workspace, out, err, Given(recipe, work, pairs(settings)))
+    narrate.run(workspace, out, err, Given(recipe, work, pairs(settings)), wait)
 
 
 @app.command("dry-run")
@@ -237,13 +238,16 @@ def _stop(number: int, frame: Any) -> None:
 
 def main() -> None:
     """Run the command; expected errors are said in one message, without a traceback."""
-    from pipelines.errors import EXPECTED, exit_code
+    from pipelines.errors import exit_code, told
 
     signal.signal(signal.SIGTERM, _stop)
     try:
         app()
-    except EXPECTED as error:
-        err.print(f"gptline: {error}", markup=False, style="red")
+    except Exception as error:
+        message = told(error)
+        if message is None:
+            raise
+        err.print(f"gptline: {message}", markup=False, style="red")
         sys.exit(exit_code(error))
 
 

@@ -24,24 +24,24 @@ from pipelines.engine import record as records
 from pipelines.engine.fingerprint import digest
 from pipelines.engine.lease import Overtaken
 from pipelines.engine.step import Attempt, Damaged, source_digests
-from pipelines.errors import StepFailed, StepInterrupted
+from pipelines.errors import StepFailed, StepInterrupted, disk_trouble
 from pipelines.results import Given, figure, results
 from pipelines.run import Outcome, Workspace
 
 _EVERY = 10.0  # seconds between two progress lines where there is no terminal
 
 
-def run(workspace: Workspace, out: Console, err: Console, given: Given) -> None:
-    """Run the workspace's flow and tell it. StepFailed or StepInterrupted after the reason was recorded."""
+def run(workspace: Workspace, out: Console, err: Console, given: Given, wait: bool = True) -> None:
+    """Run the workspace's flow and tell it. StepFailed or StepInterrupted after the reason was recorded, Busy without `wait`."""
     started = time.monotonic()
     try:
-        outcomes = _run(workspace, out, err)
+        outcomes = _run(workspace, out, err, wait)
     except (KeyboardInterrupt, SystemExit) as stop:  # SystemExit: Ray's own answer to SIGTERM, and ours
         raise StepInterrupted(f"stopped by a signal; what is finished is kept\nnext: {given.make('run')}") from stop
     _summary(workspace, outcomes, out, time.monotonic() - started, given)
 
 
-def _run(workspace: Workspace, out: Console, err: Console) -> list[Outcome]:
+def _run(workspace: Workspace, out: Console, err: Console, wait: bool) -> list[Outcome]:
     """The outcome of each step, in order; the last one of a step that was walked again after damage was found."""
     began, trackers, outcomes = records.now(), list[Any](), dict[str, Outcome]()
     with _execution(workspace, out, trackers) as watch:
@@ -50,6 +50,7 @@ def _run(workspace: Workspace, out: Console, err: Console) -> list[Outcome]:
             watch,
             on_wait=lambda owner: err.print(f"waiting: {owner} is at work on this step", markup=False),
             on_damage=lambda damage: err.print(f"rebuilding: {damage}", markup=False),
+            wait=wait,
         ):
             before = outcomes.get(outcome.record.step)
             done_now = outcome.done_now or (before is not None and before.done_now)
@@ -177,7 +178,7 @@ def _failures_told(attempt: Attempt) -> Iterator[None]:
 
         if isinstance(error, Interrupted):
             raise StepInterrupted(str(error)) from error
-        reason = str(error) or type(error).__name__
+        reason = disk_trouble(error) or str(error) or type(error).__name__
         logs = "\nRay's logs are in /tmp/ray/session_latest/logs" if "ray" in sys.modules else ""
         raise StepFailed(
             f"step {attempt.name} failed: {type(error).__name__}: {reason}\n"

@@ -99,7 +99,7 @@ def verify_file(path: Path, stated: dict[str, Any]) -> None:
 
 def _regular_files(folder: Path) -> Iterator[str]:
     """Paths of the files below `folder`, relative, with slashes. PackageDamaged at a link or a device."""
-    for path in folder.rglob("*"):
+    for path in durable.below(folder):
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
             raise PackageDamaged(f"{path} is a link or a device; a package holds plain files only")
         if path.is_file():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,14 +45,21 @@ def pull(location: str | Path, spec: str, dest: Path) -> Pulled:
             f"{spec} is version {wanted.version}, which carries no {registry.DIGEST_TAG}: it was not registered by gptline"
         )
     dest = dest.absolute()
-    fetched = _held(dest) != wanted.digest
-    if fetched:
-        dest.parent.mkdir(parents=True, exist_ok=True)
-        with _staging(dest) as staging:
-            _fetch(location, wanted, staging)
-            _publish(staging, dest, wanted.digest)
-        _sweep(dest)
+    fetched = place(dest, wanted.digest, lambda staging: _fetch(location, wanted, staging))
     return Pulled(wanted.name, wanted.version, wanted.digest, dest, fetched)
+
+
+def place(dest: Path, digest: str, fetch: Callable[[Path], None]) -> bool:
+    """Make `dest` the package that has `digest`; whether `fetch` had to write it, whole and verified, to a folder."""
+    _sweep(dest)
+    if _held(dest) == digest:
+        return False
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    with _staging(dest) as staging:
+        fetch(staging)
+        _publish(staging, dest, digest)
+    _sweep(dest)
+    return True
 
 
 def _held(dest: Path) -> str | None:

@@ -14,11 +14,12 @@ from typing import Any
 
 from pipelines import flow
 from pipelines.config import ConfigError, Execution, Recipe, Source, check_together, gpus
+from pipelines.engine import owning
 from pipelines.engine import plan as planning
 from pipelines.engine import step as engine
 from pipelines.engine.digests import Digests
 from pipelines.engine.lease import Owner
-from pipelines.engine.record import Record
+from pipelines.engine.record import RECORD, Record
 from pipelines.engine.step import Attempt, Planned, Step, Watch
 
 
@@ -97,11 +98,15 @@ def plan(workspace: Workspace) -> dict[str, Planned]:
 
 
 def run(
-    workspace: Workspace, watch: Watch, on_wait: Callable[[Owner], None], on_damage: Callable[[str], None]
+    workspace: Workspace,
+    watch: Watch,
+    on_wait: Callable[[Owner], None],
+    on_damage: Callable[[str], None],
+    wait: bool = True,
 ) -> Iterator[Outcome]:
     """Do what is to do, yielding each step's outcome; again for steps that are walked again after damage was found.
 
-    `on_damage` is told of an output that has to be made again.
+    `on_damage` is told of an output that has to be made again. Without `wait`, Busy names whoever is at work on a step.
     """
     before: dict[str, Planned] = {}
     damaged: dict[str, str] = {}
@@ -112,11 +117,11 @@ def run(
         planned = planning.plan(step, before, workspace.root, workspace.digests, workspace.settings)
         if step.name in damaged:
             planned = planning.retire(planned, damaged.pop(step.name))
-        if planned.record and planned.reasons:
+        if planned.reasons and planned.folder and (planned.folder / RECORD).exists():
             on_damage(planned.reasons[0])
         outcome = None
         try:
-            outcome = _done(planned, before, workspace, watch, on_wait)
+            outcome = _done(planned, before, workspace, watch, on_wait, wait)
         except engine.Damaged as damage:
             if damage.step in rebuilt:
                 raise  # what was made again is damaged again: a bad disk, or somebody writes there
@@ -137,11 +142,13 @@ def _done(
     workspace: Workspace,
     watch: Watch,
     on_wait: Callable[[Owner], None],
+    wait: bool,
 ) -> Outcome:
     if planned.done:
-        assert planned.record is not None
+        assert planned.record is not None and planned.folder is not None
+        owning.sweep(planned.folder, workspace.settings["lease_seconds"])
         return Outcome(planned, planned.record, done_now=False)
-    record, done_now = engine.run(planned, before, workspace.root, workspace.settings, watch, on_wait)
+    record, done_now = engine.run(planned, before, workspace.root, workspace.settings, watch, on_wait, wait)
     for file in record.outputs if done_now else ():
         workspace.digests.learn(workspace.root / file.path, file.sha256)
     return Outcome(Planned(planned.step, planned.fingerprint, planned.folder, record, ()), record, done_now)

@@ -6,8 +6,7 @@ either work in progress, or what a kill has left, or somebody's own file.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,9 @@ from model import durable
 from pipelines.config import ConfigError
 from pipelines.engine import lease as leases
 from pipelines.engine import record as records
+from pipelines.engine import sealed
 from pipelines.engine.step import Damaged, check_file
+from pipelines.engine.units import UnitFile
 
 # What lies in a work directory by design and is no step's output.
 _OWN = ("digests.json", "outbox.json")
@@ -48,7 +49,10 @@ class Report:
             f"{len(self.missing)} missing, {len(self.unowned)} unowned"
         )
         if self.damaged or self.missing:
-            yield f"next: {run} (it makes again what is damaged or missing)"
+            yield (
+                f"next: {run} (it makes again what is damaged or missing and needed; a unit's certificate and a lease "
+                "when their unit or step is made again)"
+            )
 
 
 def verify(root: Path) -> Report:
@@ -61,46 +65,97 @@ def verify(root: Path) -> Report:
             f"WORK={root}: {'no work directory' if root.exists() else 'there is no such folder'}; check the path"
         )
     report, known = Report(root), set(_OWN)
-    for folder in sorted((root / "steps").glob("*")):
-        owner = leases.current_owner(folder)
-        if owner:
-            report.in_progress.append(f"{folder.name} by {owner}")
+    _check_own(report)
+    for folder in sorted(path for path in (root / "steps").glob("*") if path.is_dir()):
         _check_step(folder, report, known)
     _check_units(report, known)
-    for path in sorted(Path(folder, name).relative_to(root) for folder, _, names in os.walk(root) for name in names):
-        if str(path) not in known and not _work_in_progress(path) and (root / path).exists():
-            report.unowned.append(str(path))
+    for path in durable.below(root):
+        if str(path.relative_to(root)) not in known and path.is_file():
+            report.unowned.append(str(path.relative_to(root)))
     return report
 
 
-def _check_step(folder: Path, report: Report, known: set[str]) -> None:
-    name = str((folder / records.RECORD).relative_to(report.root))
-    known.add(name)
+def _check_own(report: Report) -> None:
+    """What lies beside the steps: the digests cache states its own digest, the outbox has to be JSON."""
+    for name, read in zip(_OWN, (sealed.unseal, durable.read_json), strict=True):
+        _readable(report.root / name, read, report)
+
+
+def _readable(path: Path, read: Callable[[Path], Any], report: Report) -> Any:
+    """What `read` makes of a file; None, and damage where there is something else than was written."""
     try:
-        record = records.read(folder)
-    except records.RecordDamaged:
-        report.damaged.append(name)
-        return
-    if record is None:
-        return
-    for file in record.outputs:
+        return read(path)
+    except FileNotFoundError:
+        return None
+    except records.UnknownSchema:
+        raise  # whole, and not ours to judge
+    except (ValueError, IsADirectoryError):
+        report.damaged.append(str(path.relative_to(report.root)))
+        return None
+
+
+def _check_step(folder: Path, report: Report, known: set[str]) -> None:
+    """A step's record and all it lists, its lease files, its checkpoints."""
+    owner = leases.current_owner(folder)
+    if owner:
+        report.in_progress.append(f"{folder.name} by {owner}")
+    record = _readable(folder / records.RECORD, lambda path: records.read(path.parent), report)
+    known.add(str((folder / records.RECORD).relative_to(report.root)))
+    for file in record.outputs if record else ():
         _check(file, record.step, report, known)
+    _check_leases(folder, report, known)
+    for checkpoint in sorted([*folder.glob("checkpoints/step-*"), *folder.glob("permanent/step-*")]):
+        _check_checkpoint(checkpoint, report, known)
+    if owner or not record:  # attempts and checkpoints of work that goes on, or will
+        left = [path for name in ("attempts", "checkpoints") for path in (folder / name).rglob("*")]
+        known.update(str(path.relative_to(report.root)) for path in left)
+    known.update(
+        str(path.relative_to(report.root)) for path in folder.glob("attempts/*") if path.is_file()
+    )  # tombstones
+
+
+def _check_leases(folder: Path, report: Report, known: set[str]) -> None:
+    """The latest lease; of the earlier ones only the names count, that nobody takes them again."""
+    files = sorted(folder.glob("lease/[0-9]*"))
+    known.update(str(path.relative_to(report.root)) for path in files)
+    if files:
+        lease = files[-1].with_suffix(".json")
+        _readable(lease, sealed.unseal, report)
+        if not lease.exists():
+            report.missing.append(str(lease.relative_to(report.root)))
+        if (released := lease.with_suffix(".released")).is_dir():
+            report.damaged.append(str(released.relative_to(report.root)))
+
+
+def _check_checkpoint(folder: Path, report: Report, known: set[str]) -> None:
+    """The files of a checkpoint against its manifest, as `model/checkpoint.py` does it before it is used."""
+    manifest = folder / "MANIFEST.json"
+    known.add(str(manifest.relative_to(report.root)))
+    try:
+        place = folder.relative_to(report.root)
+        files = [
+            UnitFile(f"{place}/{file['path']}", file["size"], file["sha256"])
+            for file in durable.read_json(manifest)["files"]
+        ]
+    except FileNotFoundError:
+        report.missing.append(str(manifest.relative_to(report.root)))
+        return
+    except (ValueError, KeyError, TypeError, IsADirectoryError):
+        report.damaged.append(str(manifest.relative_to(report.root)))
+        return
+    for file in files:
+        _check(file, folder.name, report, known)
 
 
 def _check_units(report: Report, known: set[str]) -> None:
-    for certificate in sorted((report.root / "units").rglob("*.json")):
-        name = str(certificate.relative_to(report.root))
-        known.add(name)
-        try:
-            files = durable.read_json(certificate)["files"].values()
-        except (ValueError, KeyError, TypeError, AttributeError):  # no JSON, or not what a certificate says
-            report.damaged.append(name)
-            continue
-        for file in files:
-            _check(records.UnitFile(**file), "units", report, known)
+    for certificate in sorted((report.root / "units").glob("*/*/*.json")):
+        known.add(str(certificate.relative_to(report.root)))
+        content = _readable(certificate, sealed.unseal, report)
+        for file in content["files"].values() if content else ():
+            _check(UnitFile(**file), "units", report, known)
 
 
-def _check(file: records.UnitFile, owner: str, report: Report, known: set[str]) -> None:
+def _check(file: UnitFile, owner: str, report: Report, known: set[str]) -> None:
     if file.path in known:
         return
     known.add(file.path)
@@ -110,8 +165,3 @@ def _check(file: records.UnitFile, owner: str, report: Report, known: set[str]) 
         check_file(report.root, file, owner, durable.sha256)
     except Damaged as damage:
         (report.missing if "is missing" in str(damage) else report.damaged).append(file.path)
-
-
-def _work_in_progress(path: Path) -> bool:
-    """Leases, attempts and checkpoints: they come and go with their step."""
-    return len(path.parts) > 3 and path.parts[0] == "steps" and path.parts[2] in ("lease", "attempts", "checkpoints")

@@ -3,19 +3,21 @@
 The one idea: (size, modification time, change time, inode) stands for the bytes while *planning*. Whatever
 differs is hashed again; whatever is read for work is hashed anyway; `verify` trusts nothing here. Losing the
 file costs time, never correctness.
+
+A signature is believed only if it is older than now: a file that was changed within the last tick of its file system's
+clock, or whose times lie ahead because the clock was set back, may change again and keep them.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from pathlib import Path
 
 from model import durable
+from pipelines.engine import sealed
 
-# A file changed within one tick of the file system's clock after it was hashed would keep its time stamps.
-_TICK_NS = 50_000_000
+_TICK_NS = 50_000_000  # a file changed within one tick after it was hashed would keep its time stamps
 
 
 class Digests:
@@ -25,33 +27,46 @@ class Digests:
         self._file = file
         self._known: dict[str, list] = {}
         self._changed = False
-        with contextlib.suppress(FileNotFoundError, ValueError):  # a cache: what is not there is hashed again
-            self._known = durable.read_json(file)
+        try:
+            self._known = sealed.unseal(file)["files"]
+        except FileNotFoundError:
+            pass  # a cache: what is not there is hashed again
+        except sealed.Broken:
+            self._changed = True  # and written again
 
     def of(self, path: Path) -> str:
         """The SHA-256 of `path`. FileNotFoundError if it is not there."""
         signature = _signature(path)
         known = self._known.get(str(path))
-        if known and known[:-1] == signature:
+        if known and known[:-1] == signature and _settled(signature):
             return known[-1]
         sha256 = durable.sha256(path)
-        self.learn(path, sha256)
+        if _signature(path) == signature:  # else it was changed while it was read: nobody knows which bytes were
+            self.learn(path, sha256)
         return sha256
 
     def learn(self, path: Path, sha256: str) -> None:
         """Remember a digest that was just computed of `path`, as it is now."""
         signature = _signature(path)
-        if time.time_ns() - signature[2] > _TICK_NS:
+        if _settled(signature):
             self._known[str(path)] = [*signature, sha256]
             self._changed = True
 
     def save(self) -> None:
         """Write what was learned. The last of several processes wins, which loses nothing but time."""
         if self._changed and self._file.parent.is_dir():
-            durable.write_json(self._file, self._known)
+            if self._file.is_dir():
+                durable.remove(self._file)
+            durable.write_bytes(self._file, sealed.seal({"files": self._known}))
+            durable.sweep_drafts(self._file)
             self._changed = False
 
 
 def _signature(path: Path) -> list[int]:
     status = os.stat(path)
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def _settled(signature: list[int]) -> bool:
+    """Whether a change from now on would show in the signature."""
+    return time.time_ns() - signature[2] > _TICK_NS

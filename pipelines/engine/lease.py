@@ -6,6 +6,8 @@ and puts a tombstone file at each name. An overtaken owner, however late it wake
 publishes *from* is gone: its hard link or rename fails with FileNotFoundError. No token is compared at
 publication, because comparing and then renaming is a race.
 
+Whatever a candidate drafts lies in its own attempt folder, so that a kill leaves litter only where the next owner sweeps.
+
 An owner is alive while the time stamp of its lease file keeps changing, measured by the watcher's own
 monotonic clock (no clocks of two hosts are compared), or dead at once if it ran on this host and its process
 is gone.
@@ -15,8 +17,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
-import shutil
 import socket
 import threading
 import time
@@ -25,7 +27,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from model import durable
+from pipelines.engine import sealed
 
+_TOKEN = re.compile(r"(\d{6,})-[0-9a-f]{8}")  # generation and a random part: the name of an attempt
 _POLL = 0.5  # seconds between two looks at somebody else's lease
 
 
@@ -90,8 +94,11 @@ class Lease:
         """Give the step back. The attempt folder goes, unless it is kept to be looked at after a failure."""
         self._stop.set()
         self._beat.join()
-        if self.attempt.is_dir() and not keep_attempt:
-            durable.remove_tree(self.attempt)
+        if not keep_attempt:
+            with contextlib.suppress(
+                FileNotFoundError, NotADirectoryError
+            ):  # overtaken: it is the new owner's to sweep
+                durable.remove_tree(self.attempt)
         # Beside the lease, not instead of it: a slow candidate must never find this generation's name free again.
         durable.link(self._file, self._file.with_suffix(".released"))
 
@@ -134,18 +141,37 @@ def current_owner(folder: Path) -> Owner | None:
     return None if owner is None or _is_dead(owner) else owner
 
 
+def latest_owner(folder: Path) -> Owner:
+    """Who was the last to take the lease, whether or not it has given it back."""
+    return _owner(_lease_file(folder, _latest(folder)[0]))
+
+
 def _lease_file(folder: Path, generation: int) -> Path:
     return folder / "lease" / f"{generation:06d}.json"
 
 
+def _latest(folder: Path) -> tuple[int, bool]:
+    """The latest generation, 0 if there was none, and whether it was given back."""
+    names = {name for name in os.listdir(folder / "lease") if re.fullmatch(r"\d{6,}\.(json|released)", name)}
+    generation = max((int(name.partition(".")[0]) for name in names), default=0)
+    return generation, f"{generation:06d}.released" in names
+
+
 def _current(folder: Path) -> tuple[int, Owner | None, int]:
     """(latest generation, its owner or None if released, time stamp of its lease file)."""
-    names = {path.name for path in (folder / "lease").iterdir() if not path.name.startswith(".")}
-    generation = max((int(name.split(".")[0]) for name in names), default=0)
-    if generation == 0 or f"{generation:06d}.released" in names:
+    generation, released = _latest(folder)
+    if generation == 0 or released:
         return generation, None, 0
     file = _lease_file(folder, generation)
-    return generation, Owner(**durable.read_json(file)), file.stat().st_mtime_ns
+    return generation, _owner(file), file.stat().st_mtime_ns
+
+
+def _owner(file: Path) -> Owner:
+    """Whom a lease file names. A damaged one still says by its time stamp whether its owner is alive."""
+    try:
+        return Owner(**sealed.unseal(file))
+    except (FileNotFoundError, sealed.Broken):
+        return Owner("whose lease file is damaged", "an unknown host", "", 0, "")
 
 
 def _claim(folder: Path, generation: int, seconds: float) -> Lease | None:
@@ -153,39 +179,51 @@ def _claim(folder: Path, generation: int, seconds: float) -> Lease | None:
     token = f"{generation:06d}-{secrets.token_hex(4)}"
     owner = Owner(token, socket.gethostname(), _process_space(), os.getpid(), _process_start(os.getpid()) or "")
     # The attempt exists before the lease does: whoever overtakes us later always finds it to rename.
-    (folder / "attempts" / token).mkdir()
+    attempt = folder / "attempts" / token
+    attempt.mkdir()
     try:
-        durable.create_bytes(_lease_file(folder, generation), durable.to_json(asdict(owner)))
-    except FileExistsError:
-        (folder / "attempts" / token).rmdir()
+        durable.create_bytes(_lease_file(folder, generation), sealed.seal(asdict(owner)), scratch=attempt)
+    except (FileExistsError, FileNotFoundError, NotADirectoryError):  # lost; the winner may have swept us away already
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            attempt.rmdir()
         return None
-    _fence(folder / "attempts", generation)
+    _fence(folder / "attempts", generation, token)
     lease = Lease(folder, generation, owner, seconds)
     lease._beat.start()
     return lease
 
 
-def _fence(attempts: Path, generation: int) -> None:
-    """Make publication impossible for all attempts of earlier generations, then throw their files away."""
+def _fence(attempts: Path, generation: int, token: str) -> None:
+    """Make publication impossible for all attempts but `token` of no later generation, then throw their files away.
+
+    Of this generation too: a lease file that somebody deleted frees its name for a second owner.
+    """
     for attempt in sorted(attempts.iterdir()):
-        if attempt.suffix == ".fenced" or attempt.name.startswith("."):
-            # Fenced, or left by a kill during removal. Workers of the dead may write there for seconds: what cannot
-            # be removed now goes next time.
-            shutil.rmtree(attempt, ignore_errors=True)
-        elif attempt.is_dir() and int(attempt.name.split("-")[0]) < generation:
+        fenced, found = attempt.suffix == ".fenced", _TOKEN.match(attempt.name)
+        if fenced and found:
+            # A kill came between the renaming and the tombstone, or workers of the dead wrote there for seconds.
+            _stand_tombstone(attempts / found[0], attempt)
+        elif attempt.name.startswith("."):
+            durable.discard(attempt)  # left by a kill during removal
+        elif found and attempt.is_dir() and attempt.name != token and int(found[1]) <= generation:
             _bury(attempt)
 
 
 def _bury(attempt: Path) -> None:
     """Rename an attempt away and stand a file in its place, which no late `mkdir` can undo."""
-    while True:
+    while not attempt.is_file():
         fenced = attempt.with_name(f"{attempt.name}-{secrets.token_hex(2)}.fenced")
         with contextlib.suppress(FileNotFoundError):  # a competing owner renamed it; the tombstone still has to stand
             durable.rename(attempt, fenced)
-        shutil.rmtree(fenced, ignore_errors=True)
-        try:
-            durable.create_bytes(attempt, b"This attempt was overtaken; its owner can publish nothing.\n")
-            return
-        except FileExistsError:
-            if attempt.is_file():
-                return
+        _stand_tombstone(attempt, fenced)
+
+
+def _stand_tombstone(attempt: Path, fenced: Path) -> None:
+    """The tombstone first: as long as it is missing, the fenced folder is there to tell the next owner of it."""
+    with contextlib.suppress(FileExistsError):
+        durable.create_bytes(
+            attempt,
+            b"This attempt was overtaken; its owner can publish nothing.\n",
+            scratch=fenced if fenced.is_dir() else None,
+        )
+    durable.discard(fenced)

@@ -7,6 +7,7 @@ from its latest finished relative: the field, the input, the version.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,10 @@ def _reasons(step: Step, inputs: Mapping[str, str], root: Path) -> list[str]:
 
 def _relatives(step: Step, root: Path) -> Iterator[Record]:
     """The finished steps of the same name, whatever their fingerprint."""
-    for folder in (root / "steps").glob(f"{step.name}-????????????"):
+    steps = root / "steps"
+    for folder in steps.iterdir() if steps.is_dir() else ():
+        if not re.fullmatch(f"{re.escape(step.name)}-[0-9a-f]{{12}}", folder.name):
+            continue
         with contextlib.suppress(records.RecordDamaged):  # it only would have helped to say why
             if record := records.read(folder):
                 yield record

@@ -8,6 +8,7 @@ Times, hosts and run ids live here and in no output, so equal runs have equal ou
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import platform
 import shutil
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from model import durable
+from pipelines.engine import sealed
 from pipelines.engine.fingerprint import digest
 from pipelines.engine.units import UnitFile
 
@@ -66,19 +68,20 @@ class RecordDamaged(ValueError):
     """A record is not the one that was written. Its step counts as not done."""
 
 
+class UnknownSchema(ValueError):
+    """A whole record that other code has written. It is nobody's to make again."""
+
+
 def read(folder: Path) -> Record | None:
     """The record of the step in `folder`, or None if the step is not done. RecordDamaged if it was changed since."""
     try:
-        content = durable.read_json(folder / RECORD)
-        found = content.pop("digest")
+        content = sealed.unseal(folder / RECORD)
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RecordDamaged(f"{folder / RECORD} is damaged ({error})") from error
-    if found != digest(content):
-        raise RecordDamaged(f"{folder / RECORD} is damaged: its content does not have the digest that it states")
+    except sealed.Broken as error:
+        raise RecordDamaged(str(error)) from error
     if content.get("schema") != SCHEMA:
-        raise ValueError(
+        raise UnknownSchema(
             f"{folder / RECORD} has schema {content.get('schema')}, this code reads {SCHEMA}: use the code that wrote it, or another work directory"
         )
     return Record(**{**content, "outputs": [UnitFile(**file) for file in content["outputs"]]})
@@ -86,8 +89,7 @@ def read(folder: Path) -> Record | None:
 
 def to_json(record: Record) -> bytes:
     """The bytes of `record.json`: the record, and the digest of its content."""
-    content = json.loads(durable.to_json(asdict(record)))  # as it will be read back: plain types only
-    return durable.to_json(content | {"digest": digest(content)})
+    return sealed.seal(json.loads(durable.to_json(asdict(record))))  # as it will be read back: plain types only
 
 
 def now() -> str:
@@ -95,6 +97,7 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
 
 
+@functools.cache
 def library_versions() -> dict[str, str]:
     """Versions of the installed libraries that bytes may depend on."""
     versions = {"python": platform.python_version()}
@@ -106,8 +109,9 @@ def library_versions() -> dict[str, str]:
     return versions
 
 
+@functools.cache
 def code_version() -> dict[str, str]:
-    """The version of this code: the package's, and the commit where it runs from a checkout."""
+    """The version of this code: the package's, and the commit where it runs from a checkout, as this process began."""
     checkout = Path(__file__).resolve().parents[2]
     version = {"package": metadata.version("gptline")} if _installed() else {}
     if (checkout / ".git").exists():

@@ -10,17 +10,18 @@ was overtaken.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from model import durable
 from pipelines.engine import lease as leases
+from pipelines.engine import owning
 from pipelines.engine import record as records
 from pipelines.engine.fingerprint import canonical, digest
 from pipelines.engine.record import Record
@@ -170,31 +171,38 @@ def run(
     execution: Mapping[str, Any],
     watch: Watch,
     on_wait: Callable[[leases.Owner], None] = lambda owner: None,
+    wait: bool = True,
 ) -> tuple[Record, bool]:
     """Do the step: its record, and whether it was done here rather than by somebody else meanwhile.
 
-    Damaged (an input), Busy, Overtaken, or the work's own error.
+    Damaged (an input), Busy (without `wait`), Overtaken, or the work's own error.
     """
-    step, folder = planned.step, planned.folder
-    assert folder is not None and planned.fingerprint is not None
-    lease = leases.acquire(folder, execution["lease_seconds"], on_wait=on_wait)
-    failed = True
-    try:
-        # All earlier owners are fenced now: what is here will stay as it is.
-        existing = _finished_meanwhile(planned)
-        if existing is None:
-            inputs = {name: _verified(before[source.step], source, root) for name, source in step.inputs.items()}
-            _clear(folder, lease.attempt)
-            attempt = _attempt(planned, inputs, ancestors(step, before), root, lease.attempt, execution)
-            # Whoever watches sees the end only after the commit: what was not published did not happen.
-            with watch(attempt), _overtaking_named(attempt):
-                record = _work(planned, attempt)
-                _commit(record, attempt)
-            durable.remove_tree(attempt.checkpoints)
-        failed = False
-        return (record, True) if existing is None else (existing, False)
-    finally:
-        lease.release(keep_attempt=failed)
+    assert planned.folder is not None
+    with owning.owning(planned.folder, execution["lease_seconds"], wait, on_wait) as scratch:
+        return _owned(planned, before, root, execution, watch, scratch)
+
+
+def _owned(
+    planned: Planned,
+    before: Mapping[str, Planned],
+    root: Path,
+    execution: Mapping[str, Any],
+    watch: Watch,
+    scratch: Path,
+) -> tuple[Record, bool]:
+    """The step, done by its owner. All earlier owners are fenced now: what is here will stay as it is."""
+    existing = _finished_meanwhile(planned)
+    if existing is not None:
+        return existing, False
+    step = planned.step
+    inputs = {name: _verified(before[source.step], source, root) for name, source in step.inputs.items()}
+    attempt = _attempt(planned, inputs, ancestors(step, before), root, scratch, execution)
+    # Whoever watches sees the end only after the commit: what was not published did not happen.
+    with watch(attempt), owning.overtaking_named(attempt.folder, scratch):
+        record = _work(planned, attempt)
+        _commit(record, attempt)
+    owning.let_go(attempt.checkpoints, scratch)
+    return record, True
 
 
 def _finished_meanwhile(planned: Planned) -> Record | None:
@@ -205,20 +213,6 @@ def _finished_meanwhile(planned: Planned) -> Record | None:
     except records.RecordDamaged:
         return None
     return existing if existing != planned.record else None
-
-
-@contextlib.contextmanager
-def _overtaking_named(attempt: Attempt) -> Iterator[None]:
-    """Whatever fails because the attempt was taken away is Overtaken, and no fault of the work."""
-    try:
-        yield
-    except Exception as error:
-        if attempt.scratch.is_dir():
-            raise
-        raise leases.Overtaken(
-            f"step {attempt.name}: attempt {attempt.scratch.name} was taken over while this process made no sign of "
-            "life; its results were dropped and the new owner's count"
-        ) from error
 
 
 def ancestors(step: Step, before: Mapping[str, Planned]) -> dict[str, Record]:
@@ -245,6 +239,7 @@ def _attempt(
         step.name, step.config, inputs, step.sources, root, folder, scratch, UnitStore(root), execution,
         planned.fingerprint, above,
     )  # fmt: skip
+    _clear(folder, scratch)
     attempt.outputs.mkdir()
     attempt.checkpoints.mkdir(exist_ok=True)
     return attempt
@@ -276,14 +271,16 @@ def _work(planned: Planned, attempt: Attempt) -> Record:
 
 def _outputs(attempt: Attempt) -> list[UnitFile]:
     """Every output with the path it will have, its size and SHA-256, by path."""
-    for litter in list(attempt.outputs.rglob(".*.tmp")):
+    files = [path for path in durable.below(attempt.outputs) if path.is_file()]
+    for litter in [path for path in files if fnmatch(path.name, ".*.tmp")]:
         litter.unlink()  # the draft of a task that was killed and ran again
+        files.remove(litter)
     written = [
         UnitFile(
             str((attempt.folder / "outputs" / path.relative_to(attempt.outputs)).relative_to(attempt.root)),
             path.stat().st_size, durable.sha256(path),
         )
-        for path in attempt.outputs.rglob("*") if path.is_file()
+        for path in files
     ]  # fmt: skip
     unique = {file.path: file for file in written + attempt.unit_files}
     return [unique[path] for path in sorted(unique)]
@@ -320,7 +317,9 @@ def check_file(root: Path, file: UnitFile, step: str, sha256: Callable[[Path], s
     """Damaged if `file` is not what its record says."""
     try:
         seen = sha256(root / file.path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise Damaged(step, file.path, "is missing") from None
+    except IsADirectoryError:
+        raise Damaged(step, file.path, "is damaged (it is a folder)") from None
     if seen != file.sha256:
         raise Damaged(step, file.path, f"is damaged (SHA-256 {seen[:12]}, recorded {file.sha256[:12]})")

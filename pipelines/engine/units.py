@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from model import durable
+from pipelines.engine import sealed
 from pipelines.engine.fingerprint import digest
 
 SCHEMA = 1
@@ -65,15 +66,15 @@ class UnitStore:
         """
         certificate = self._place(kind, key).with_name(f"{key}.json")
         try:
-            found = durable.read_json(certificate)
+            found = sealed.unseal(certificate)
         except FileNotFoundError:
             return None
-        except ValueError:
-            certificate.unlink(missing_ok=True)
+        except sealed.Broken:
+            durable.remove(certificate)
             return None
         unit = Unit(key, {name: UnitFile(**file) for name, file in found["files"].items()}, found["info"])
         if verify and not all(self._whole(file) for file in unit.files.values()):
-            certificate.unlink(missing_ok=True)
+            durable.remove(certificate)
             return None
         return unit
 
@@ -108,37 +109,47 @@ class UnitStore:
         try:
             durable.link(draft, target)
         except FileExistsError:
-            existing = durable.sha256(target)
+            existing = durable.sha256(target) if target.is_file() else "a folder"
             if existing == sha256:
                 return
-            if certificate.exists() and _certified(certificate, target) == existing:
+            if _certified(certificate, target) == existing:
                 raise DeterminismError(
                     f"{target} holds {existing[:12]}, the same work now gave {sha256[:12]}: the stage depends on "
                     "something that is not in its key (raise the stage's version if its code changed)"
                 ) from None
             # Not what its certificate says, or never certified: damage, replaced whole.
+            if target.is_dir():
+                durable.remove_tree(target)
             durable.rename(draft, target)
 
     def _certify(self, unit: Unit, certificate: Path, scratch: Path) -> None:
-        content = durable.to_json(
-            {
-                "schema": SCHEMA,
-                "key": unit.key,
-                "files": {name: vars(file) for name, file in unit.files.items()},
-                "info": unit.info,
-            }
-        )
+        files = {name: vars(file) for name, file in unit.files.items()}
+        content = {"schema": SCHEMA, "key": unit.key, "files": files, "info": unit.info}
+        draft = durable.temporary(scratch / certificate.name)
+        durable.write_bytes(draft, sealed.seal(content))
         try:
-            durable.create_bytes(certificate, content, scratch)
+            durable.link(draft, certificate)
         except FileExistsError:
-            if certificate.read_bytes() != content:
+            existing = _content(certificate)
+            if existing is None:  # damage, replaced whole
+                durable.remove(certificate)
+                durable.rename(draft, certificate)
+            elif sealed.seal(existing) != sealed.seal(content):
                 raise DeterminismError(
-                    f"{certificate}: equal work was counted differently: {durable.read_json(certificate)['info']} "
-                    f"before, {unit.info} now"
+                    f"{certificate}: equal work was counted differently: {existing['info']} before, {unit.info} now"
                 ) from None
+        draft.unlink(missing_ok=True)
+
+
+def _content(certificate: Path) -> dict[str, Any] | None:
+    """What a certificate says; None if it is damaged or not there."""
+    try:
+        return sealed.unseal(certificate)
+    except (FileNotFoundError, sealed.Broken):
+        return None
 
 
 def _certified(certificate: Path, target: Path) -> str | None:
-    """The digest that the certificate gives for `target`'s name, if it names it."""
-    files = durable.read_json(certificate)["files"].values()
+    """The digest that the certificate gives for `target`'s name, if it is whole and names it."""
+    files = (_content(certificate) or {"files": {}})["files"].values()
     return next((file["sha256"] for file in files if Path(file["path"]).name == target.name), None)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from model import durable
 from pipelines.config import ConfigError
+from pipelines.engine import sealed
 from pipelines.verification import verify
+from tests.faults.test_damage import delete, empty, flip, halve, make_a_folder
 from tests.pipelines.engine import toys
 
 
 def test_what_is_whole_and_ours_is_not_reported(tmp_path: Path) -> None:
     toys.run(tmp_path, toys.flow())
     for name in ("outbox.json", "digests.json"):
-        durable.write_json(tmp_path / name, {})
+        durable.write_bytes(tmp_path / name, sealed.seal({"files": {}}))
     report = verify(tmp_path)
     assert report.checked == 6
     assert (report.damaged, report.missing, report.unowned) == ([], [], [])
@@ -41,6 +44,35 @@ def test_a_damaged_record_is_damage_and_no_crash(tmp_path: Path) -> None:
     (record,) = tmp_path.glob("steps/*/record.json")
     record.write_text("{}")
     assert verify(tmp_path).damaged == [str(record.relative_to(tmp_path))]
+
+
+@pytest.mark.parametrize("damage", [flip, halve, empty, delete, make_a_folder])
+@pytest.mark.parametrize("name", ["MANIFEST.json", "state/shard"])
+def test_damage_in_a_checkpoint_of_an_unfinished_step_is_named(
+    tmp_path: Path, name: str, damage: Callable[[Path], None]
+) -> None:
+    checkpoint = tmp_path / "steps/pretrain-0123456789ab/checkpoints/step-000001"
+    (checkpoint / "state").mkdir(parents=True)
+    (checkpoint / "state/shard").write_bytes(b"weights")
+    file = {"path": "state/shard", "size": 7, "sha256": durable.sha256(checkpoint / "state/shard")}
+    durable.write_json(checkpoint / "MANIFEST.json", {"step": 1, "files": [file]})
+    report = verify(tmp_path)
+    assert (report.damaged + report.missing + report.unowned, report.checked) == ([], 1)
+    damage(checkpoint / name)
+    report = verify(tmp_path)
+    # A bit in the manifest may also make it lie about its files.
+    named = "state/shard" if damage is flip else name
+    assert report.damaged + report.missing == [str((checkpoint / named).relative_to(tmp_path))]
+
+
+def test_what_the_dead_left_of_a_finished_step_is_nobodys(tmp_path: Path) -> None:
+    toys.run(tmp_path, toys.flow())
+    folder = next(tmp_path.glob("steps/letters-*"))
+    (folder / "attempts/000001-0123abcd").mkdir()
+    (folder / "attempts/000001-0123abcd/draft").write_text("half")
+    assert verify(tmp_path).unowned == [f"steps/{folder.name}/attempts/000001-0123abcd/draft"]
+    (folder / "record.json").unlink()  # a step that goes on may need what lies there
+    assert not [path for path in verify(tmp_path).unowned if "attempts" in path]
 
 
 def test_what_is_no_work_directory_is_refused(tmp_path: Path) -> None:

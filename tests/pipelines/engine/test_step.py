@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -103,7 +101,7 @@ def test_an_unfinished_step_with_outputs_in_place_is_not_done(tmp_path: Path) ->
 def test_an_overtaken_attempt_cannot_commit(tmp_path: Path) -> None:
     step = Step("late", Stage("late", 1, "tests.pipelines.engine.toys:overtaken"), {})
     planned = planning.plan(step, {}, tmp_path, toys.Digests(tmp_path / "d"), toys.EXECUTION)
-    with pytest.raises(leases.Overtaken, match=r"step late: attempt 000001-.* was taken over"):
+    with pytest.raises(leases.Overtaken, match=r"step late-.*: attempt 000001-.* was taken over by process"):
         steps.run(planned, {}, tmp_path, toys.EXECUTION, toys.unwatched)
     assert planned.folder is not None and records.read(planned.folder) is None
     assert not (planned.folder / "outputs").exists()
@@ -141,28 +139,3 @@ def test_a_kill_while_an_attempt_is_removed_does_not_lock_the_step(tmp_path: Pat
     (folder / "attempts" / ".000001-abc.123.tmp").mkdir()
     (folder / "record.json").unlink()
     assert toys.run(tmp_path, toys.flow()) == ["letters"]
-
-
-RUN = "import sys; from pathlib import Path; from tests.pipelines.engine import toys; toys.run(Path(sys.argv[1]), toys.flow(text='abc'))"
-
-
-@pytest.mark.parametrize("call", ["link", "rename", "fsync"])
-def test_killed_before_any_durable_call_a_rerun_gives_identical_files(tmp_path: Path, call: str) -> None:
-    """strace kills the process at the n-th call of a kind, for every n that an undisturbed run makes."""
-    if subprocess.run(["which", "strace"], capture_output=True, check=False).returncode:
-        pytest.skip("strace is not installed")
-    toys.run(tmp_path / "undisturbed", toys.flow(text="abc"))
-    expected = toys.digests(tmp_path / "undisturbed")
-    for n in range(1, 80):
-        root = tmp_path / f"{call}-{n}"
-        root.mkdir()
-        command = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"inject={call}:signal=KILL:when={n}"]
-        killed = subprocess.run([*command, sys.executable, "-c", RUN, str(root)], capture_output=True, check=False)
-        if killed.returncode == 0:
-            break  # there is no n-th call: every point was tried
-        assert killed.returncode in (-9, 137), killed.stderr
-        toys.run(root, toys.flow(text="abc"))
-        assert toys.digests(root) == expected, f"killed at {call} number {n}"
-    else:
-        pytest.fail(f"more than {n} calls of {call}: raise the bound")
-    assert n > 4

@@ -27,7 +27,7 @@ def letters(attempt: Attempt) -> dict[str, Any]:
         unit = attempt.units.find("toy", key)
         if unit is None:
             draft = attempt.scratch / f"{letter}.draft"
-            draft.write_text(letter * 1000)
+            durable.write_bytes(draft, letter.encode() * 1000)
             time.sleep(attempt.config.get("seconds", 0))
             unit = attempt.units.publish("toy", key, {"txt": draft}, {"letter": letter})
         attempt.add_outputs(list(unit.files.values()))

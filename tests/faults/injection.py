@@ -1,0 +1,178 @@
+"""Crashes and disk errors from outside: every system call by which a command changes the disk is a point to hit.
+
+The one idea: the disk changes only by a short list of system calls. One undisturbed run under strace gives them in
+order; killing before each of them in turn (and after the last) meets every state that the disk ever has between two
+calls. A write may also be cut: that state is made by killing right after it and truncating what it wrote to half.
+Nothing in the product knows of any of this.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+_CALLS = (
+    "rename", "renameat", "renameat2", "link", "linkat", "symlink", "symlinkat", "fsync", "fdatasync", "unlink",
+    "unlinkat", "rmdir", "mkdir", "mkdirat", "open", "openat", "creat", "write", "pwrite64", "writev", "truncate",
+    "ftruncate", "utimensat", "sendfile", "copy_file_range", "fallocate", "exit_group",
+)  # fmt: skip
+_LINE = re.compile(r"^(\w+)\((.*?)(?:\) += (-?\d+|\?).*| <unfinished.*|\) += \?.*)?$")
+_RANDOM = (
+    (r"\.[0-9a-f]{12}\.tmp", ".*.tmp"),
+    (r"(\d{6})-[0-9a-f]{8}", r"\1-*"),
+    (r"-[0-9a-f]{4}\.fenced", "-*.fenced"),
+)
+
+
+@dataclass(frozen=True)
+class Point:
+    """The `number`-th call of `call` in the command's main thread; `paths` are below the root, random parts as '*'."""
+
+    call: str
+    number: int
+    paths: tuple[str, ...]
+    size: int = field(default=0, compare=False)  # bytes written, by a write; a longer work directory writes more
+
+    def __str__(self) -> str:
+        return f"{self.call} number {self.number} ({' -> '.join(self.paths)})"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended: its exit code (negative: a signal), what it said, and the calls it made that strace saw."""
+
+    code: int
+    said: str
+    calls: list[Point]
+    lines: list[str]
+
+
+class Injector:
+    """Runs one command, again and again, under injection."""
+
+    def __init__(self, server: subprocess.Popen[str], command: str, scratch: Path) -> None:
+        self._server, self._command, self._scratch = server, command, scratch
+        self.trace = scratch / f"trace-{server.pid}"
+
+    def run(self, root: Path, *inject: str, reads: bool = False, threads: bool = False) -> Ended:
+        """The command on `root`, under strace with these injections; `threads` for all its threads and children.
+
+        With `reads`, opening a file to read it counts as a call too.
+        """
+        calls = ",".join(f"?{call}" for call in _CALLS)
+        options = ["-y", "-s", "0", "-o", str(self.trace), "-e", f"trace={calls}", *(["-f"] if threads else [])]
+        for injection in inject:
+            options += ["-e", f"inject={injection}"]
+        code, said = self._ask(root, options)
+        lines = self.trace.read_text().splitlines()
+        return Ended(code, said, list(_points(lines, root, reads)), lines)
+
+    def undisturbed(self, root: Path) -> Ended:
+        """The command on `root`, with nobody looking."""
+        code, said = self._ask(root, [])
+        return Ended(code, said, [], [])
+
+    def pid(self) -> int:
+        """The process id of the command that runs now, or ran last."""
+        return int((self._scratch / f"pid-{self._server.pid}").read_text())
+
+    def _ask(self, root: Path, strace: list[str]) -> tuple[int, str]:
+        log = self._scratch / f"log-{self._server.pid}"
+        request: dict[str, Any] = {"command": self._command, "root": str(root), "strace": strace, "log": str(log)}
+        request["pid"] = str(self._scratch / f"pid-{self._server.pid}")
+        assert self._server.stdin is not None and self._server.stdout is not None
+        self._server.stdin.write(json.dumps(request) + "\n")
+        self._server.stdin.flush()
+        answer = self._server.stdout.readline()
+        assert answer, "the fork server died; its traceback is above"
+        return json.loads(answer)["code"], log.read_text()
+
+    def points(self, root: Path, reads: bool = False) -> list[Point]:
+        """What the command does to the disk below `root`, in order, and its end. It runs, on `root`."""
+        ended = self.run(root, reads=reads)
+        assert ended.code == 0, ended.said
+        return ended.calls
+
+    def kill_before(self, point: Point, root: Path) -> Ended:
+        """Run on `root` up to the point: the call is not made, the process is gone."""
+        ended = self.run(root, f"{point.call}:signal=KILL:when={point.number}")
+        assert ended.code == -9, f"{point} was not reached: {ended.code} {ended.said}"
+        # strace counts calls, we planned a place: a run that does other things than the reference did is no proof.
+        assert ended.calls[-1] == point, f"{point} was planned, {ended.calls[-1]} was hit"
+        return ended
+
+    def kill_amid(self, point: Point, after: Point, root: Path) -> None:
+        """Leave half of what the write at `point` writes; `after` is the point after it."""
+        ended = self.kill_before(after, root)
+        written = [Path(path) for line in ended.lines for path in _paths(line) if line.startswith(f"{point.call}(")]
+        (path,) = {path for path in written[-1:] if path.is_file()}
+        with open(path, "r+b") as file:
+            file.truncate(path.stat().st_size - (point.size + 1) // 2)
+
+
+@contextmanager
+def injector(command: str, scratch: Path, *modules: str) -> Iterator[Injector]:
+    """An Injector of "module:function", a function of the work directory, in a fork server that has imported `modules`."""
+    imports = [command.partition(":")[0], *modules]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tests.faults.forkserver", *imports],
+        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        yield Injector(server, command, scratch)
+    finally:
+        assert server.stdin is not None
+        server.stdin.close()
+        server.wait()
+
+
+def _points(lines: list[str], root: Path, reads: bool) -> Iterator[Point]:
+    """The calls in a trace that change something below `root` (or read a file of it), and the end of the process."""
+    made: dict[str, int] = {}
+    for line in lines:
+        found = _LINE.match(line)
+        if not found:
+            continue
+        call, arguments, result = found[1], found[2], found[3]
+        made[call] = made.get(call, 0) + 1
+        if call == "exit_group":
+            yield Point(call, made[call], ())
+            continue
+        paths = tuple(stable(path[len(str(root)) + 1 :]) for path in _paths(line) if path.startswith(f"{root}/"))
+        failed = result is not None and result.startswith("-")
+        reading = call in ("open", "openat") and not re.search("O_CREAT|O_TRUNC", arguments)
+        if not paths or failed or (reading and not reads):
+            continue
+        size = re.search(r", (\d+)\)? *(?:=|$)", line)
+        yield Point(call, made[call], paths, int(size[1]) if call == "write" and size else 0)
+
+
+def _paths(line: str) -> list[str]:
+    """The absolute paths in a line of strace's output: of names, or else of the descriptor."""
+    named = re.findall(r'"(/[^"]+)"', line)
+    return named or re.findall(r"\(\d+<(/[^>]+)>", line)
+
+
+def stable(path: str) -> str:
+    """A path, or a text with paths, with '*' for what is random in it."""
+    for pattern, instead in _RANDOM:
+        path = re.sub(pattern, instead, path)
+    return path
+
+
+def tree(root: Path, without: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Every file below `root` with its bytes, but for those that have a part of `without` in their path."""
+    files = [path for path in sorted(root.rglob("*")) if path.is_file()]
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in files
+        if not any(part in path.relative_to(root).parts for part in without)
+    }

@@ -1,0 +1,138 @@
+"""A disk that fails at any call: one clear line, exit code 1, nothing wrong published, and the same command finishes after."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from pathlib import Path
+
+import pytest
+
+from model import durable
+from pipelines import errors
+from pipelines.engine import sealed
+from pipelines.engine.digests import Digests
+from pipelines.engine.step import Attempt
+from pipelines.engine.units import UnitStore
+from pipelines.narrate import _failures_told
+from tests.faults import injection
+from tests.faults.injection import Point
+from tests.faults.test_crash_points import finishes, nothing_half
+from tests.pipelines.engine import toys
+
+SHA256 = durable.sha256
+STRACE = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+
+# What a disk answers to each call: full, quota, read-only, not permitted, too many files, broken.
+ERRORS = {
+    "fsync": ["EIO", "ENOSPC", "EDQUOT"],
+    "write": ["ENOSPC", "EDQUOT", "EIO"],
+    "openat": ["EMFILE", "EACCES", "EROFS", "EIO", "ENFILE"],
+    "link": ["EMLINK", "EIO", "ENOSPC", "EROFS"],
+    "rename": ["EIO", "ENOSPC", "EROFS", "EACCES"],
+    "mkdir": ["ENOSPC", "EROFS", "EACCES", "EDQUOT"],
+    "unlink": ["EIO", "EROFS", "EACCES"],
+    "unlinkat": ["EIO", "EROFS", "EACCES"],
+    "rmdir": ["EIO", "EROFS", "EACCES"],
+}
+
+
+def errors_at(points: list[Point]) -> list[tuple[Point, str]]:
+    """An error for each point: those of its kind of call in turn, so that all meet many places."""
+    met: dict[str, int] = {}
+    found = []
+    for point in points:
+        if point.call in ERRORS:
+            met[point.call] = met.get(point.call, -1) + 1
+            found.append((point, ERRORS[point.call][met[point.call] % len(ERRORS[point.call])]))
+    return found
+
+
+@STRACE
+def test_an_error_of_the_disk_at_every_point(tmp_path: Path) -> None:
+    with injection.injector("tests.faults.commands:flow", tmp_path) as injector:
+        points = injector.points(tmp_path / "reference", reads=True)
+        expected = toys.digests(tmp_path / "reference")
+        assert {point.call for point in points} - {"exit_group"} <= set(ERRORS), "a call that no error is given for"
+        for number, (point, error) in enumerate(errors_at(points)):
+            root, where = tmp_path / str(number), f"{error} at {point}"
+            ended = injector.run(root, f"{point.call}:error={error}:when={point.number}", reads=True)
+            assert ended.code == errors.FAILED, f"{where}: {ended.code} {ended.said}"
+            said = [line for line in ended.said.splitlines() if line.startswith("gptline: ")]
+            assert len(said) == 1 and "Traceback" not in ended.said, f"{where}: {ended.said}"
+            assert any(path in injection.stable(said[0]) for path in point.paths), f"{where}: {said[0]}"
+            assert errors._ADVICE[getattr(errno, error)] in said[0], f"{where}: {said[0]}"
+            nothing_half(root, where)
+            finishes(injector, root, expected, where)
+            shutil.rmtree(root)
+
+
+@STRACE
+def test_a_heartbeat_that_the_disk_refuses_ends_nothing(tmp_path: Path) -> None:
+    with injection.injector("tests.faults.commands:slow", tmp_path) as injector:
+        ended = injector.run(tmp_path / "work", "utimensat:error=EIO", threads=True)
+        assert ended.code == 0, ended.said
+        assert sum("utimensat" in line and "INJECTED" in line for line in ended.lines) > 3
+
+
+@pytest.mark.parametrize("number", sorted(errors._ADVICE))
+def test_what_the_machines_owner_can_mend_is_said_with_the_file_and_what_to_do(number: int) -> None:
+    error = OSError(number, "what was seen", "/work/units/file")
+    message = errors.told(error)
+    assert message is not None and message.startswith("/work/units/file: what was seen; ") and "\n" not in message
+    assert errors.exit_code(error) == errors.FAILED
+
+
+def test_any_other_error_of_the_system_is_a_bug_and_keeps_its_traceback() -> None:
+    assert errors.told(FileNotFoundError(errno.ENOENT, "No such file or directory", "x")) is None
+    assert errors.told(ValueError("x")) is None
+
+
+def test_a_steps_failure_on_a_full_disk_says_what_to_do(tmp_path: Path) -> None:
+    attempt = Attempt("letters", {}, {}, {}, tmp_path, tmp_path, tmp_path, UnitStore(tmp_path), {}, "f", {})
+    with pytest.raises(
+        errors.StepFailed, match=r"step letters failed: OSError: /w/f: full; the disk is full: make room"
+    ):
+        with _failures_told(attempt):
+            raise OSError(errno.ENOSPC, "full", "/w/f")
+
+
+def test_a_cache_of_digests_is_not_believed_while_the_clock_is_set_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file with times that lie ahead may be changed once more and get the same times."""
+    file, cache = tmp_path / "file", tmp_path / "digests.json"
+    file.write_bytes(b"old bytes")
+    status = file.stat()
+    # The file was changed since it was hashed, and its signature is what it was.
+    signature = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+    cache.write_bytes(sealed.seal({"files": {str(file): [*signature, "0" * 64]}}))
+    now = status.st_ctime_ns + 10**9
+    monkeypatch.setattr("pipelines.engine.digests.time.time_ns", lambda: now)
+    assert Digests(cache).of(file) == "0" * 64, "the cache is not used at all: this test shows nothing"
+    now = status.st_ctime_ns - 3600 * 10**9  # the clock is set back by an hour
+    digests = Digests(cache)
+    assert digests.of(file) == SHA256(file)
+    digests.save()
+    assert sealed.unseal(cache)["files"][str(file)][-1] == "0" * 64, "nothing is learned from such a file either"
+
+
+def test_a_file_that_changes_while_it_is_hashed_is_not_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipelines.engine import digests as module
+
+    monkeypatch.setattr(module, "_TICK_NS", -(10**18))  # as if the hashing had taken long
+    file = tmp_path / "file"
+    file.write_bytes(b"old")
+
+    def hashed_and_changed(path: Path) -> str:
+        found = SHA256(path)
+        path.write_bytes(b"newer")
+        return found
+
+    digests = Digests(tmp_path / "digests.json")
+    monkeypatch.setattr(module.durable, "sha256", hashed_and_changed)
+    digests.of(file)
+    monkeypatch.setattr(module.durable, "sha256", SHA256)
+    assert digests.of(file) == SHA256(file)
