@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from model.checkpoint import newest_good
+from model.checkpoint import newest_good, published
 from model.config import TrainConfig
 from model.job import RankJob
 from model.monitor import DivergenceGuard, TrainingDiverged
@@ -135,7 +135,7 @@ def test_two_ranks_take_over_again_from_one(trained: Trained, resumed: dict[str,
 def test_a_run_that_changed_its_ranks_says_so_and_one_that_did_not_says_nothing(
     trained: Trained, alone: dict[str, Any]
 ) -> None:
-    changed, same = (newest_good(Path(job["checkpoints"])) for job in (alone["zero1"], trained.job["zero1"]))
+    changed, same = (newest_good(published(Path(job["checkpoints"]))) for job in (alone["zero1"], trained.job["zero1"]))
     assert changed is not None and [entry["numerics"]["ranks"] for entry in changed.history] == [2, 1]
     assert same is not None and len(same.history) == 1 and "earlier" not in trained.result["zero1"]["numerics"]
 
