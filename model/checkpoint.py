@@ -201,7 +201,10 @@ class Shelf:
         """Write the manifest of a finished staging folder, give the folder its name, and let go of what is too old."""
         manifest = {"schema": SCHEMA} | facts
         durable.write_json(staging / MANIFEST, manifest | {"sha256": _digest(manifest)})
-        shelf = self.permanent if permanent and self.permanent else self.checkpoints
+        shelf = self.checkpoints
+        if permanent and self.permanent:
+            shelf = self.permanent
+            shelf.mkdir(exist_ok=True)
         target = shelf / folder_name(facts["step"])
         if target.exists():
             log.warning("checkpoint %s exists and was not good when training resumed: replaced", target)
@@ -231,7 +234,8 @@ class Shelf:
 def _sweep(attempt: Path) -> Path:
     """The folder of a new start, after those of earlier starts were taken away: whoever is left of them can publish no more."""
     for dead in [*attempt.glob("start-*"), *attempt.glob(".start-*.tmp")]:
-        log.warning("removing what an earlier start of the ranks left unfinished: %s", dead)
+        if dead.is_dir() and any(dead.iterdir()):
+            log.warning("removing what an earlier start of the ranks left unfinished: %s", dead)
         durable.remove_tree(dead)
     return _new_folder(attempt, "start")
 
@@ -243,8 +247,6 @@ def open_shelf(checkpoints: Path, permanent: Path | None, attempt: Path, keep: i
     """
 
     def prepare() -> tuple[Path, list[Path]]:
-        if permanent:
-            permanent.mkdir(exist_ok=True)
         return _sweep(attempt), published(checkpoints, *([permanent] if permanent else []))
 
     start, candidates = world.from_first(prepare)

@@ -7,6 +7,7 @@ the file of a snapshot has the bytes that the file of the live state would have 
 
 from __future__ import annotations
 
+import copy
 import io
 import pickle
 from pathlib import Path
@@ -77,9 +78,10 @@ class HostBuffers:
             buffer = self._next(live.numel())
             buffer.copy_(live, non_blocking=True)
             storages[storage._cdata] = buffer.untyped_storage()
-        copy = torch.empty(0, dtype=tensor.dtype)
-        copy.set_(storages[storage._cdata], tensor.storage_offset(), tensor.size(), tensor.stride())
-        return copy.requires_grad_(tensor.requires_grad)
+        view = torch.empty(0, dtype=tensor.dtype)
+        view.set_(storages[storage._cdata], tensor.storage_offset(), tensor.size(), tensor.stride())
+        view.__dict__.update(copy.deepcopy(tensor.__dict__))  # ZeRO 3 names its partitions so
+        return view.requires_grad_(tensor.requires_grad)
 
     def _next(self, size: int) -> torch.Tensor:
         """The next buffer, a new one where there is none of `size` bytes: (size)."""

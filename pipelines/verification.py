@@ -113,5 +113,6 @@ def _check(file: records.UnitFile, owner: str, report: Report, known: set[str]) 
 
 
 def _work_in_progress(path: Path) -> bool:
-    """Leases, attempts and checkpoints: they come and go with their step."""
-    return len(path.parts) > 3 and path.parts[0] == "steps" and path.parts[2] in ("lease", "attempts", "checkpoints")
+    """Leases, attempts and checkpoints, which come and go with their step, and permanent checkpoints, which have manifests."""
+    own = ("lease", "attempts", "checkpoints", "permanent")
+    return len(path.parts) > 3 and path.parts[0] == "steps" and path.parts[2] in own
