@@ -67,7 +67,7 @@ class Saver:
         self._buffers = HostBuffers(pinned=world.device.type == "cuda")
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._under_way: _UnderWay | None = None
-        self.blocked: list[float] = []  # seconds that training stood still, by checkpoint
+        self.stood_still: list[float] = []  # seconds that training waited for each checkpoint
 
     @property
     def step(self) -> int | None:
@@ -88,44 +88,50 @@ class Saver:
         """
         began = time.perf_counter()
         if self._under_way:
-            before = self._under_way.step
-            self.finish()
-            log.warning(
-                "the checkpoint of step %d was not published when that of step %d was due: training waited %.1f s; the disk "
-                "is slower than checkpoint_seconds and checkpoint_every ask for",
-                before, step, time.perf_counter() - began,
-            )  # fmt: skip
+            self._make_room(self._under_way.step, step)
         staging = Path(self._world.from_first(lambda: str(self._shelf.stage(step))))
         shards = capture(self._engine, staging / STATE, self._buffers)
         facts = self._facts | {"step": step, "history": history}
         entries = self._thread.submit(write, staging, shards, metrics if self._world.is_first else None)
         self._under_way = _UnderWay(staging, step, permanent, facts, entries)
-        self.blocked.append(time.perf_counter() - began)
+        self.stood_still.append(time.perf_counter() - began)
 
     def advance(self) -> None:
         """Bring the checkpoint under way one stage further, if there is one. To be called by all when none is busy.
 
         CheckpointError on all ranks if a file could not be written or published: then nothing was published.
         """
-        current = self._under_way
+        current, began = self._under_way, time.perf_counter()
         if current is None:
             return
-        if not current.agreed:
+        if current.agreed:
+            self._shelf.newest = self._world.from_first(lambda: self._published(current))
+            self._under_way = None
+        else:
             current.facts["files"] = self._agreed(current)
             current.agreed = True
             if self._world.is_first:
+                publish = self._shelf.publish
                 current.published = self._thread.submit(
-                    self._shelf.publish, current.staging, current.facts, permanent=current.permanent
+                    publish, current.staging, current.facts, permanent=current.permanent
                 )
-            return
-        self._shelf.newest = self._world.from_first(lambda: self._published(current))
-        self._under_way = None
+        self.stood_still[-1] += time.perf_counter() - began
 
     def finish(self) -> None:
         """Wait until the checkpoint under way is published. Errors as `advance`."""
         while self._under_way:
             wait([self._under_way.work])
             self.advance()
+
+    def _make_room(self, before: int, step: int) -> None:
+        """Wait for the checkpoint of step `before`, because that of `step` is due."""
+        began = time.perf_counter()
+        self.finish()
+        log.warning(
+            "the checkpoint of step %d was not published when that of step %d was due: training waited %.1f s; the disk is "
+            "slower than checkpoint_seconds and checkpoint_every ask for",
+            before, step, time.perf_counter() - began,
+        )  # fmt: skip
 
     def close(self) -> None:
         """Let go of thread, buffers and the folder of what is unfinished, when nothing is under way any more."""

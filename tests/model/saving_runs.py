@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import resource
+import shutil
 import sys
 import threading
 from collections.abc import Iterator
@@ -17,11 +18,11 @@ from typing import Any
 import torch
 
 from model import durable, saving
-from model.checkpoint import STATE, CheckpointError, published
+from model.checkpoint import STATE, CheckpointError, folder_name, open_shelf, published
 from model.job import RankJob
 from model.rank import Run, run
 from model.world import World, join
-from tests.model.training_runs import MIDDLE
+from tests.model.training_runs import MIDDLE, STEPS
 
 
 @contextlib.contextmanager
@@ -100,11 +101,31 @@ def full(job: RankJob, world: World) -> dict[str, Any]:
     return {"errors": errors, "left": left, "published": names, "then": run(job)}
 
 
+def damaged(job: RankJob, world: World) -> dict[str, Any]:
+    """From which step the ranks would resume when a bit of one file of the newest checkpoint is flipped, for each file."""
+    source = Path(job.checkpoints).parents[1] / "zero2" / "checkpoints" / folder_name(STEPS)
+    target = Path(job.checkpoints) / folder_name(STEPS)
+    steps = {}
+    for path in [None, *sorted(path.relative_to(source) for path in source.rglob("*") if path.is_file())]:
+        if world.is_first:
+            shutil.copytree(source, target, dirs_exist_ok=True)
+            if path:
+                data = bytearray((target / path).read_bytes())
+                data[len(data) // 2] ^= 1
+                (target / path).write_bytes(data)
+        world.barrier()
+        shelf = open_shelf(Path(job.checkpoints), None, Path(job.attempt), 2, world)
+        steps[str(path)] = world.gather(shelf.newest and shelf.newest.step)
+    return steps
+
+
 def main(arguments: list[str]) -> None:
     """Do what the command line says for each of its jobs."""
     world = join("cpu")
     for kind, path in zip(arguments[::2], arguments[1::2], strict=True):
-        answer = {"held": held, "full": full}[kind](RankJob.parse(durable.read_json(Path(path))), world)
+        answer = {"held": held, "full": full, "damaged": damaged}[kind](
+            RankJob.parse(durable.read_json(Path(path))), world
+        )
         if world.is_first:
             print(json.dumps(answer), flush=True)
     torch.distributed.destroy_process_group()

@@ -57,7 +57,13 @@ def lose_the_manifest(folder: Path) -> None:
     (folder / checkpoint.MANIFEST).unlink()
 
 
-DAMAGES = [remove, truncate, flip_a_bit, damage_the_manifest, lose_the_manifest]
+def change_the_manifest(folder: Path) -> None:
+    """A manifest that still reads well: one digit of it is another."""
+    path = folder / checkpoint.MANIFEST
+    path.write_bytes(path.read_bytes().replace(b'"world_size": 2', b'"world_size": 3'))
+
+
+DAMAGES = [remove, truncate, flip_a_bit, damage_the_manifest, change_the_manifest, lose_the_manifest]
 
 
 def test_a_published_checkpoint_lists_every_file_of_every_rank(checkpoints: Path) -> None:

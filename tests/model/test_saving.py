@@ -20,16 +20,16 @@ from tests.model.saving_runs import held_disk
 from tests.model.training_runs import MIDDLE, STEPS, finish, metrics, start, weights
 
 STAGES = range(4)
-KINDS = [*(f"held{stage}" for stage in STAGES), "full"]
 
 
 @pytest.fixture(scope="module")
 def disturbed(trained: Trained) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
-    """For each kind the job and what its two ranks saw: one at each ZeRO stage whose disk is held, one whose disk is full."""
+    """For each kind the job and what its two ranks saw: disks that are held, checkpoints that are damaged, a full disk."""
     jobs = {
         f"held{stage}": trained.jobs.job(f"held{stage}", train={"zero_stage": stage}, checkpoint_every=0)
         for stage in STAGES
     }
+    jobs["damaged"] = trained.jobs.continuation("damaged-for-two", trained.job["zero2"], MIDDLE)
     jobs["full"] = trained.jobs.job("full", train={"zero_stage": 2})
     arguments = [kind.rstrip("0123") for kind in jobs]
     seen, _ = finish(start(list(jobs.values()), ranks=2, module="tests.model.saving_runs", kinds=arguments))
@@ -56,6 +56,13 @@ def test_a_disk_that_is_full_for_one_rank_is_a_clear_error_of_all_and_publishes_
         assert f"the checkpoint of step {MIDDLE} could not be written to {job['attempt']}" in error
         assert "rank 1: OSError: [Errno 27] File too large: '" in error and "run again" in error
     assert seen["published"] == [] and seen["left"] == []
+
+
+def test_damage_in_any_file_is_seen_by_all_ranks_whoever_hashes_it(disturbed: dict[str, Any]) -> None:
+    _, seen = disturbed["damaged"]
+    assert seen.pop("None") == [STEPS, STEPS]
+    assert len(seen) == 5, "three of DeepSpeed's, the metrics and the manifest"
+    assert set(map(tuple, seen.values())) == {(MIDDLE, MIDDLE)}
 
 
 def test_the_same_run_finishes_with_the_same_bytes_once_there_is_room(

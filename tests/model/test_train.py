@@ -202,3 +202,18 @@ def test_a_rank_takes_steps_without_importing_what_it_does_not_use(trained: Trai
     answer = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_process_that_was_warmed_up_imports_no_other_library_for_its_first_step(trained: Trained) -> None:
+    job = trained.jobs.job("warm", train={"max_steps": 1, "zero_stage": 2})
+    program = (
+        "import json, sys; from model.train import warm_up; warm_up(None); import torch\n"
+        "assert not torch.distributed.is_initialized(); warm = set(sys.modules)\n"
+        "from model.job import RankJob; from model.rank import Run; from model.world import join\n"
+        "this = Run(RankJob.parse(json.loads(sys.argv[1])), join('cpu')); this.steps(lambda: False); this.save()\n"
+        "print(sorted({name.split('.')[0] for name in set(sys.modules) - warm} - {'torch', 'deepspeed'}))"
+    )
+    command = [sys.executable, "-c", program, json.dumps(job)]
+    answer = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.splitlines()[-1] == "[]"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from model import durable
 from pipelines.config import ConfigError
+from pipelines.engine.step import Attempt, Stage, Step
 from pipelines.verification import verify
 from tests.pipelines.engine import toys
 
@@ -41,6 +43,20 @@ def test_a_damaged_record_is_damage_and_no_crash(tmp_path: Path) -> None:
     (record,) = tmp_path.glob("steps/*/record.json")
     record.write_text("{}")
     assert verify(tmp_path).damaged == [str(record.relative_to(tmp_path))]
+
+
+def keep_a_checkpoint(attempt: Attempt) -> dict[str, Any]:
+    """A stage that leaves a temporary and a permanent checkpoint."""
+    for folder in (attempt.checkpoints, attempt.folder / "permanent"):
+        (folder / "step-000001").mkdir(parents=True)
+        durable.write_bytes(folder / "step-000001" / "state", b"state")
+    return {}
+
+
+def test_permanent_checkpoints_outlive_the_step_and_are_ours(tmp_path: Path) -> None:
+    toys.run(tmp_path, [Step("kept", Stage("kept", 1, f"{__name__}:keep_a_checkpoint"), {})])
+    assert [path.parts[-3] for path in tmp_path.glob("steps/*/*/step-000001/state")] == ["permanent"]
+    assert verify(tmp_path).unowned == []
 
 
 def test_what_is_no_work_directory_is_refused(tmp_path: Path) -> None:
