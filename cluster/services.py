@@ -1,12 +1,27 @@
 """The Ray that work runs on: one started here for this process, or one that is already up.
 
-The one idea: whoever needs Ray calls `connect`, as often as it likes; the first call starts or joins it.
+The one idea: whoever needs Ray calls `connect`, as often as it likes; the first call starts or joins it. When the Ray
+that this process started loses a process of its own, `check` says so at once, and `reconnect` starts another one: Ray
+itself notices the loss of its raylet after fifteen seconds only.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import time
+
+import psutil
+
+_OURS = ("raylet", "gcs_server")  # the processes of a local Ray without which it is none
+_PATIENCE = 60.0  # seconds in which a cluster that was joined may come back
+_last: list[tuple[str, int]] = []  # what `connect` was last called with
+_watched: list[psutil.Process] = []
+_told: list[str] = []  # what Ray itself said about its own loss
+
+
+class RayLost(ConnectionError):
+    """The Ray under this process is gone: its raylet or its control store was killed. `reconnect`, and start again."""
 
 
 def connect(address: str, cpus: int) -> None:
@@ -31,6 +46,57 @@ def connect(address: str, cpus: int) -> None:
         log_to_driver=False,
         logging_level=logging.ERROR,
     )
+    _last[:] = [(address, cpus)]
+    _watched[:] = _own_processes() if local else []
+    _told.clear()
+
+
+def _own_processes() -> list[psutil.Process]:
+    """The processes of the Ray that this process started."""
+    return [child for child in psutil.Process().children() if _alive(child) and child.name().startswith(_OURS)]
+
+
+def lost() -> str | None:
+    """Why the Ray of this process is gone; None if it is there."""
+    dead = next((process for process in _watched if not _alive(process)), None)
+    return f"a process of this machine's Ray, number {dead.pid}, was killed" if dead else "".join(_told[:1]) or None
+
+
+def check() -> None:
+    """RayLost if the Ray of this process is gone."""
+    if reason := lost():
+        raise RayLost(reason)
+
+
+def tell_lost(reason: str) -> RayLost:
+    """Remember what Ray itself has noticed; the error to raise."""
+    _told.append(reason)
+    return RayLost(reason)
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def reconnect() -> None:
+    """Leave what is left of a lost Ray, end it if it is ours, and start or join it again as `connect` did.
+
+    ConnectionError when a cluster that was joined does not answer for a minute.
+    """
+    disconnect()
+    address, cpus = _last[0]
+    end = time.monotonic() + (0 if address == "local" else _PATIENCE)
+    while True:
+        try:
+            return connect(address, cpus)
+        except ConnectionError:
+            if time.monotonic() > end:
+                raise
+            disconnect()
+            time.sleep(1)
 
 
 def disconnect() -> None:
@@ -39,3 +105,7 @@ def disconnect() -> None:
 
     if ray.is_initialized():
         ray.shutdown()
+    for process in _watched:  # Ray ends its processes by itself; one that it has lost sight of would stay for ever
+        if _alive(process):
+            process.kill()
+    _watched.clear()

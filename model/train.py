@@ -126,6 +126,16 @@ def run_rank(job: dict[str, Any]) -> dict[str, Any]:
     return run(RankJob.parse(job))
 
 
+def warm_up(job: dict[str, Any]) -> None:
+    """Import all that `run_rank` needs, so that this process can be a rank at once. Joins no world, touches no GPU."""
+    from model.world import import_deepspeed
+
+    import_deepspeed(job["device"])
+    import deepspeed.runtime.engine  # noqa: F401
+
+    import model.rank  # noqa: F401
+
+
 def main(arguments: list[str]) -> None:
     """Run the jobs of some JSON files one after another; rank 0 prints what each returns."""
     import json
