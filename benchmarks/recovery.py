@@ -71,8 +71,7 @@ class Line:
 
     def standbys(self) -> int:
         """Standbys that are warm: an actor that is busy has a method's name in its title."""
-        titles = ["".join(child.cmdline()[:1]) for child in self.driver.children(recursive=True)]
-        return sum(title.strip() == "ray::_Rank" for title in titles)
+        return sum(_title(child) == "ray::_Rank" for child in self.driver.children(recursive=True))
 
     def wait(self, what: str, ready: Callable[[], bool]) -> None:
         """Wait until `ready()`. ContenderFailed if it does not come, or if the driver ends."""
@@ -81,6 +80,14 @@ class Line:
             if time.time() > end or self.driver.poll() is not None:
                 raise contender.ContenderFailed(f"{what} did not come within {_PATIENCE:.0f} s")
             time.sleep(0.02)
+
+
+def _title(process: psutil.Process) -> str:
+    """What a process calls itself, nothing once it has ended."""
+    try:
+        return "".join(process.cmdline()[:1]).strip()
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def _rank(number: int) -> Callable[[Line], psutil.Process]:
