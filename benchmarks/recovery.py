@@ -58,6 +58,7 @@ class Line:
 
     driver: psutil.Popen
     attempt: Path
+    log: Path  # what the driver prints
 
     def last_step(self) -> float:
         """The time of the newest step."""
@@ -78,8 +79,12 @@ class Line:
         end = time.time() + _PATIENCE
         while not ready():
             if time.time() > end or self.driver.poll() is not None:
-                raise contender.ContenderFailed(f"{what} did not come within {_PATIENCE:.0f} s")
+                raise contender.ContenderFailed(f"{what} did not come within {_PATIENCE:.0f} s; {_end(self.log)}")
             time.sleep(0.02)
+
+
+def _end(log: Path) -> str:
+    return f"the driver's last words:\n{log.read_text()[-3000:]}"
 
 
 def _title(process: psutil.Process) -> str:
@@ -155,24 +160,26 @@ def _training(options: Options, standby: bool) -> Iterator[Line]:
     )
     if data.returncode:
         raise contender.ContenderFailed(data.stdout + data.stderr)
-    with (options.folder / "driver.log").open("a") as log:
+    path = options.folder / "driver.log"
+    with path.open("a") as log:
         driver = psutil.Popen(
             [*command, "--until", "pretrain"], cwd=contender.ROOT, env=environment, stdout=log, stderr=log
         )
         try:
-            yield _started(driver, work)
+            yield _started(driver, work, path)
         finally:
-            driver.terminate()
+            if driver.poll() is None:
+                driver.terminate()
             driver.wait(60)
 
 
-def _started(driver: psutil.Popen, work: Path) -> Line:
+def _started(driver: psutil.Popen, work: Path, log: Path) -> Line:
     """The line of a driver, when it has made its first steps."""
     end = time.time() + _PATIENCE
     while not (found := list(work.glob("steps/pretrain-*/attempts/*/progress.jsonl"))):
         if time.time() > end or driver.poll() is not None:
-            raise contender.ContenderFailed("training made no first step")
+            raise contender.ContenderFailed(f"training made no first step; {_end(log)}")
         time.sleep(0.1)
-    line = Line(driver, found[0].parent)
+    line = Line(driver, found[0].parent, log)
     line.wait("a checkpoint", lambda: bool(list(work.glob("steps/pretrain-*/checkpoints/step-*"))))
     return line

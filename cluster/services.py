@@ -7,9 +7,13 @@ itself notices the loss of its raylet after fifteen seconds only.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import signal
+import threading
 import time
+from collections.abc import Iterator
 
 import psutil
 
@@ -39,16 +43,26 @@ def connect(address: str, cpus: int) -> None:
     # That token authentication is on is as it should be, and no warning.
     logging.getLogger("ray").setLevel(logging.ERROR)
     local = address == "local"
-    ray.init(
-        address=address,
-        num_cpus=cpus if local else None,
-        include_dashboard=False if local else None,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    with _own_sigterm():
+        ray.init(
+            address=address,
+            num_cpus=cpus if local else None,
+            include_dashboard=False if local else None,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
     _last[:] = [(address, cpus)]
     _watched[:] = _own_processes() if local else []
     _told.clear()
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep this process's answer to SIGTERM, which Ray replaces by its own."""
+    own = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, own)
 
 
 def _own_processes() -> list[psutil.Process]:
@@ -104,7 +118,8 @@ def disconnect() -> None:
     import ray
 
     if ray.is_initialized():
-        ray.shutdown()
+        with _own_sigterm():
+            ray.shutdown()
     for process in _watched:  # Ray ends its processes by itself; one that it has lost sight of would stay for ever
         if _alive(process):
             process.kill()
