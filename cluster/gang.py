@@ -23,6 +23,7 @@ from cluster.room import Room
 
 log = logging.getLogger(__name__)
 _GRACE = 5.0  # seconds in which a death that made another rank fail becomes known
+_SETTLING = 0.1  # seconds in which a raylet is dead after its workers noticed
 _DYING = 10.0  # seconds in which a killed rank's process ends
 _STARTING = 120.0  # seconds in which a rank's process starts
 # What torch calls a broken connection between ranks, by the names of its exceptions and in gloo's own words.
@@ -76,7 +77,8 @@ class Gang:
         if not self._room.wait(self._ready_seconds):
             raise TimeoutError(rooms.refusal(self._room.ranks, self._room.bundle, self._ready_seconds))
         try:
-            self._start()
+            with services.losses_noticed():
+                self._start()
         except BaseException:
             self._kill()
             raise
@@ -90,14 +92,15 @@ class Gang:
     def wait(self, seconds: float) -> bool:
         """Whether all ranks have answered, after at most `seconds`. RankDied, NodeLost, RayLost, Preempted, or the function's own exception."""
         services.check()
-        finished, self._waiting = ray.wait(self._waiting, num_returns=1, timeout=seconds)
-        failures = self._failures(finished)
-        if failures and self._waiting and not any(isinstance(failure, RankDied) for failure in failures):
-            # A death reaches the survivors, as a broken connection, sooner than it reaches us.
-            late, self._waiting = ray.wait(self._waiting, num_returns=len(self._waiting), timeout=_GRACE)
-            failures += self._failures(late)
+        with services.losses_noticed():
+            finished, self._waiting = ray.wait(self._waiting, num_returns=1, timeout=seconds)
+            failures = self._failures(finished)
+            if failures and self._waiting and min(_precedence(failure) for failure in failures):
+                # A death reaches the survivors, as a broken connection, sooner than it reaches us.
+                late, self._waiting = ray.wait(self._waiting, num_returns=len(self._waiting), timeout=_GRACE)
+                failures += self._failures(late)
         if failures:
-            services.check()
+            services.check(_SETTLING)
             raise min(failures, key=_precedence)
         return not self._waiting
 
@@ -211,8 +214,6 @@ class Gang:
             except ray.exceptions.RayTaskError as error:
                 cause = error.cause if isinstance(error.cause, Exception) else error
                 found.append(_LostPeers(rank, _first_line(cause), self._log(rank)) if _is_link_error(cause) else cause)
-            except (ray.exceptions.LocalRayletDiedError, ray.exceptions.RaySystemError) as error:
-                raise services.tell_lost(_first_line(error)) from error
         return found
 
 

@@ -26,6 +26,7 @@ import ray
 from cluster import services
 
 log = logging.getLogger(__name__)
+_SETTLING = 0.1  # seconds in which a raylet is dead after its workers are
 _DEATHS = 3  # of one item, after which it is poison
 # An exception of the function itself is final, since equal work fails equally; these may pass.
 _PASSING = (ConnectionError, TimeoutError, MemoryError)
@@ -137,8 +138,11 @@ def map_units(
                     reference = remote.remote(function, items[waiting[-1]], str(path) if path else None)
                     running[reference] = waiting.pop()
                 services.check()
-                for reference in ray.wait(list(running), num_returns=1, timeout=0.5)[0]:
-                    answered, result = _result(reference, running[reference], state)
+                with services.losses_noticed():
+                    ended = ray.wait(list(running), num_returns=1, timeout=0.5)[0]
+                for reference in ended:
+                    with services.losses_noticed():
+                        answered, result = _result(reference, running[reference], state)
                     index = running.pop(reference)
                     if answered:
                         yield index, result
@@ -163,18 +167,16 @@ def _result(reference: Any, index: int, state: _Map) -> tuple[bool, Any]:
     """(True, result) of a task that has ended, or (False, None) if its item is to be run again."""
     try:
         return True, ray.get(reference)
-    except (ray.exceptions.LocalRayletDiedError, ray.exceptions.RaySystemError) as error:
-        raise services.tell_lost(str(error)) from error
     except ray.exceptions.RayTaskError as error:
         if not isinstance(error.cause, _PASSING):
             # The function's own exception, with the remote traceback as its cause, rather than a wrapper's text.
             raise error.cause if isinstance(error.cause, Exception) else error from error
         state.failed(index, f"{type(error.cause).__name__}: {error.cause}")
     except (ray.exceptions.NodeDiedError, ray.exceptions.ObjectLostError) as error:
-        services.check()
+        services.check(_SETTLING)
         state.preempted(f"the node that ran item {index} of {state.function} was lost ({error})")
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
-        services.check()
+        services.check(_SETTLING)
         state.failed(
             index, "its worker " + ("ran out of memory" if "OutOfMemory" in type(error).__name__ else "was killed")
         )

@@ -34,7 +34,8 @@ class Room:
     def wait(self, seconds: float) -> bool:
         """Whether the room is there, after at most `seconds`. RayLost if the Ray that was asked is gone."""
         services.check()
-        return self._group.wait(timeout_seconds=seconds)
+        with services.losses_noticed():
+            return self._group.wait(timeout_seconds=seconds)
 
     def place(self, index: int) -> PlacementGroupSchedulingStrategy:
         """Ray's name for the place of rank `index`."""

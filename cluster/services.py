@@ -18,7 +18,7 @@ from collections.abc import Iterator
 import psutil
 
 _OURS = ("raylet", "gcs_server")  # the processes of a local Ray without which it is none
-_PATIENCE = 60.0  # seconds in which a cluster that was joined may come back
+_PATIENCE = 60.0  # seconds in which a Ray that was lost has to be there again
 _last: list[tuple[str, int]] = []  # what `connect` was last called with
 _watched: list[psutil.Process] = []
 _told: list[str] = []  # what Ray itself said about its own loss
@@ -76,16 +76,23 @@ def lost() -> str | None:
     return f"a process of this machine's Ray, number {dead.pid}, was killed" if dead else "".join(_told[:1]) or None
 
 
-def check() -> None:
-    """RayLost if the Ray of this process is gone."""
+def check(settling: float = 0) -> None:
+    """RayLost if the Ray of this process is gone; looked at after `settling` seconds, since workers notice it first."""
+    time.sleep(settling if _watched else 0)
     if reason := lost():
         raise RayLost(reason)
 
 
-def tell_lost(reason: str) -> RayLost:
-    """Remember what Ray itself has noticed; the error to raise."""
-    _told.append(reason)
-    return RayLost(reason)
+@contextlib.contextmanager
+def losses_noticed() -> Iterator[None]:
+    """Raise RayLost where Ray itself says, in one of its many ways, that it is gone."""
+    from ray import exceptions
+
+    try:
+        yield
+    except (exceptions.LocalRayletDiedError, exceptions.RaySystemError, exceptions.RpcError) as error:
+        _told.append(f"Ray is gone: {error}")
+        raise RayLost(_told[-1]) from error
 
 
 def _alive(process: psutil.Process) -> bool:
@@ -98,15 +105,14 @@ def _alive(process: psutil.Process) -> bool:
 def reconnect() -> None:
     """Leave what is left of a lost Ray, end it if it is ours, and start or join it again as `connect` did.
 
-    ConnectionError when a cluster that was joined does not answer for a minute.
+    The error of the last try when there is none for a minute.
     """
     disconnect()
-    address, cpus = _last[0]
-    end = time.monotonic() + (0 if address == "local" else _PATIENCE)
+    end = time.monotonic() + _PATIENCE
     while True:
         try:
-            return connect(address, cpus)
-        except ConnectionError:
+            return connect(*_last[0])
+        except (ConnectionError, TimeoutError, RuntimeError):
             if time.monotonic() > end:
                 raise
             disconnect()

@@ -52,7 +52,7 @@ def test_a_death_that_the_peer_noticed_first_is_told_as_the_death_it_is() -> Non
 
 
 def test_a_broken_connection_without_a_death_is_one_all_the_same() -> None:
-    with pytest.raises(gang.RankDied, match="rank 0 died: .*Connection closed by peer"):
+    with pytest.raises(gang.RankDied, match=r"rank 0 died: .*Connection closed by peer"):
         run("one_rank_loses_the_other", {}, 2)
 
 
@@ -83,7 +83,9 @@ def killed(running: gang.Gang, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("standby", ["tests.cluster.jobs:warm_up", None])
-def test_after_a_death_all_ranks_run_again_on_standbys_where_there_are_some(tmp_path: Path, standby: str | None) -> None:
+def test_after_a_death_all_ranks_run_again_on_standbys_where_there_are_some(
+    tmp_path: Path, standby: str | None
+) -> None:
     job = {"folder": str(tmp_path)}
     with (
         Room(2, threads=1) as room,

@@ -1,8 +1,10 @@
 """A driver of one training step, as a process of its own that tests kill things under.
 
-    python -m tests.cluster.training_driver FOLDER '{"name": .., "train": {..}, "execution": {..}}'
+    python -m tests.cluster.training_driver FOLDER '{"name": .., "attempt": .., "train": {..}, "execution": {..}, "nodes": [..]}'
 
-FOLDER holds the data that `tests.model.training_runs.Jobs` made. Prints the step's metrics and numerics as JSON.
+FOLDER holds the data that `tests.model.training_runs.Jobs` made. With "nodes", a list of [step, "remove" or "add"], the step
+runs on a cluster of two nodes beside the head, which loses and gets nodes when checkpoints of those steps are there.
+Prints the step's metrics and numerics as JSON.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,7 @@ from pipelines import run
 from pipelines.config import Execution
 from pipelines.engine.step import Attempt
 from pipelines.engine.units import UnitStore
+from pipelines.stages.budget import newest_checkpoint
 from pipelines.stages.stop import Interrupted
 
 EXECUTION: dict[str, Any] = {"device": "cpu", "ranks": 2, "threads": 1, "workers": 2, "checkpoint_every": 10}
@@ -32,18 +37,18 @@ MODEL = {
 TRAIN = {"global_batch_size": 12, "sequence_length": 32, "learning_rate": 1e-2, "warmup_steps": 2, "zero_stage": 2}
 
 
-def home(folder: Path, name: str) -> Path:
-    """The attempt's folder of the step `name`."""
-    return folder / "work" / "steps" / name / "attempts" / "a"
+def home(folder: Path, spec: dict[str, Any]) -> Path:
+    """The folder of the attempt."""
+    return folder / "work" / "steps" / spec["name"] / "attempts" / spec.get("attempt", "a")
 
 
-def attempt_of(folder: Path, name: str, execution: dict[str, Any]) -> Attempt:
+def attempt_of(folder: Path, spec: dict[str, Any], address: str) -> Attempt:
     """The attempt that this process owns."""
-    root, scratch = folder / "work", home(folder, name)
-    (scratch / "outputs").mkdir(parents=True, exist_ok=True)
+    root, scratch, execution = folder / "work", home(folder, spec), {"ray_address": address} | spec.get("execution", {})
+    (scratch / "outputs").mkdir(parents=True)
     (scratch.parents[1] / "checkpoints").mkdir(exist_ok=True)
     settings = run.settings(Execution(work=str(root), **(EXECUTION | execution)))
-    return Attempt(name, {}, {}, {}, root, scratch.parents[1], scratch, UnitStore(root), settings, "0" * 64, {})
+    return Attempt(spec["name"], {}, {}, {}, root, scratch.parents[1], scratch, UnitStore(root), settings, "0" * 64, {})
 
 
 def job_of(folder: Path, train: dict[str, Any]) -> dict[str, Any]:
@@ -59,13 +64,37 @@ def job_of(folder: Path, train: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def cluster_of_two(folder: Path, spec: dict[str, Any]) -> Any:
+    """A real cluster of a head and two nodes with room for one rank each, that changes as `spec` says."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    cluster.wait_for_nodes()
+    checkpoints = home(folder, spec).parents[1] / "checkpoints"
+
+    def change() -> None:
+        for step, what in spec["nodes"]:
+            while newest_checkpoint(checkpoints) < step:
+                time.sleep(0.05)
+            if what == "remove":
+                cluster.remove_node(nodes.pop(), allow_graceful=False)
+            else:
+                nodes.append(cluster.add_node(num_cpus=1))
+            print(f"{what} a node", file=sys.stderr, flush=True)
+
+    threading.Thread(target=change, daemon=True).start()
+    return cluster
+
+
 def main(folder: Path, spec: dict[str, Any]) -> None:
     """Train; exit code 75 when interrupted."""
     from cluster import services
     from pipelines.stages import training
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
-    attempt = attempt_of(folder, spec["name"], spec.get("execution", {}))
+    cluster = cluster_of_two(folder, spec) if "nodes" in spec else None
+    attempt = attempt_of(folder, spec, cluster.address if cluster else "local")
     try:
         metrics = training.train(attempt, job_of(folder, spec["train"]))
     except Interrupted as stop:
@@ -73,6 +102,8 @@ def main(folder: Path, spec: dict[str, Any]) -> None:
         sys.exit(75)
     finally:
         services.disconnect()
+        if cluster:
+            cluster.shutdown()
     print(json.dumps({"metrics": metrics, "numerics": attempt.numerics}))
 
 
