@@ -95,7 +95,7 @@ class Gang:
         with services.losses_noticed():
             finished, self._waiting = ray.wait(self._waiting, num_returns=1, timeout=seconds)
             failures = self._failures(finished)
-            if failures and self._waiting and min(_precedence(failure) for failure in failures):
+            if failures and self._waiting and not any(_precedence(failure) == 0 for failure in failures):
                 # A death reaches the survivors, as a broken connection, sooner than it reaches us.
                 late, self._waiting = ray.wait(self._waiting, num_returns=len(self._waiting), timeout=_GRACE)
                 failures += self._failures(late)
