@@ -14,6 +14,7 @@ from pipelines.pull import PullRefused
 from pipelines.registry import UnknownModel
 from pipelines.samples import SampleUnavailable
 from pipelines.sources import SourceError
+from pipelines.store import StoreDamaged
 
 FAILED, USAGE, DAMAGED, INTERRUPTED = 1, 2, 3, 75
 
@@ -28,7 +29,7 @@ class StepInterrupted(RuntimeError):
 
 EXPECTED = (
     ConfigError, SourceError, SampleUnavailable, Busy, Overtaken, Damaged, RecordDamaged, UnknownModel, PullRefused,
-    PackageDamaged, StepFailed, StepInterrupted, ConnectionError,
+    PackageDamaged, StepFailed, StepInterrupted, StoreDamaged, ConnectionError,
 )  # fmt: skip
 
 
@@ -36,6 +37,6 @@ def exit_code(error: BaseException) -> int:
     """The exit code that says what kind of error it was."""
     if isinstance(error, StepInterrupted):
         return INTERRUPTED
-    if isinstance(error, PackageDamaged | Damaged | RecordDamaged):
+    if isinstance(error, PackageDamaged | Damaged | RecordDamaged | StoreDamaged):
         return DAMAGED
     return USAGE if isinstance(error, ConfigError | UnknownModel | PullRefused) else FAILED
