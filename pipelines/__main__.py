@@ -158,8 +158,13 @@ def pull(
 ) -> None:
     """Download a registered model, verified against its manifest, into a folder of its own."""
     from pipelines import pull as pulling
+    from pipelines.patience import patiently
 
-    pulled = pulling.pull(_execution("work", settings).registry, model, Path(dest))
+    execution = _execution("work", settings)
+    pulled = patiently(
+        execution.registry, execution.registry_patience, f"pulling {model}",
+        lambda: pulling.pull(execution.registry, model, Path(dest)),
+    )  # fmt: skip
     out.print(
         f"{pulled.name} version {pulled.version} is in {dest}, verified (package digest {pulled.digest[:12]})",
         markup=False,
@@ -228,6 +233,40 @@ def ui(settings: Settings = None) -> None:
             str(execution.port),
         ],
     )
+
+
+@app.command("registry-check")
+def registry_check(settings: Settings = None, as_json: AsJson = False) -> None:
+    """Check the MLflow store: its database, every registered package, aliases, runs without a process."""
+    from pipelines import store_check
+
+    report = store_check.check(store_check.local_database(_execution("work", settings).registry))
+    if as_json:
+        sys.stdout.write(json.dumps(report.as_json(), indent=1) + "\n")
+    else:
+        for line in report.lines():
+            out.print(line, markup=False)
+    if report.damaged:
+        raise typer.Exit(DAMAGED)
+
+
+@app.command("registry-backup")
+def registry_backup(
+    dest: Annotated[str | None, typer.Option(help="folder for backups; <registry>-backups if not given")] = None,
+    keep: Annotated[int, typer.Option(min=1, help="backups to keep there")] = 3,
+    settings: Settings = None,
+) -> None:
+    """Copy the MLflow store to a new folder, verified; older copies share what has not changed."""
+    from pipelines import store_backup, store_check
+
+    database = store_check.local_database(_execution("work", settings).registry)
+    made = store_backup.back_up(database, Path(dest) if dest else None, keep)
+    for line in made.report.lines():
+        out.print(line, markup=False)
+    out.print(f"backup: {made.folder} ({made.files} files, {made.shared} shared with the one before)", markup=False)
+    if made.report.damaged:
+        out.print("the backup has the damage too: earlier ones were kept", markup=False)
+        raise typer.Exit(DAMAGED)
 
 
 def _stop(number: int, frame: Any) -> None:

@@ -182,6 +182,7 @@ def set_up_mlflow() -> None:
     # A request that MLflow repeats by itself can create a thing twice; we repeat by looking first.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     import mlflow  # noqa: F401
 
     for noisy in ("mlflow", "alembic"):

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import patience, tracking
+from pipelines import mlflow_runs, patience, registry, tracking
+from pipelines.tracking import Tracker
 from tests.faults import mlflow_life
 from tests.faults.mlflow_life import POINTS, Drivers, released, tracked
 from tests.faults.mlflow_server import MlflowServer
@@ -23,6 +24,7 @@ SIDES = ("before", "after")
 def proxy(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LossyProxy]:
     server = MlflowServer(store, tmp_path_factory.mktemp("server"))
     proxy = LossyProxy(server.port)
+    mlflow_runs.experiment_id(registry.connect(proxy.uri))  # who comes first makes it; see the test of that
     try:
         yield proxy
     finally:
@@ -55,6 +57,7 @@ def said_first(folder: Path) -> Callable[[Request], object]:
 def cut(proxy: LossyProxy, number: int, side: str, gate: Callable[[Request], object]) -> list[Request]:
     """Cut request `number` at that side; the requests that were cut come in the list that is returned."""
     fired: list[Request] = []
+    proxy.reset()
 
     def rule(request: Request) -> bool:
         if request.number == number:
@@ -70,6 +73,7 @@ def reference(proxy: LossyProxy, root: Path, life: str, key: str) -> list[Reques
     """The requests of an undisturbed life."""
     folder = root / key
     folder.mkdir()
+    proxy.reset()
     if life == "release":
         mlflow_life.write_package(folder)
     else:
@@ -98,7 +102,25 @@ def test_whichever_request_of_tracking_is_cut_the_same_process_catches_up(
         assert [str(one) for one in fired] == [str(request)], f"no request {request.number}"
         assert tracked(proxy.uri, key) == undisturbed, f"{request} cut {side} it was forwarded"
         assert not (folder / "outbox.json").exists()
-        proxy.reset()
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_a_cut_while_the_experiment_is_made_leaves_one_experiment(proxy: LossyProxy, tmp_path: Path, side: str) -> None:
+    fired: list[str] = []
+
+    def creation(request: Request) -> bool:
+        found = "experiments/create" in request.path and not fired
+        fired.extend([str(request)] * found)
+        return found
+
+    setattr(proxy, side, creation)
+    tracker = Tracker(proxy.uri, tmp_path / "outbox.json", f"fresh-{side}")
+    tracker.start_execution("fresh", {"name": "tiny"}, {})
+    assert tracker.finish_execution("FINISHED") is None
+    assert fired
+    client = registry.connect(proxy.uri)
+    number = mlflow_runs.experiment_id(client, f"fresh-{side}")
+    assert [run.info.status for run in client.search_runs([number])] == ["FINISHED"]
 
 
 @pytest.mark.parametrize("side", SIDES)
@@ -114,7 +136,6 @@ def test_whichever_request_of_registering_and_pulling_is_cut_there_is_one_versio
         folder = tmp_path / name
         folder.mkdir()
         mlflow_life.write_package(folder)
-        proxy.reset()
         fired = cut(proxy, request.number, side, lambda request: False)
         mlflow_life.release(proxy.uri, str(folder), name)
         proxy.reset()
@@ -163,6 +184,7 @@ def test_a_driver_killed_at_any_request_of_tracking_is_made_up_for_by_the_next(
 def training_requests(proxy: LossyProxy, drivers: Drivers, folder: Path, key: str) -> list[Request]:
     """The requests of a pipeline up to the last point of a step that goes on."""
     folder.mkdir()
+    proxy.reset()
     proxy.before = said_first(folder)
     pid = drivers.begin("train_for_ever", proxy.uri, str(folder), key)
 
