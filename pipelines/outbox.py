@@ -7,13 +7,17 @@ finished steps is told again from their records.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from model import durable
 from pipelines.wanted_runs import WantedRun
+
+_DEAD = 60.0  # seconds after which a draft, which is written in milliseconds, is nobody's
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +32,7 @@ class Outbox:
 
     def take(self) -> list[WantedRun]:
         """What an earlier pipeline could not deliver. A damaged file is set aside, with a message."""
+        self._sweep()
         try:
             content = durable.read_json(self.path)
             runs = [WantedRun.from_json(run) for run in content["runs"]]
@@ -46,6 +51,13 @@ class Outbox:
             )  # fmt: skip
             return []
         return runs
+
+    def _sweep(self) -> None:
+        """Remove the drafts of pipelines that were killed while they wrote."""
+        for draft in self.path.parent.glob(f".{self.path.name}.*.tmp"):
+            with contextlib.suppress(FileNotFoundError):  # it was alive, and is written
+                if time.time() - draft.stat().st_mtime > _DEAD:
+                    draft.unlink()
 
     def keep(self, runs: Sequence[WantedRun]) -> None:
         """Replace the content, whole or not at all; what another pipeline has kept meanwhile stays."""
