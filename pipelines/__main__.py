@@ -73,9 +73,10 @@ def run_command(
     until: Annotated[str | None, typer.Option(help="name of the last step to do; all if not given")] = None,
 ) -> None:
     """Make everything that the recipe asks for and that is not made yet."""
-    from pipelines import narrate
+    from pipelines import narrate, store
 
     made, execution = configured(recipe, work, settings)
+    store.assert_readable(execution.registry)  # before hours of training for it, not after
     workspace = run.until(run.open_workspace(made, execution, fetch=True), until)
     narrate.run(workspace, out, err, Given(recipe, work, pairs(settings)))
 
@@ -100,7 +101,10 @@ def plan(
     recipe: RecipeName = "default", work: WorkDir = "work", settings: Settings = None, as_json: AsJson = False
 ) -> None:
     """Say of each step whether it is done, and why not."""
+    from pipelines import store
+
     made, execution = configured(recipe, work, settings)
+    store.assert_readable(execution.registry)
     planned = run.plan(run.open_workspace(made, execution, fetch=False))
     if as_json:
         steps = [

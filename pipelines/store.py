@@ -64,9 +64,16 @@ def ensure_store(location: str | Path) -> str:
             with lock(uri):
                 if not path.exists():
                     _create_database(path)
+        assert_readable(uri)
+    return uri
+
+
+def assert_readable(location: str | Path) -> None:
+    """StoreDamaged if the database of a local store is there and cannot be read; in milliseconds. Says nothing of servers."""
+    uri = tracking_uri(location)
+    if uri.startswith(SQLITE):
         with damage_named(uri):
             select(uri, "select version_num from alembic_version")
-    return uri
 
 
 def connect(location: str | Path) -> Any:

@@ -53,7 +53,7 @@ def back_up(database: Path, dest: Path | None, keep: int) -> Backup:
     with staging(target) as draft:
         _copy_database(database, draft / database.name)
         shared = _copy_files(folder, draft, earlier[-1] if earlier else None, database)
-        report = store_check.check(draft / database.name)
+        report = store_check.check(draft / database.name).elsewhere(target)
         files = {name: _stated(draft / name) for name in sorted(_files(draft))}
         durable.write_json(draft / CONTENTS, {"schema": 1, "of": str(folder), "files": files})
         durable.publish_folder(draft, target)

@@ -34,6 +34,11 @@ class Report:
         """The report as plain data."""
         return asdict(self)
 
+    def elsewhere(self, folder: Path) -> Report:
+        """The report on a folder that is to be renamed."""
+        there = [[line.replace(self.folder, str(folder)) for line in lines] for lines in (self.damaged, self.remarks)]
+        return Report(str(folder), self.versions, self.bytes, *there)
+
     def lines(self) -> Iterator[str]:
         """The report for people."""
         yield from (f"damaged: {what}" for what in self.damaged)

@@ -191,7 +191,10 @@ def test_a_damaged_database_is_said_with_the_backup_and_never_filled_anew(
     ):
         with pytest.raises(StoreDamaged, match=f"mlflow.db is damaged .*(?s:.)*{backup}"):
             ask()
-    for command in (["pull", "small@champion", str(tmp_path / "dest")], ["registry-check"]):
+    here = ["--recipe", "tiny", "--work", str(tmp_path / "work")]
+    for command in (
+        ["pull", "small@champion", str(tmp_path / "dest")], ["registry-check"], ["run", *here], ["plan", *here],
+    ):  # fmt: skip
         done = gptline(*command, registry=kept)
         assert done.returncode == 3, done.stdout + done.stderr
         assert str(backup) in done.stdout + done.stderr and "Traceback" not in done.stderr
