@@ -82,6 +82,7 @@ class Tracker:
         self._mirrored: Mirror | None = None
         self._wake = threading.Event()
         self._ending = threading.Event()
+        self._given_up = threading.Event()
         self._trouble = ""
         self._refused: list[str] = []
         self._sampled = time.monotonic()
@@ -169,6 +170,8 @@ class Tracker:
         self._ending.set()
         self._wake.set()
         self._thread.join(patience)
+        self._given_up.set()  # what is in the outbox is the next pipeline's: no late word of ours may cross it
+        self._wake.set()
         left = [run for run in self._runs if not run.closed]
         problems = [f"MLflow at {self._location} refused {refused}" for refused in self._refused]
         if left:
@@ -193,7 +196,7 @@ class Tracker:
             except Exception as error:  # whatever it is, training goes on; finish_execution reports it
                 failures += 1
                 self._note(error)
-            if self._ending.is_set() and all(run.closed for run in self._runs):
+            if self._given_up.is_set() or (self._ending.is_set() and all(run.closed for run in self._runs)):
                 return
             patience = min(_POLL * 2 ** min(failures, 8), _LONGEST_WAIT)
             self._wake.wait(min(patience, 1.0) if self._ending.is_set() else patience)
@@ -230,6 +233,8 @@ class Tracker:
 
     def _supply(self, mirrored: Mirror, run: WantedRun) -> None:
         """Make one run so. What MLflow understands and refuses is given up after a few tries."""
+        if self._given_up.is_set():
+            return
         try:
             if any(run is done for done in self._done_before) and mirrored.is_finished(run):
                 run.closed = True

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,12 +35,18 @@ time.sleep(3600)
 """
 
 
-def driver(store: Path, work: Path, key: str) -> subprocess.Popen[bytes]:
-    """A pipeline that trains for ever, as soon as MLflow says so."""
+@contextlib.contextmanager
+def driver(store: Path, work: Path, key: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A pipeline that trains for ever, once MLflow says so; dead at the end, if it was not before."""
+    work.mkdir(exist_ok=True)
     command = [sys.executable, "-c", _DRIVER, str(store), str(work), key]
     process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
-    assert waits(lambda: statuses(store, key) == ["RUNNING", "FINISHED", "RUNNING"])
-    return process
+    try:
+        assert waits(lambda: statuses(store, key) == ["RUNNING", "FINISHED", "RUNNING"])
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 def statuses(store: Path, key: str) -> list[str]:
@@ -54,33 +62,23 @@ def next_pipeline(store: Path, work: Path, key: str) -> None:
 
 
 def test_a_killed_execution_followed_by_another_one_is_killed_to_mlflow_too(store: Path, tmp_path: Path) -> None:
-    alive, dead = driver(store, tmp_path, "alive"), driver(store, tmp_path, "dead")
-    elsewhere = driver(store, tmp_path / "elsewhere", "elsewhere")
-    try:
-        for process in (dead, elsewhere):
-            process.kill()
-            process.wait()
+    with driver(store, tmp_path, "alive"):
+        with driver(store, tmp_path, "dead"), driver(store, tmp_path / "elsewhere", "elsewhere"):
+            pass
         assert statuses(store, "dead") == ["RUNNING", "FINISHED", "RUNNING"], "nobody could say so yet"
         next_pipeline(store, tmp_path, "other data")
         assert statuses(store, "dead") == ["KILLED", "FINISHED", "KILLED"]
         assert statuses(store, "alive") == ["RUNNING", "FINISHED", "RUNNING"], "it lives: it is not ours to end"
         assert statuses(store, "elsewhere") == ["RUNNING", "FINISHED", "RUNNING"], "another work directory's"
-    finally:
-        alive.kill()
-        alive.wait()
     next_pipeline(store, tmp_path, "alive")
     assert statuses(store, "alive") == ["FINISHED", "FINISHED", "KILLED"], "it went on without its last step"
 
 
 def test_a_frozen_execution_is_not_taken_for_dead(store: Path, tmp_path: Path) -> None:
-    frozen = driver(store, tmp_path, "frozen")
-    try:
+    with driver(store, tmp_path, "frozen") as frozen:
         frozen.send_signal(signal.SIGSTOP)
         next_pipeline(store, tmp_path, "other data while frozen")
         assert statuses(store, "frozen") == ["RUNNING", "FINISHED", "RUNNING"]
-    finally:
-        frozen.kill()
-        frozen.wait()
 
 
 def test_an_owner_is_dead_if_its_machine_was_started_again_and_unknown_on_another_machine() -> None:
