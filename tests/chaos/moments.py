@@ -17,6 +17,7 @@ from tests.chaos.victims import OUTSIDE, WEIGHTS
 
 TRAINING = ("pretrain", "finetune")
 _TRAINING_AIMS = 4  # aims at a training step for one at any other, there is more to be hit in it
+_FRESH = 2.0  # seconds for which a driver counts as just started
 
 
 @dataclass(frozen=True)
@@ -38,37 +39,51 @@ class Aim:
         return f"{self.step}, {where.get(self.kind, self.kind)}"
 
 
-def draw(
-    dice: random.Random, steps: Sequence[str], count: int, victims: Sequence[str], train_steps: Mapping[str, int]
-) -> list[Aim]:
-    """`count` aims for one round, in the order of the line: each step gets its share, and so do its start and its end."""
-    slots = [name for name in steps for _ in range(_TRAINING_AIMS if name in TRAINING else 2)]
-    slots += ["start", "start", "anytime", "anytime", "end"]
-    chosen: list[str] = []
-    while len(chosen) < count:
-        chosen += dice.sample(slots, min(len(slots), count - len(chosen)))
-    order = {name: index for index, name in enumerate(["start", *steps, "end"])}
-    order["anytime"] = -1  # whatever is going on when the aim before it is done with
-    aims = [_aim(dice, name, victims, train_steps) for name in chosen]
-    placed = sorted((aim for aim in aims if aim.kind not in ("anytime", "start")), key=lambda aim: order[aim.step])
-    for aim in aims:
-        if aim.kind in ("anytime", "start"):
-            placed.insert(dice.randint(0, len(placed)), aim)
-    return placed
+class Plan:
+    """The aims of one round, in the order of the line. An aim whose moment has passed gives another one further on."""
 
+    def __init__(self, dice: random.Random, steps: Sequence[str], victims: Sequence[str], train_steps: Mapping[str, int]) -> None:  # fmt: skip
+        self._dice, self._steps, self._victims, self._train_steps = dice, list(steps), victims, train_steps
+        self.aims: list[Aim] = []
 
-def _aim(dice: random.Random, name: str, victims: Sequence[str], train_steps: Mapping[str, int]) -> Aim:
-    weights = dict(WEIGHTS.get(name.split("-")[0], OUTSIDE)) | {"server": 2.0}
-    possible = {victim: weight for victim, weight in weights.items() if victim in victims} or {"driver": 1}
-    victim = dice.choices(list(possible), list(possible.values()))[0]
-    if name == "anytime":
-        return Aim(name, name, dice.uniform(0, 12), victim)
-    if name in ("start", "end"):
-        return Aim(name, name, dice.uniform(0, 2.5 if name == "start" else 1.5), victim)
-    usual = ["train_step"] * 4 + ["time"] * 2 if name in TRAINING else ["time"] * 6
-    kind = dice.choice([*usual, "outputs", "record"])
-    value = dice.randint(1, train_steps[name]) if kind == "train_step" else dice.uniform(0, 1)
-    return Aim(name, kind, value, victim)
+    def draw(self, count: int) -> Plan:
+        """Add `count` aims: each step gets its share, and so do starts, ends and moments that aim at no step."""
+        slots = [name for name in self._steps for _ in range(_TRAINING_AIMS if name in TRAINING else 2)]
+        slots += ["start", "start", "anytime", "anytime", "end"]
+        chosen: list[str] = []
+        while len(chosen) < count:
+            chosen += self._dice.sample(slots, min(len(slots), count - len(chosen)))
+        for name in chosen:
+            self._place(self._aim(name))
+        return self
+
+    def missed(self, left: Sequence[str]) -> None:
+        """The first aim came too late: another one, at one of the steps that are `left`, takes its place."""
+        self.aims.pop(0)
+        if left:
+            self._place(self._aim(self._dice.choice(list(left))))
+
+    def _place(self, aim: Aim) -> None:
+        if aim.kind in ("start", "anytime"):
+            self.aims.insert(self._dice.randint(0, len(self.aims)), aim)
+        else:
+            order = {name: index for index, name in enumerate([*self._steps, "end"])}
+            later = [index for index, other in enumerate(self.aims) if order.get(other.step, -1) > order[aim.step]]
+            self.aims.insert(min(later, default=len(self.aims)), aim)
+
+    def _aim(self, name: str) -> Aim:
+        dice = self._dice
+        weights = dict(WEIGHTS.get(name.split("-")[0], OUTSIDE)) | {"server": 2.0}
+        possible = {victim: weight for victim, weight in weights.items() if victim in self._victims} or {"driver": 1}
+        victim = dice.choices(list(possible), list(possible.values()))[0]
+        if name == "anytime":
+            return Aim(name, name, dice.uniform(0, 12), victim)
+        if name in ("start", "end"):
+            return Aim(name, name, dice.uniform(0, 2.5 if name == "start" else 1.5), victim)
+        usual = ["train_step"] * 4 + ["time"] * 2 if name in TRAINING else ["time"] * 6
+        kind = dice.choice([*usual, "outputs", "record"])
+        value = dice.randint(1, self._train_steps[name]) if kind == "train_step" else dice.uniform(0, 1)
+        return Aim(name, kind, value, victim)
 
 
 class Watch:
@@ -86,7 +101,7 @@ class Watch:
         if aim.kind == "anytime":
             return now - self._began >= aim.value
         if aim.kind == "start":
-            return up >= aim.value
+            return up >= aim.value if up - (now - self._began) < _FRESH else None
         done = disk.recorded(work)
         if aim.kind == "end":
             self._since = self._since or (now if len(done) >= wanted else None)

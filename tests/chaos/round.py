@@ -125,15 +125,18 @@ class Round:
 
     def _aim(self) -> None:
         """Kill, if the moment of the next aim has come; pass over an aim whose moment is gone."""
-        if not self.aims:
+        if not self.aims or self.kills >= self.limit:
             return
         if self.watch is None:
             self.watch = Watch(self.aims[0], self.reference.seconds)
         up = time.monotonic() - self.up
         due = self.watch.due(self.site.work, self.driver.pid, up, len(self.reference.steps))
         if due is None or (due and self._kill(self.aims[0])):
-            self.aims.pop(0)
+            missed = self.aims.pop(0) if due is None else None
             self.watch = None
+            left = [name for name in self.reference.steps if name not in disk.recorded(self.site.work)]
+            if missed and left and self.redraw:  # its step was over too soon: another one instead
+                self.aims = self.redraw(left, self.aims)
 
     def _kill(self, aim: Aim) -> bool:
         """Kill the aim's victim and write it down. False if nobody plays that role now."""
@@ -205,7 +208,8 @@ class Round:
             self.wounds.remove(wound)
             resumed = self._resumed(wound, at)
             kept = disk.certificates(self.site.work)
-            lost = wound.signs.train[2] - resumed if resumed is not None else None
+            # The orphaned ranks of a killed driver may have gone further before they ended: then nothing is lost.
+            lost = max(0, wound.signs.train[2] - resumed) if resumed is not None else None
             redone = sum(kept.get(name) != stamp for name, stamp in wound.units.items())
             after = round(time.monotonic() - wound.at, 2)
             self.ledger.add(
@@ -227,10 +231,12 @@ class Round:
         if at and at.step == wound.step:
             lines = disk.progress(at.attempt)
             fresh = lines[count:] if at.attempt.name == attempt else lines
+            if at.attempt.name != attempt:
+                return int(fresh[0]["step"]) - 1 if fresh else None
             return next((int(line["step"]) - 1 for line in fresh if line["step"] <= step), step)
         folder = disk.recorded(self.site.work).get(wound.step)
         metrics = json.loads((folder / "record.json").read_bytes())["metrics"] if folder else {}
-        return min(step, metrics["resumed_from"]) if metrics.get("resumed_from") else None
+        return metrics.get("resumed_from")
 
     def _compare(self) -> list[str]:
         """All that has to hold at the end of the round."""
