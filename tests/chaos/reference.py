@@ -90,9 +90,10 @@ def _record(folder: Path) -> dict[str, Any]:
 
 
 def _code(recipe: str) -> dict[str, str]:
-    files = [path for room in ("pipelines", "model", "cluster", "tests/chaos") for path in (ROOT / room).rglob("*.py")]
-    files += [path for path in (ROOT / "constraints.txt", Path(recipe.rpartition(":")[0])) if path.is_file()]
-    return {str(path): disk.sha256(path) for path in sorted(files)}
+    files = [path for room in ("pipelines", "model", "cluster") for path in (ROOT / room).rglob("*.py")]
+    others = (ROOT / "constraints.txt", Path(__file__).with_name("outcome.py"), Path(recipe.rpartition(":")[0]))
+    files += [path for path in others if path.is_file()]
+    return {str(path.resolve()).removeprefix(str(ROOT)): disk.sha256(path) for path in sorted(files)}
 
 
 def _machine() -> dict[str, Any]:

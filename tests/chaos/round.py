@@ -18,7 +18,7 @@ from typing import Any
 
 from tests.chaos import disk, outcome, victims
 from tests.chaos.ledger import Ledger
-from tests.chaos.moments import TRAINING, Aim, Watch
+from tests.chaos.moments import TRAINING, Aim, Plan, Watch
 from tests.chaos.reference import Reference
 from tests.chaos.site import Site, kill_all
 
@@ -46,16 +46,9 @@ class _Wound:
 class Round:
     """State of one round. `run` does it all and returns what differs."""
 
-    def __init__(self, site: Site, reference: Reference, aims: list[Aim], ledger: Ledger, number: int, dice: random.Random, say: Callable[[str], None]) -> None:  # fmt: skip
-        self.site, self.reference, self.ledger, self.number, self.dice, self.say = (
-            site,
-            reference,
-            ledger,
-            number,
-            dice,
-            say,
-        )
-        self.aims = list(aims)
+    def __init__(self, site: Site, reference: Reference, plan: Plan, ledger: Ledger, number: int, limit: int, dice: random.Random, say: Callable[[str], None]) -> None:  # fmt: skip
+        self.site, self.reference, self.plan, self.ledger = site, reference, plan, ledger
+        self.number, self.limit, self.dice, self.say = number, limit, dice, say
         self.kills = self.restarts = self.broken = 0
         self.whole = disk.Wholeness()
         self.watch: Watch | None = None
@@ -125,18 +118,17 @@ class Round:
 
     def _aim(self) -> None:
         """Kill, if the moment of the next aim has come; pass over an aim whose moment is gone."""
-        if not self.aims or self.kills >= self.limit:
+        if not self.plan.aims or self.kills >= self.limit:
             return
-        if self.watch is None:
-            self.watch = Watch(self.aims[0], self.reference.seconds)
+        aim = self.plan.aims[0]
+        if self.watch is None or self.watch.aim is not aim:
+            self.watch = Watch(aim, self.reference.seconds)
         up = time.monotonic() - self.up
         due = self.watch.due(self.site.work, self.driver.pid, up, len(self.reference.steps))
-        if due is None or (due and self._kill(self.aims[0])):
-            missed = self.aims.pop(0) if due is None else None
-            self.watch = None
-            left = [name for name in self.reference.steps if name not in disk.recorded(self.site.work)]
-            if missed and left and self.redraw:  # its step was over too soon: another one instead
-                self.aims = self.redraw(left, self.aims)
+        if due is None:
+            self.plan.missed([name for name in self.reference.steps if name not in disk.recorded(self.site.work)])
+        elif due and self._kill(aim):
+            self.plan.aims.pop(0)
 
     def _kill(self, aim: Aim) -> bool:
         """Kill the aim's victim and write it down. False if nobody plays that role now."""
