@@ -66,12 +66,12 @@ def one_round(options: argparse.Namespace, log: ledgers.Ledger, expected: Any, n
     dice = random.Random(f"{options.seed} {number}")
     roles = options.victims.split(",")
     plan = moments.Plan(dice, expected.steps, roles, expected.train_steps)
-    plan.aims = list(options.aim) if options.aim else plan.draw(min(wanted + _SPARE, options.a_round)).aims
+    plan = moments.Plan.of(options.aim) if options.aim else plan.draw(min(wanted + _SPARE, options.a_round))
     served, fresh = "server" in roles and dice.random() < options.served, dice.random() < 0.3
     with site(tree=options.tree, recipe=options.recipe, until=options.until) as place:
         seed_registry(place, None if fresh and not served else template(), served)
         say(
-            f"round {number}: {len(plan.aims)} kills aimed at, MLflow {'behind a server' if served else 'in a folder'}, in {place.folder}"
+            f"round {number}: {len(plan.aims) + len(plan.free)} kills aimed at, MLflow {'behind a server' if served else 'in a folder'}, in {place.folder}"
         )
         this = Round(place, expected, plan, log, number, wanted, dice, say)
         try:

@@ -17,7 +17,8 @@ from tests.chaos.victims import OUTSIDE, WEIGHTS
 
 TRAINING = ("pretrain", "finetune")
 _TRAINING_AIMS = 4  # aims at a training step for one at any other, there is more to be hit in it
-_FRESH = 2.0  # seconds for which a driver counts as just started
+_FRESH = 0.5  # seconds by which a kill at a start may come late
+FREE = ("start", "anytime")
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,23 @@ class Aim:
 
 
 class Plan:
-    """The aims of one round, in the order of the line. An aim whose moment has passed gives another one further on."""
+    """The aims of one round: `aims` at steps, in the order of the line, and `free` ones beside them, at any step.
+
+    An aim whose moment has passed gives another one further on.
+    """
 
     def __init__(self, dice: random.Random, steps: Sequence[str], victims: Sequence[str], train_steps: Mapping[str, int]) -> None:  # fmt: skip
         self._dice, self._steps, self._victims, self._train_steps = dice, list(steps), victims, train_steps
         self.aims: list[Aim] = []
+        self.free: list[Aim] = []
+        self._replace = True
+
+    @staticmethod
+    def of(aims: Sequence[Aim]) -> Plan:
+        """These aims and no others."""
+        plan = Plan(random.Random(0), [], (), {})
+        plan.aims, plan._replace = list(aims), False
+        return plan
 
     def draw(self, count: int) -> Plan:
         """Add `count` aims: each step gets its share, and so do starts, ends and moments that aim at no step."""
@@ -57,18 +70,26 @@ class Plan:
             self._place(self._aim(name))
         return self
 
-    def missed(self, left: Sequence[str]) -> None:
-        """The first aim came too late: another one, at one of the steps that are `left`, takes its place."""
-        self.aims.pop(0)
-        if left:
+    def heads(self) -> list[Aim]:
+        """The aims whose turn it is."""
+        return self.aims[:1] + self.free[:1]
+
+    def hit(self, aim: Aim) -> None:
+        """The aim is done with."""
+        (self.free if aim.kind in FREE else self.aims).pop(0)
+
+    def missed(self, aim: Aim, left: Sequence[str]) -> None:
+        """The aim came too late: another one, at one of the steps that are `left`, takes its place."""
+        self.hit(aim)
+        if left and self._replace:
             self._place(self._aim(self._dice.choice(list(left))))
 
     def _place(self, aim: Aim) -> None:
-        if aim.kind in ("start", "anytime"):
-            self.aims.insert(self._dice.randint(0, len(self.aims)), aim)
+        if aim.kind in FREE:
+            self.free.append(aim)
         else:
             order = {name: index for index, name in enumerate([*self._steps, "end"])}
-            later = [index for index, other in enumerate(self.aims) if order.get(other.step, -1) > order[aim.step]]
+            later = [index for index, other in enumerate(self.aims) if order[other.step] > order[aim.step]]
             self.aims.insert(min(later, default=len(self.aims)), aim)
 
     def _aim(self, name: str) -> Aim:
@@ -77,7 +98,7 @@ class Plan:
         possible = {victim: weight for victim, weight in weights.items() if victim in self._victims} or {"driver": 1}
         victim = dice.choices(list(possible), list(possible.values()))[0]
         if name == "anytime":
-            return Aim(name, name, dice.uniform(0, 12), victim)
+            return Aim(name, name, dice.uniform(0, 25), victim)
         if name in ("start", "end"):
             return Aim(name, name, dice.uniform(0, 2.5 if name == "start" else 1.5), victim)
         usual = ["train_step"] * 4 + ["time"] * 2 if name in TRAINING else ["time"] * 6
@@ -100,8 +121,8 @@ class Watch:
         aim, now = self.aim, time.monotonic()
         if aim.kind == "anytime":
             return now - self._began >= aim.value
-        if aim.kind == "start":
-            return up >= aim.value if up - (now - self._began) < _FRESH else None
+        if aim.kind == "start":  # of the next driver that starts
+            return aim.value <= up < aim.value + _FRESH
         done = disk.recorded(work)
         if aim.kind == "end":
             self._since = self._since or (now if len(done) >= wanted else None)

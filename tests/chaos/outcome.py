@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from tests.chaos import disk
-from tests.chaos.site import Site
 
 Facts = dict[str, Any]
 # Metrics of a record that tell how it was made, not what: they may differ.
@@ -24,9 +23,10 @@ _COMES_AND_GOES = ("lease", "attempts", "checkpoints")
 _OWN = {"digests.json"}
 
 
-def facts(site: Site) -> Facts:
-    """All that has to be the same: "file ..." are digests, all other names are facts."""
-    return _files(site.work) | _records(site.work) | _packages(site.registry) | _mlflow(site.registry)
+def facts(work: Path, registry: Path) -> Facts:
+    """All that has to be the same, as plain JSON: names that begin with "file" are digests, all others are facts."""
+    found = _files(work) | _records(work) | _packages(registry) | _mlflow(registry)
+    return dict(json.loads(json.dumps(found)))
 
 
 def compared_files(found: Facts) -> int:

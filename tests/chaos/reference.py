@@ -56,14 +56,19 @@ def _make(recipe: str, until: str | None, settings: Mapping[str, object]) -> Ref
         seed_registry(quiet, template(), served=False)
         if quiet.start().wait():
             raise RuntimeError(f"the undisturbed run failed:\n{quiet.log.read_text()}")
-        found = outcome.facts(quiet)
-        wrong = outcome.leftovers(quiet.work) + outcome.curve_matches_metrics(quiet.work, found)
+        made = measured(quiet.work, quiet.registry)
+        wrong = outcome.leftovers(quiet.work) + outcome.curve_matches_metrics(quiet.work, made.facts)
         if wrong:
             raise RuntimeError(f"the undisturbed run is no reference: {wrong}")
-        records = {name: _record(folder) for name, folder in disk.recorded(quiet.work).items()}
-        order = sorted(records, key=lambda name: records[name]["finished"])
-        counts = {name: records[name]["metrics"]["steps"] for name in order if "steps" in records[name]["metrics"]}
-        return Reference(found, {name: records[name]["seconds"] for name in order}, counts)
+        return made
+
+
+def measured(work: Path, registry: Path) -> Reference:
+    """A finished line as the reference for others."""
+    records = {name: _record(folder) for name, folder in disk.recorded(work).items()}
+    order = sorted(records, key=lambda name: records[name]["finished"])
+    counts = {name: records[name]["metrics"]["steps"] for name in order if "steps" in records[name]["metrics"]}
+    return Reference(outcome.facts(work, registry), {name: records[name]["seconds"] for name in order}, counts)
 
 
 def template() -> Path:

@@ -51,7 +51,7 @@ class Round:
         self.number, self.limit, self.dice, self.say = number, limit, dice, say
         self.kills = self.restarts = self.broken = 0
         self.whole = disk.Wholeness()
-        self.watch: Watch | None = None
+        self.watches: dict[Aim, Watch] = {}
         self.wounds: list[_Wound] = []
         self.disturbed: Counter[tuple[int, str]] = Counter()
         self.server_back: float | None = None
@@ -117,18 +117,20 @@ class Round:
             self._again("it hung")
 
     def _aim(self) -> None:
-        """Kill, if the moment of the next aim has come; pass over an aim whose moment is gone."""
-        if not self.plan.aims or self.kills >= self.limit:
-            return
-        aim = self.plan.aims[0]
-        if self.watch is None or self.watch.aim is not aim:
-            self.watch = Watch(aim, self.reference.seconds)
-        up = time.monotonic() - self.up
-        due = self.watch.due(self.site.work, self.driver.pid, up, len(self.reference.steps))
-        if due is None:
-            self.plan.missed([name for name in self.reference.steps if name not in disk.recorded(self.site.work)])
-        elif due and self._kill(aim):
-            self.plan.aims.pop(0)
+        """Kill, if the moment of an aim has come; pass over an aim whose moment is gone."""
+        for aim in self.plan.heads() if self.kills < self.limit else ():
+            if aim not in self.watches:
+                self.watches = {
+                    head: self.watches.get(head) or Watch(head, self.reference.seconds) for head in self.plan.heads()
+                }
+            up = time.monotonic() - self.up
+            due = self.watches[aim].due(self.site.work, self.driver.pid, up, len(self.reference.steps))
+            if due is None:
+                done = disk.recorded(self.site.work)
+                self.plan.missed(aim, [name for name in self.reference.steps if name not in done])
+            elif due and self._kill(aim):
+                self.plan.hit(aim)
+                return
 
     def _kill(self, aim: Aim) -> bool:
         """Kill the aim's victim and write it down. False if nobody plays that role now."""
@@ -238,7 +240,7 @@ class Round:
         checked = self.site.ask("verify")
         if checked.returncode or not re.search(r"\b0 damaged, 0 missing, 0 unowned", checked.stdout):
             found += [f"verify: {line}" for line in (checked.stdout + checked.stderr).splitlines()[-12:]]
-        seen = json.loads(json.dumps(outcome.facts(self.site)))
+        seen = outcome.facts(self.site.work, self.site.registry)
         found += outcome.leftovers(self.site.work) + outcome.curve_matches_metrics(self.site.work, seen)
         found += outcome.differences(self.reference.facts, seen)
         files = outcome.compared_files(seen)
