@@ -18,13 +18,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from tests.chaos import ledger as ledgers
 from tests.chaos import moments, planted, victims
 from tests.chaos.reference import commit, reference, template
 from tests.chaos.round import GaveUp, Round
-from tests.chaos.site import ROOT, SETTINGS, seed_registry, site
+from tests.chaos.site import ROOT, SETTINGS, kill_all, seed_registry, site
 
 _A_ROUND = 26  # kills aimed at in one round, at most
+_LINGER = 90.0  # seconds: Ray's agents give up after 60
 _SPARE = 3  # aims more than are wanted, because some will miss
 
 
@@ -48,11 +51,13 @@ def batch(options: argparse.Namespace, log: ledgers.Ledger) -> int:
     say(
         f"reference: {len(expected.steps)} steps, {len(expected.facts)} facts, {sum(expected.seconds.values()):.0f} s of steps"
     )
-    began, number, killed = time.monotonic(), 0, 0
+    began, number, killed, lingering = time.monotonic(), 0, 0, list[psutil.Process]()
     while killed < options.kills and time.monotonic() - began < options.minutes * 60:
         number += 1
-        killed += one_round(options, log, expected, number, options.kills - killed)
+        kills, left = one_round(options, log, expected, number, options.kills - killed)
+        killed, lingering = killed + kills, lingering + left
     seconds = time.monotonic() - began
+    wait_for(lingering, log)
     log.add("end", seconds=round(seconds, 1))
     print("\n".join(ledgers.table(log.events)))
     found = ledgers.sums(log.events)
@@ -61,8 +66,21 @@ def batch(options: argparse.Namespace, log: ledgers.Ledger) -> int:
     return 1 if found["differences"] or found["kills in unfinished rounds"] else 0
 
 
-def one_round(options: argparse.Namespace, log: ledgers.Ledger, expected: Any, number: int, wanted: int) -> int:
-    """One round in a fresh place; how many kills it took."""
+def wait_for(lingering: list[psutil.Process], log: ledgers.Ledger) -> None:
+    """Ray's agents have to end by themselves when they give up asking for their dead Ray."""
+    began = time.monotonic()
+    _, left = psutil.wait_procs(lingering, timeout=_LINGER)
+    say(f"{len(lingering)} agents of killed Rays lived on for a while, the last one for {time.monotonic() - began:.0f} s after the last round")  # fmt: skip
+    for process in left:
+        log.add("broken", round=0, what=f"left over: process {process}", said="", kill=0)
+        say(f"DIFFERENCE: left over: process {process}")
+    kill_all(left)
+
+
+def one_round(
+    options: argparse.Namespace, log: ledgers.Ledger, expected: Any, number: int, wanted: int
+) -> tuple[int, list[psutil.Process]]:
+    """One round in a fresh place; how many kills it took, and which of Ray's agents outlived it."""
     dice = random.Random(f"{options.seed} {number}")
     roles = options.victims.split(",")
     plan = moments.Plan(dice, expected.steps, roles, expected.train_steps)
@@ -79,7 +97,7 @@ def one_round(options: argparse.Namespace, log: ledgers.Ledger, expected: Any, n
             say(f"round {number}: {this.kills} kills, {this.restarts} restarts, {len(different)} differences, {time.monotonic() - this.began:.0f} s")  # fmt: skip
         except GaveUp as end:
             say(f"round {number} was given up: {end}")
-        return this.kills
+        return this.kills, place.lingering
 
 
 def say(line: str) -> None:

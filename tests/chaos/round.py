@@ -72,8 +72,12 @@ class Round:
         self.last, self.last_signs = time.monotonic(), disk.Signs()
 
     def _again(self, why: str) -> None:
-        """Give the same command again."""
+        """Give the same command again, with the server up: who starts a line while its registry is away is told so."""
         self.restarts += 1
+        if self.server_back is not None and self.site.server:
+            self.server_back = None
+            self.site.server.start()
+            self.site.server.wait()
         self.ledger.add("restart", round=self.number, why=why)
         self._start()
 
@@ -101,7 +105,7 @@ class Round:
         """Keep account of what the line does by itself."""
         now, at = time.monotonic(), disk.working(self.site.work, self.driver.pid)
         self.owned = self.owned or at is not None
-        if self.server_back and now >= self.server_back and self.site.server:
+        if self.server_back is not None and now >= self.server_back and self.site.server:
             self.server_back = None
             self.site.server.start()
         if now - self.last < 0.1 and not self.wounds:
@@ -155,10 +159,6 @@ class Round:
         if role in ("driver", "power"):
             self.driver.wait()
             self._check_published()
-            if self.site.server and role == "power":
-                self.server_back = None
-                self.site.server.start()
-                self.site.server.wait()  # a driver that asks before its registry is up is told so, and ends
             self._again(f"the {role} was killed")
         return True
 
@@ -234,7 +234,7 @@ class Round:
 
     def _compare(self) -> list[str]:
         """All that has to hold at the end of the round."""
-        found = [f"left over: process {process}" for process in self.site.gone(20)]
+        found = [f"left over: process {process}" for process in self.site.left(20)]
         if self.site.server:
             self.site.server.kill()
         checked = self.site.ask("verify")

@@ -33,6 +33,7 @@ SETTINGS: Mapping[str, object] = {
     "finetune.max_steps": 60,
     "execution.checkpoint_every": 5,
 }
+_AGENTS = ("ray::RuntimeEnvAgent", "ray::DashboardAgent")
 
 
 @dataclass
@@ -47,6 +48,7 @@ class Site:
     server: Server | None = None
     starts: int = 0
     driver: psutil.Popen | None = None
+    lingering: list[psutil.Process] = field(default_factory=list)
     _noted: set[psutil.Process] = field(default_factory=set)
 
     @property
@@ -114,18 +116,25 @@ class Site:
         self._noted = {process for process in self._noted if _lives(process)}
         return list(self._noted | set(marked(str(self.folder))))
 
-    def gone(self, seconds: float) -> list[psutil.Process]:
-        """Wait until no process is left, for `seconds` at most; those that are."""
+    def left(self, seconds: float) -> list[psutil.Process]:
+        """Wait until no process is left, for `seconds` at most; those that are, apart from Ray's agents.
+
+        Those ask a Ray that is dead for another minute before they end: they go to `lingering`, to be looked at later.
+        """
         deadline = time.monotonic() + seconds
-        while (left := self.processes()) and time.monotonic() < deadline:
+        while True:
+            found = self.processes()
+            self.lingering = [process for process in found if process.name() in _AGENTS]
+            others = [process for process in found if process not in self.lingering]
+            if not others or time.monotonic() > deadline:
+                return others
             time.sleep(0.1)
-        return left
 
     def close(self) -> None:
-        """End whatever still runs and remove the folder."""
+        """End whatever still runs, apart from what lingers, and remove the folder."""
         if self.server:
             self.server.kill()
-        while left := self.processes():
+        while left := [process for process in self.processes() if process not in self.lingering]:
             kill_all(left)
         shutil.rmtree(self.folder, ignore_errors=True)
 
