@@ -52,7 +52,7 @@ FAULTS = {
         time.sleep(0.5)
         copy.write(data[len(data) // 2 :])
 """,
-        "prepare_task", "prepare_task,record,0,driver", "published and not whole", "published and not whole",
+        "prepare_task", "prepare_task,record,0,driver", "published and not whole",
     ),
     "a checkpoint appears file by file": Fault(
         "model/durable.py", "def publish_folder(staging: Path, target: Path) -> None:",
@@ -65,7 +65,7 @@ FAULTS = {
         time.sleep(0.1)
     shutil.rmtree(staging)
 """,
-        "pretrain", "pretrain,train_step,10,power", "checkpoint step-",
+        "pretrain", "pretrain,train_step,10,power", "step-000010",
     ),
 }  # fmt: skip
 
