@@ -47,7 +47,7 @@ def main() -> int:
 def batch(options: argparse.Namespace, log: ledgers.Ledger) -> int:
     """Rounds until `options.kills` kills have happened or the time is over; 0 if all is as it should be."""
     say(f"reference: the undisturbed run of {options.recipe} at {commit(options.tree)[:12]}")
-    expected = reference(options.recipe, options.until)
+    expected = reference(options.recipe, options.until, options.reference or options.tree)
     say(
         f"reference: {len(expected.steps)} steps, {len(expected.facts)} facts, {sum(expected.seconds.values()):.0f} s of steps"
     )
@@ -118,7 +118,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--a-round", type=int, default=_A_ROUND, help="kills aimed at in one round, at most")
     parser.add_argument("--served", type=float, default=0.25, help="share of rounds with an MLflow server")
     parser.add_argument("--until", help="the last step, for a shorter line")
-    parser.add_argument("--tree", type=Path, default=ROOT, help="the code that is run, if not this one")
+    parser.add_argument(
+        "--tree", type=lambda text: Path(text).absolute(), default=ROOT, help="the code that is run, if not this one"
+    )
     parser.add_argument(
         "--aim", type=_given, action="append", help="STEP,KIND,VALUE,VICTIM: these instead of drawn ones"
     )

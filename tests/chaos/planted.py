@@ -89,7 +89,20 @@ def build(fault: Fault) -> Iterator[Path]:
 
 def batch(fault: Fault, tree: Path, log: Path) -> subprocess.CompletedProcess[str]:
     """The batch that aims at the fault, on the code in `tree`."""
-    given = ["--tree", str(tree), "--until", fault.until, "--aim", fault.aim, "--kills", "1", "--log", str(log)]
+    given = [
+        "--tree",
+        str(tree),
+        "--reference",
+        str(ROOT),
+        "--until",
+        fault.until,
+        "--aim",
+        fault.aim,
+        "--kills",
+        "1",
+        "--log",
+        str(log),
+    ]
     return subprocess.run(
         [sys.executable, "-m", "tests.chaos", *given, "--served", "0"], cwd=ROOT, capture_output=True, text=True, check=False
     )  # fmt: skip

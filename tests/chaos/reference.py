@@ -12,7 +12,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,13 +36,19 @@ class Reference:
         return list(self.seconds)
 
 
-def reference(recipe: str, until: str | None, settings: Mapping[str, object] = SETTINGS) -> Reference:
-    """The reference, from the cache or made now."""
-    key = {"recipe": recipe, "until": until, "settings": dict(settings), "code": _code(recipe), "machine": _machine()}
+def reference(recipe: str, until: str | None, tree: Path = ROOT) -> Reference:
+    """The reference, from the cache or made now with the code in `tree`."""
+    key = {
+        "recipe": recipe,
+        "until": until,
+        "settings": dict(SETTINGS),
+        "code": _code(recipe, tree),
+        "machine": _machine(),
+    }
     name = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:16]
     file = CACHE / f"reference-{name}.json"
     if not file.exists():
-        made = _make(recipe, until, settings)
+        made = _make(recipe, until, tree)
         CACHE.mkdir(parents=True, exist_ok=True)
         draft = file.with_suffix(f".{os.getpid()}")
         draft.write_text(json.dumps(asdict(made)))
@@ -51,8 +56,8 @@ def reference(recipe: str, until: str | None, settings: Mapping[str, object] = S
     return Reference(**json.loads(file.read_text()))
 
 
-def _make(recipe: str, until: str | None, settings: Mapping[str, object]) -> Reference:
-    with site(recipe=recipe, until=until, settings=settings) as quiet:
+def _make(recipe: str, until: str | None, tree: Path) -> Reference:
+    with site(recipe=recipe, until=until, tree=tree) as quiet:
         seed_registry(quiet, template(), served=False)
         if quiet.start().wait():
             raise RuntimeError(f"the undisturbed run failed:\n{quiet.log.read_text()}")
@@ -94,11 +99,11 @@ def _record(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "record.json").read_bytes()))
 
 
-def _code(recipe: str) -> dict[str, str]:
-    files = [path for room in ("pipelines", "model", "cluster") for path in (ROOT / room).rglob("*.py")]
+def _code(recipe: str, tree: Path) -> dict[str, str]:
+    files = [path for room in ("pipelines", "model", "cluster") for path in (tree / room).rglob("*.py")]
     others = (ROOT / "constraints.txt", Path(__file__).with_name("outcome.py"), Path(recipe.rpartition(":")[0]))
     files += [path for path in others if path.is_file()]
-    return {str(path.resolve()).removeprefix(str(ROOT)): disk.sha256(path) for path in sorted(files)}
+    return {str(path).removeprefix(str(tree)): disk.sha256(path) for path in sorted(files)}
 
 
 def _machine() -> dict[str, Any]:
