@@ -121,6 +121,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--tree", type=lambda text: Path(text).absolute(), default=ROOT, help="the code that is run, if not this one"
     )
+    parser.add_argument("--reference", type=Path, help="the code that the undisturbed run is made with, if another one")
     parser.add_argument(
         "--aim", type=_given, action="append", help="STEP,KIND,VALUE,VICTIM: these instead of drawn ones"
     )
