@@ -47,7 +47,9 @@ def _descendants(driver: psutil.Process, role: str) -> list[psutil.Process]:
     if role == "worker":
         others = ("IDLE", "Agent", "Rank")
         return _called(children, lambda title: title.startswith("ray::") and not any(o in title for o in others))[:1]
-    ranks = _called(children, lambda title: title.startswith("ray::") and "Rank" in title)
+    # Those that run the job; a process that only stands by, or a rank that is still asked for its place, is second choice.
+    ranks = _called(children, lambda title: title.startswith("ray::") and "Rank.run" in title)
+    ranks = ranks or _called(children, lambda title: title.startswith("ray::") and "Rank" in title)
     first = max(ranks, key=_open_listeners, default=None)  # of equals the oldest: they have not met yet
     return [process for process in ranks if (process == first) == (role == "rank0")][:1]
 
