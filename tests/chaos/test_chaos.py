@@ -30,7 +30,7 @@ def test_the_same_kill_changes_nothing_in_the_sound_build(tmp_path: Path) -> Non
     fault = planted.FAULTS["the record is written before the outputs"]
     done = planted.batch(fault, site.ROOT, tmp_path / "log.jsonl")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.splitlines()[-1] == "1 kills, 1 restarts, 5 files compared, 0 differences"
+    assert done.stdout.splitlines()[-1].startswith("1 kills") and done.stdout.endswith(" 0 differences\n")
 
 
 @pytest.mark.parametrize("name", planted.FAULTS)
