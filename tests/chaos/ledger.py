@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -69,17 +70,27 @@ def verdict(events: list[Event]) -> str:
 
 
 def table(events: list[Event]) -> Iterator[str]:
-    """Kills by stage and victim, with the work lost."""
+    """Kills by stage and victim; beside them, as median and largest, the seconds of work lost and those until work went on."""
     kills = [event for event in events if event["event"] == "kill"]
+    backs = {(event["batch"], event["round"], event["kill"]): event for event in events if event["event"] == "back"}
     cells = Counter((kill["stage"], kill["victim"]) for kill in kills)
-    stages = list(dict.fromkeys([*_ORDER, *(kill["stage"] for kill in kills)]))
     victims = [name for name in _VICTIMS if any(kill["victim"] == name for kill in kills)]
-    yield f"{'stage':<16}" + "".join(f"{name:>8}" for name in [*victims, "all"])
-    for stage in [stage for stage in stages if any(kill["stage"] == stage for kill in kills)]:
-        row = [cells[stage, victim] for victim in victims]
-        yield f"{stage:<16}" + "".join(f"{count or '-':>8}" for count in [*row, sum(row)])
-    column = [sum(cells[stage, victim] for stage in stages) for victim in victims]
-    yield f"{'all':<16}" + "".join(f"{count:>8}" for count in [*column, sum(column)])
+    yield (
+        f"{'stage':<16}"
+        + "".join(f"{name:>8}" for name in [*victims, "all"])
+        + f"{'lost, s':>14}{'again after, s':>18}"
+    )
+    for stage in dict.fromkeys([*_ORDER, *(kill["stage"] for kill in kills), "all"]):
+        own = [kill for kill in kills if stage in (kill["stage"], "all")]
+        if own:
+            row = [
+                sum(cells[kill["stage"], name] for kill in {k["stage"]: k for k in own}.values()) for name in victims
+            ]
+            found = [back for kill in own if (back := backs.get((kill["batch"], kill["round"], kill["number"])))]
+            lost, after = _spread([back["lost_s"] for back in found]), _spread([back["after_s"] for back in found])
+            yield (
+                f"{stage:<16}" + "".join(f"{count or '-':>8}" for count in [*row, len(own)]) + f"{lost:>14}{after:>18}"
+            )
     yield from _losses(events)
 
 
@@ -89,19 +100,17 @@ _VICTIMS = ("driver", "worker", "rank0", "rank", "raylet", "gcs", "server", "pow
 
 def _losses(events: list[Event]) -> Iterator[str]:
     back = [event for event in events if event["event"] == "back"]
-    if back:
-        lost, after = sorted(event["lost_s"] for event in back), sorted(event["after_s"] for event in back)
-        steps = [event["lost_steps"] for event in back if event.get("lost_steps") is not None]
-        yield (
-            f"work lost by a kill: median {_middle(lost):.1f} s, at most {lost[-1]:.1f} s; training steps: "
-            f"{sum(steps)} in {len(steps)} kills of training, at most {max(steps, default=0)}; finished units made again: "
-            f"{sum(event['units_redone'] for event in back)}"
-        )
-        yield f"at work again after a kill: median {_middle(after):.1f} s, at most {after[-1]:.1f} s ({len(back)} kills)"
+    steps = [event["lost_steps"] for event in back if event["lost_steps"] is not None]
+    redone = sum(event["units_redone"] for event in back)
+    yield (
+        f"training steps done again: {sum(steps)} after {len(steps)} kills inside the training loop, at most "
+        f"{max(steps, default=0)} after one; finished units made again: {redone}"
+    )
 
 
-def _middle(values: list[float]) -> float:
-    return values[len(values) // 2]
+def _spread(values: list[float]) -> str:
+    """Median and maximum."""
+    return f"{statistics.median(values):.1f} / {max(values):.1f}" if values else "-"
 
 
 def report(path: Path) -> Iterator[str]:
