@@ -6,6 +6,7 @@ however the harness itself ends. Whoever reads counts lines; nothing is carried 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import statistics
@@ -26,6 +27,9 @@ class Ledger:
         self._path = path
         self._id = f"{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}"
         self.events: list[Event] = []
+        if path.exists() and not path.read_bytes().endswith(b"\n"):
+            with open(path, "a") as file:
+                file.write("\n")  # a harness was killed while it wrote: what it wrote stands for itself
         self.add("batch", **batch)
 
     def add(self, event: str, **facts: Any) -> Event:
@@ -40,9 +44,12 @@ class Ledger:
 
 
 def read(path: Path) -> list[Event]:
-    """All events of a log; a last line that was cut off by a kill is passed over."""
-    lines = path.read_text().split("\n")
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    """All events of a log; a line that a kill cut off is passed over."""
+    found = []
+    for line in path.read_text().splitlines():
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return found
 
 
 def sums(events: list[Event]) -> dict[str, int]:

@@ -41,6 +41,7 @@ class _Wound:
     units: dict[str, int]
     checkpoint: int
     lost: float
+    recorded: bool  # the step was done already, and its owner about to leave it
 
 
 class Round:
@@ -171,6 +172,7 @@ class Round:
             self.kills + 1, time.monotonic(), stage, at.step if at else "", disk.signs(self.site.work, at),
             disk.certificates(self.site.work), disk.checkpoint(at.folder) if at else 0,
             disk.since_commit(self.site.work, at, started),
+            at is not None and (at.folder / "record.json").exists(),
         )  # fmt: skip
 
     def _tell(self, aim: Aim, role: str, titles: list[Any], wound: _Wound, at: disk.Working | None) -> None:
@@ -220,7 +222,7 @@ class Round:
     def _resumed(self, wound: _Wound, at: disk.Working | None) -> int | None:
         """The training step that was resumed from, where that was seen."""
         attempt, count, step = wound.signs.train
-        if wound.step not in TRAINING or not step:
+        if wound.step not in TRAINING or not step or wound.recorded:
             return None
         if at and at.step == wound.step:
             lines = disk.progress(at.attempt)

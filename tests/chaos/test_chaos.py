@@ -120,7 +120,9 @@ def test_a_log_adds_up_even_if_the_harness_was_killed_while_it_wrote(tmp_path: P
     Ledger(path, commit="d" * 40, seed="2").add("kill", round=1, stage="shard", victim="worker")
     report = list(ledger.report(path))
     assert report[-1] == "4 kills, 1 restarts, 10 files compared, 1 differences"
-    assert "(the batch was interrupted)" in report[0] and any(line.split()[:4] == ["all", "3", "1", "4"] for line in report)
+    assert "(the batch was interrupted)" in report[0] and any(
+        line.split()[:4] == ["all", "3", "1", "4"] for line in report
+    )
 
 
 def test_pulling_the_plug_leaves_no_process_however_it_hides(tmp_path: Path) -> None:
