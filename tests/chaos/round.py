@@ -132,6 +132,7 @@ class Round:
             due = self.watches[aim].due(self.site.work, self.driver.pid, up, len(self.reference.steps))
             if due is None:
                 done = disk.recorded(self.site.work)
+                self.ledger.add("missed", round=self.number, aim=str(aim), victim=aim.victim)
                 self.plan.missed(aim, [name for name in self.reference.steps if name not in done])
             elif due and self._kill(aim):
                 self.plan.hit(aim)

@@ -109,15 +109,15 @@ def test_what_the_dead_have_left_is_named_and_a_tombstone_is_not(tmp_path: Path)
 def test_a_log_adds_up_even_if_the_harness_was_killed_while_it_wrote(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     batch = Ledger(path, commit="c" * 40, seed="1")
-    for number in (1, 1, 2):
-        batch.add("kill", round=number, stage="pretrain", victim="driver")
+    for number, turn in enumerate((1, 1, 2)):
+        batch.add("kill", round=turn, number=number, stage="pretrain", victim="driver")
     batch.add("restart", round=1)
     batch.add("round", round=1, files=10, differences=["one"])
     with open(path, "a") as file:
         file.write('{"event": "kill", "rou')
     assert ledger.verdict(ledger.read(path)) == "3 kills, 1 restarts, 10 files compared, 1 differences"
     assert ledger.sums(ledger.read(path))["kills in unfinished rounds"] == 1
-    Ledger(path, commit="d" * 40, seed="2").add("kill", round=1, stage="shard", victim="worker")
+    Ledger(path, commit="d" * 40, seed="2").add("kill", round=1, number=1, stage="shard", victim="worker")
     report = list(ledger.report(path))
     assert report[-1] == "4 kills, 1 restarts, 10 files compared, 1 differences"
     assert "(the batch was interrupted)" in report[0] and any(
