@@ -98,12 +98,21 @@ def test_what_the_dead_have_left_is_named_and_a_tombstone_is_not(tmp_path: Path)
     assert outcome.leftovers(tmp_path) == []
     (folder / "attempts" / "000002-bb").mkdir()
     (folder / ".checkpoints.1234.tmp").mkdir()
-    (tmp_path / ".outbox.json.5678.tmp").touch()
+    (tmp_path / ".outbox.json.5678.tmp").touch()  # nobody's folder: the product sweeps it by its age
+    (tmp_path / ".other.5678.tmp").touch()
     assert outcome.leftovers(tmp_path) == [
-        "left over: .outbox.json.5678.tmp",
+        "left over: .other.5678.tmp",
         "left over: steps/toy-0123456789ab/.checkpoints.1234.tmp",
         "left over: steps/toy-0123456789ab/attempts/000002-bb",
     ]
+
+
+def test_what_verify_names_is_a_difference() -> None:
+    sums = "work: 3 files (0.1 MB) checked, {} damaged, 0 missing, {} unowned"
+    assert outcome.unverified(sums.format(0, 0)) == []
+    assert outcome.unverified("unowned: .digests.json.12ab.tmp\n" + sums.format(0, 1)) == []
+    assert outcome.unverified("damaged: a/b\n" + sums.format(1, 0)) == ["verify: damaged: a/b"]
+    assert outcome.unverified("gptline: there is no such folder") == ["verify: gptline: there is no such folder"]
 
 
 def test_a_log_adds_up_even_if_the_harness_was_killed_while_it_wrote(tmp_path: Path) -> None:
