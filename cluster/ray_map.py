@@ -141,13 +141,11 @@ def map_units(
                 with services.losses_noticed():
                     ended = ray.wait(list(running), num_returns=1, timeout=0.5)[0]
                 for reference in ended:
+                    waiting.append(running.pop(reference))  # to be run again, unless it has answered
                     with services.losses_noticed():
-                        answered, result = _result(reference, running[reference], state)
-                    index = running.pop(reference)
+                        answered, result = _result(reference, waiting[-1], state)
                     if answered:
-                        yield index, result
-                    else:
-                        waiting.append(index)
+                        yield waiting.pop(), result
         except services.RayLost as loss:
             waiting += running.values()
             running.clear()

@@ -269,7 +269,7 @@ def test_a_killed_rank_is_started_again_and_the_weights_are_identical(finished: 
     ranks = [
         child
         for child in psutil.Process(driver.pid).children(recursive=True)
-        if "_Rank" in child.name() + "".join(child.cmdline())
+        if "_Rank.run" in "".join(child.cmdline())  # standbys are called _Rank, without a method
     ]
     ranks[-1].kill()
     said, _ = driver.communicate()

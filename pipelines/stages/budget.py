@@ -55,11 +55,6 @@ class Budget:
             )
         return f"preemption {self.preemptions} of at most {self._max_preemptions}"
 
-    def not_a_failure(self) -> None:
-        """The death that was counted last turned out to be its node's."""
-        self.failures -= 1
-        self._deaths_here -= 1
-
     def _got_further(self) -> bool:
         """Whether a step or a checkpoint was reached that no earlier start had reached."""
         line = last_line(self._attempt / "progress.jsonl")

@@ -39,7 +39,7 @@ def _compute(attempt: Attempt, function: str, **job: Any) -> Any:
     how = {"threads": threads, "device": execution["device"]}
     attempt.numerics.update(how)
     item = {"export": str(attempt.inputs["export"].path("export"))} | how | job
-    return run_one(function, item, cpus=threads, gpus=1 if execution["device"] == "cuda" else 0)
+    return run_one(function, item, cpus=threads, gpus=1 if execution["device"] == "cuda" else 0, logs=attempt.scratch)
 
 
 def language_model(attempt: Attempt) -> dict[str, Any]:

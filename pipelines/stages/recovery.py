@@ -65,29 +65,20 @@ def _trained(room: Room, attempt: Attempt, job: dict[str, Any], stop: Stop, budg
         Gang("model.train:run_rank", sliced, room, standby=standby, logs=attempt.scratch / "logs") as gang,
     ):
         while True:
-            death: RankDied | None = None
             try:
                 result = _watched(gang, attempt, job, stop, growth)
                 if not result["stopped"] or stop.asked or growth.used:
                     return result
                 told = f"a rank was told to go (SIGTERM) and step {result['steps']} was saved"
                 _again(attempt, stop, told, f"starting the ranks again ({budget.preempted(told)})")
+                gang.restart()
             except Preempted as loss:
                 _again(attempt, stop, loss, f"starting the ranks again ({budget.preempted(loss)})")
-            except RankDied as error:
-                death = error
-                _again(attempt, stop, death, f"starting the ranks again ({budget.failed(death, death.log_file)})")
-            _restart(gang, budget, death)
-
-
-def _restart(gang: Gang, budget: Budget, death: RankDied | None) -> None:
-    """Start the ranks again. NodeLost if the death was that of a node, and then it does not count as a failure."""
-    try:
-        gang.restart()
-    except NodeLost:
-        if death:
-            budget.not_a_failure()
-        raise
+                gang.restart()
+            except RankDied as death:
+                _again(attempt, stop, death, "starting the ranks again")
+                gang.restart()  # where this is not possible the node is lost, and the death was no failure
+                log.warning("that was %s", budget.failed(death, death.log_file))
 
 
 def _watched(gang: Gang, attempt: Attempt, job: dict[str, Any], stop: Stop, growth: Growth) -> dict[str, Any]:

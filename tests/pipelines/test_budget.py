@@ -58,9 +58,7 @@ def test_a_checkpoint_published_since_is_progress_too(budget: Budget, tmp_path: 
         die(budget)
 
 
-def test_preemptions_use_up_no_failures_and_a_nodes_death_is_none(budget: Budget) -> None:
-    die(budget)
-    budget.not_a_failure()
+def test_preemptions_use_up_no_failures(budget: Budget) -> None:
     budget.preempted("a node is gone")
     budget.preempted("a node is gone")
     assert (budget.failures, budget.preemptions) == (0, 2)
