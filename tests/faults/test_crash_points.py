@@ -94,7 +94,10 @@ def test_taking_over_killed_at_every_point(tmp_path: Path, begin: Callable[[Inje
         for where, root in killed_everywhere(injector, points[: cleared + 1], tmp_path, prepared):
             nothing_half(root, where, but="other.json" if begin is damaged else "")
             finishes(injector, root, expected, where)
-    assert cleared > 8
+            # Whoever was overtaken cannot come back, wherever its winner was killed: a file stands in the place of its folder.
+            dead = list(prepared.glob("steps/letters-*/attempts/*"))
+            assert all((root / attempt.relative_to(prepared)).is_file() for attempt in dead), where
+    assert cleared > 8 and bool(list(prepared.glob("steps/letters-*/attempts/*"))) == (begin is half_done)
 
 
 def test_what_is_let_go_after_the_record_killed_at_every_point(tmp_path: Path) -> None:
