@@ -1,155 +1,243 @@
-"""Place and supervise the ranks of one training job: all of them, or none.
+"""Run and supervise the ranks of one training job: all of them, or none.
 
 The one idea: ranks are plain Ray actors in a placement group, started by a dotted name with the environment that
 torchrun would give (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT), so the same function runs under both.
-If one rank dies the others are killed, because a collective never returns without it; the caller starts
-the gang again and the function resumes from its own checkpoint.
+If one rank dies the others are killed, because a collective never returns without it; `restart` starts all of
+them again and the function resumes from its own checkpoint. Standbys, which have imported everything beside the running
+ranks, make that quick: Python's, torch's and DeepSpeed's start is most of a restart.
 """
 
 from __future__ import annotations
 
-import os
-import socket
-from collections.abc import Mapping
+import logging
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import ray
-from ray.util.placement_group import placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster.ray_map import call
+from cluster import room as rooms
+from cluster import services
+from cluster.rank_process import Place, Preempted, _Rank
+from cluster.room import Room
 
+log = logging.getLogger(__name__)
 _GRACE = 5.0  # seconds in which a death that made another rank fail becomes known
+_SETTLING = 0.1  # seconds in which a raylet is dead after its workers noticed
+_DYING = 10.0  # seconds in which a killed rank's process ends
+_STARTING = 120.0  # seconds in which a rank's process starts
+# What torch calls a broken connection between ranks, by the names of its exceptions and in gloo's own words.
+_LINK_ERRORS = {"DistBackendError", "DistNetworkError", "DistStoreError"}
 
 
 class RankDied(RuntimeError):
     """A rank's process ended without an answer: killed, out of memory, or its node lost."""
 
+    def __init__(self, rank: int, reason: str, log_file: Path | None = None) -> None:
+        super().__init__(f"rank {rank} died: {reason}" + (f" (its log is {log_file})" if log_file else ""))
+        self.rank, self.log_file = rank, log_file
 
-class _Rank:
-    """One rank: a process that tells its address, then runs the job once, in its main thread."""
 
-    def address(self) -> tuple[str, int, str]:
-        """(host address, a free port, node id)."""
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return ray.util.get_node_ip_address(), probe.getsockname()[1], ray.get_runtime_context().get_node_id()
-
-    def run(self, function: str, job: Any, environment: Mapping[str, str]) -> Any:
-        """Run the job's function under `environment`."""
-        os.environ.update(environment)
-        return call(function, job)
+class NodeLost(RuntimeError):
+    """A node that ranks ran on is gone: there is nothing to restart in its place."""
 
 
 class Gang:
     """The running ranks of one job. Leaving the `with` block ends them all.
 
-        with Gang("model.train:run_rank", job, ranks=2, threads=1) as gang:
+        with Room(2, threads=1) as room, Gang("model.train:run_rank", job, room) as gang:
             while not gang.wait(0.5):
                 ...look at the job's progress files...
             results = gang.results()
 
-    Each rank reserves `threads` CPUs, and one GPU if `gpu`. TimeoutError if they are not there in `ready_seconds`.
+    `standby` ("package.module:function", called with the job) is what a standby does to be ready. Each rank's output
+    goes to `logs`/rank-N.log. TimeoutError if the room is not there in `ready_seconds`.
     """
 
     def __init__(
-        self, function: str, job: Any, *, ranks: int, threads: int, gpu: bool = False, ready_seconds: float = 120
+        self,
+        function: str,
+        job: Any,
+        room: Room,
+        *,
+        standby: str | None = None,
+        logs: Path | None = None,
+        ready_seconds: float = 120,
     ) -> None:
-        self._function, self._job, self._ranks, self._threads, self._gpu = function, job, ranks, threads, gpu
+        self._function, self._job, self._room, self._standby, self._logs = function, job, room, standby, logs
         self._ready_seconds = ready_seconds
         self._actors: list[Any] = []
         self._running: list[Any] = []
+        self._waiting: list[Any] = []
+        self._standbys: dict[int, Any] = {}
+        self._places: list[Place] = []
+        self._gpus: dict[int, str] = {}  # which one Ray gave to each place; a standby asks for none, and is told
 
     def __enter__(self) -> Gang:
-        bundle = {"CPU": self._threads} | ({"GPU": 1} if self._gpu else {})
-        self._group = placement_group([bundle] * self._ranks, strategy="PACK")
+        if not self._room.wait(self._ready_seconds):
+            raise TimeoutError(rooms.refusal(self._room.ranks, self._room.bundle, self._ready_seconds))
         try:
-            self._wait_for_room(bundle)
-            self._start()
+            with services.losses_noticed():
+                self._start()
         except BaseException:
-            self._end()
+            self._kill()
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._end()
+        self._kill()
 
     def wait(self, seconds: float) -> bool:
-        """Whether all ranks have answered, after at most `seconds`. RankDied, or the function's own exception."""
-        finished, remaining = ray.wait(self._running, num_returns=self._ranks, timeout=seconds)
-        failures = self._failures(finished)
-        if failures and remaining and not any(isinstance(failure, RankDied) for failure in failures):
-            # A death reaches the survivors, as a broken connection, sooner than it reaches us.
-            late, _ = ray.wait(remaining, num_returns=len(remaining), timeout=_GRACE)
-            failures += self._failures(late)
+        """Whether all ranks have answered, after at most `seconds`. RankDied, NodeLost, RayLost, Preempted, or the function's own exception."""
+        services.check()
+        with services.losses_noticed():
+            finished, self._waiting = ray.wait(self._waiting, num_returns=1, timeout=seconds)
+            failures = self._failures(finished)
+            if failures and self._waiting and not any(_precedence(failure) == 0 for failure in failures):
+                # A death reaches the survivors, as a broken connection, sooner than it reaches us.
+                late, self._waiting = ray.wait(self._waiting, num_returns=len(self._waiting), timeout=_GRACE)
+                failures += self._failures(late)
         if failures:
-            raise next((failure for failure in failures if isinstance(failure, RankDied)), failures[0])
-        return not remaining
+            services.check(_SETTLING)
+            raise min(failures, key=_precedence)
+        return not self._waiting
 
     def results(self) -> list[Any]:
         """What the function returned, by rank."""
         return ray.get(self._running)
 
-    def _start(self) -> None:
-        rank = ray.remote(_Rank)
-        self._actors = [
-            rank.options(
-                num_cpus=self._threads,
-                num_gpus=1 if self._gpu else 0,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, index),
-            ).remote()
-            for index in range(self._ranks)
-        ]
-        addresses = ray.get([actor.address.remote() for actor in self._actors])
-        self._running = [
-            actor.run.remote(self._function, self._job, environment)
-            for actor, environment in zip(self._actors, self._environments(addresses), strict=True)
-        ]
+    def prepare(self) -> None:
+        """Start standbys where there are none. They cost the ranks little, but let these make their first steps before."""
+        for index in range(self._room.ranks if self._standby else 0):
+            if index not in self._standbys:
+                actor = self._actor(index, reserve=False)
+                actor.warm_up.remote(self._standby, self._job, self._devices(index))
+                self._standbys[index] = actor
 
-    def _end(self) -> None:
+    def restart(self) -> None:
+        """Kill what is left of the ranks, and start all of them again: standbys where there are some.
+
+        NodeLost if a node is gone, RayLost, TimeoutError.
+        """
         for actor in self._actors:
             ray.kill(actor)
-        remove_placement_group(self._group)
+        ray.wait(
+            self._running, num_returns=len(self._running), timeout=_DYING
+        )  # two rank 0s would write the same files
+        self._start()
 
-    def _wait_for_room(self, bundle: Mapping[str, float]) -> None:
-        if not self._group.wait(timeout_seconds=self._ready_seconds):
-            raise TimeoutError(
-                f"no room for {self._ranks} ranks of {dict(bundle)} after {self._ready_seconds:.0f} s; the cluster has "
-                f"{ray.cluster_resources()}, free are {ray.available_resources()}: lower execution.ranks or "
-                "execution.threads, or add nodes"
-            )
+    def _start(self) -> None:
+        standbys, self._standbys = self._standbys, {}
+        self._actors = [standbys.get(index) or self._actor(index, reserve=True) for index in range(self._room.ranks)]
+        asked = [actor.place.remote() for actor in self._actors]
+        self._places = [self._placed(index, reference) for index, reference in enumerate(asked)]
+        self._gpus |= {index: place.gpus for index, place in enumerate(self._places) if index not in standbys}
+        self._running = [
+            actor.run.remote(self._function, self._job, environment, str(self._log(index)) if self._logs else None)
+            for index, (actor, environment) in enumerate(zip(self._actors, self._environments(), strict=True))
+        ]
+        self._waiting = list(self._running)
 
-    def _environments(self, addresses: list[tuple[str, int, str]]) -> list[dict[str, str]]:
+    def _actor(self, index: int, *, reserve: bool) -> Any:
+        """A new process at the place of rank `index`. Only one that starts as a rank reserves what the place has."""
+        cpus, gpus = (self._room.threads, int(self._room.gpu)) if reserve else (0, 0)
+        return (
+            ray.remote(_Rank)
+            .options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy=self._room.place(index))
+            .remote()
+        )
+
+    def _placed(self, index: int, asked: Any) -> Place:
+        """Where the process of rank `index` is, when it is up; a standby that died meanwhile is replaced by a new process."""
+        for _ in range(int(_STARTING)):
+            services.check()
+            if not ray.wait([asked], timeout=1.0)[0]:
+                self._check_nodes()
+                continue
+            try:
+                return ray.get(asked)
+            except ray.exceptions.RayActorError as error:
+                log.warning("the process for rank %d ended before it began: %s", index, _reason(error))
+                self._check_nodes()
+                self._actors[index] = self._actor(index, reserve=True)
+                asked = self._actors[index].place.remote()
+        raise TimeoutError(f"rank {index} has no running process after {_STARTING:.0f} s, though there is room for it")
+
+    def _check_nodes(self) -> None:
+        """NodeLost if one of the nodes that the ranks were last placed on is gone."""
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        for rank, place in enumerate(self._places):
+            if place.node not in alive:
+                raise NodeLost(f"the node of rank {rank} ({place.host}) is gone")
+
+    def _kill(self) -> None:
+        for actor in [*self._actors, *self._standbys.values()] if not services.lost() else []:
+            ray.kill(actor)
+
+    def _log(self, rank: int) -> Path | None:
+        return self._logs / f"rank-{rank}.log" if self._logs else None
+
+    def _environments(self) -> list[dict[str, str]]:
         """The variables of each rank. The master is rank 0's host, at a port that was free there a moment ago."""
-        host, port, _ = addresses[0]
+        master = self._places[0]
         before: dict[str, int] = {}  # ranks placed so far, by node
         environments = []
-        for rank, (_, _, node) in enumerate(addresses):
-            environments.append(
-                {
-                    "RANK": str(rank),
-                    "WORLD_SIZE": str(len(addresses)),
-                    # A Ray actor sees only its own GPU, as number 0.
-                    "LOCAL_RANK": "0" if self._gpu else str(before.get(node, 0)),
-                    "MASTER_ADDR": host,
-                    "MASTER_PORT": str(port),
-                    "OMP_NUM_THREADS": str(self._threads),
-                }
-            )
-            before[node] = before.get(node, 0) + 1
+        for rank, place in enumerate(self._places):
+            environment = {
+                "RANK": str(rank),
+                "WORLD_SIZE": str(len(self._places)),
+                # A Ray actor sees only its own GPU, as number 0.
+                "LOCAL_RANK": "0" if self._room.gpu else str(before.get(place.node, 0)),
+                "MASTER_ADDR": master.host,
+                "MASTER_PORT": str(master.port),
+            }
+            environments.append(environment | self._devices(rank))
+            before[place.node] = before.get(place.node, 0) + 1
         return environments
+
+    def _devices(self, rank: int) -> dict[str, str]:
+        """The variables that say what a rank may compute on; they count from the first import of torch on."""
+        gpus = {"CUDA_VISIBLE_DEVICES": self._gpus[rank]} if self._room.gpu else {}
+        return {"OMP_NUM_THREADS": str(self._room.threads)} | gpus
 
     def _failures(self, references: list[Any]) -> list[Exception]:
         """What went wrong in the ranks that have answered: their own exceptions, or RankDied."""
         found: list[Exception] = []
         for reference in references:
+            rank = self._running.index(reference)
             try:
                 ray.get(reference)
             except ray.exceptions.RayActorError as error:
-                found.append(RankDied(f"rank {self._running.index(reference)} died: {error}"))
+                found.append(RankDied(rank, _reason(error), self._log(rank)))
             except ray.exceptions.RayTaskError as error:
-                found.append(error.cause if isinstance(error.cause, Exception) else error)
+                cause = error.cause if isinstance(error.cause, Exception) else error
+                found.append(_LostPeers(rank, _first_line(cause), self._log(rank)) if _is_link_error(cause) else cause)
         return found
+
+
+class _LostPeers(RankDied):
+    """A rank that lives but has lost its connection to another, of whose death nothing is known."""
+
+
+def _precedence(failure: Exception) -> int:
+    """Which of several failures is the cause: a death, then SIGTERM, then an error that says something, then one that tells of another."""
+    if isinstance(failure, RankDied):
+        return 1 if isinstance(failure, _LostPeers) else 0
+    return 2 if isinstance(failure, Preempted) else 4 if type(failure).__name__ == "RankZeroFailed" else 3
+
+
+def _is_link_error(error: Exception) -> bool:
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & _LINK_ERRORS) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _reason(error: Exception) -> str:
+    """Ray's explanation of a death, without its general advice."""
+    detail = str(error).partition("Worker exit detail:")[2] or str(error).replace("\n", " ")
+    return detail.partition("Some common causes")[0].partition("To troubleshoot")[0].strip().rstrip(".")

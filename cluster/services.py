@@ -1,12 +1,31 @@
 """The Ray that work runs on: one started here for this process, or one that is already up.
 
-The one idea: whoever needs Ray calls `connect`, as often as it likes; the first call starts or joins it.
+The one idea: whoever needs Ray calls `connect`, as often as it likes; the first call starts or joins it. When the Ray
+that this process started loses a process of its own, `check` says so at once, and `reconnect` starts another one: Ray
+itself notices the loss of its raylet after fifteen seconds only.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+import psutil
+
+_OURS = ("raylet", "gcs_server")  # the processes of a local Ray without which it is none
+_PATIENCE = 60.0  # seconds in which a Ray that was lost has to be there again
+_last: list[tuple[str, int]] = []  # what `connect` was last called with
+_watched: list[psutil.Process] = []
+_told: list[str] = []  # what Ray itself said about its own loss
+
+
+class RayLost(ConnectionError):
+    """The Ray under this process is gone: its raylet or its control store was killed. `reconnect`, and start again."""
 
 
 def connect(address: str, cpus: int) -> None:
@@ -24,13 +43,80 @@ def connect(address: str, cpus: int) -> None:
     # That token authentication is on is as it should be, and no warning.
     logging.getLogger("ray").setLevel(logging.ERROR)
     local = address == "local"
-    ray.init(
-        address=address,
-        num_cpus=cpus if local else None,
-        include_dashboard=False if local else None,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    with _own_sigterm():
+        ray.init(
+            address=address,
+            num_cpus=cpus if local else None,
+            include_dashboard=False if local else None,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    _last[:] = [(address, cpus)]
+    _watched[:] = _own_processes() if local else []
+    _told.clear()
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep this process's answer to SIGTERM, which Ray replaces by its own."""
+    own = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, own)
+
+
+def _own_processes() -> list[psutil.Process]:
+    """The processes of the Ray that this process started."""
+    return [child for child in psutil.Process().children() if _alive(child) and child.name().startswith(_OURS)]
+
+
+def lost() -> str | None:
+    """Why the Ray of this process is gone; None if it is there."""
+    dead = next((process for process in _watched if not _alive(process)), None)
+    return f"a process of this machine's Ray, number {dead.pid}, was killed" if dead else "".join(_told[:1]) or None
+
+
+def check(settling: float = 0) -> None:
+    """RayLost if the Ray of this process is gone; looked at after `settling` seconds, since workers notice it first."""
+    time.sleep(settling if _watched else 0)
+    if reason := lost():
+        raise RayLost(reason)
+
+
+@contextlib.contextmanager
+def losses_noticed() -> Iterator[None]:
+    """Raise RayLost where Ray itself says, in one of its many ways, that it is gone."""
+    from ray import exceptions
+
+    try:
+        yield
+    except (exceptions.LocalRayletDiedError, exceptions.RaySystemError, exceptions.RpcError) as error:
+        _told.append(f"Ray is gone: {error}")
+        raise RayLost(_told[-1]) from error
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def reconnect() -> None:
+    """Leave what is left of a lost Ray, end it if it is ours, and start or join it again as `connect` did.
+
+    The error of the last try when there is none for a minute.
+    """
+    disconnect()
+    end = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return connect(*_last[0])
+        except (ConnectionError, TimeoutError, RuntimeError):
+            if time.monotonic() > end:
+                raise
+            disconnect()
+            time.sleep(1)
 
 
 def disconnect() -> None:
@@ -38,4 +124,9 @@ def disconnect() -> None:
     import ray
 
     if ray.is_initialized():
-        ray.shutdown()
+        with _own_sigterm():
+            ray.shutdown()
+    for process in _watched:  # Ray ends its processes by itself; one that it has lost sight of would stay for ever
+        if _alive(process):
+            process.kill()
+    _watched.clear()

@@ -1,25 +1,27 @@
 """A checkpoint is a folder that was published whole, by one rename (DESIGN rule 6).
 
-The one idea: DeepSpeed writes the files, we decide when they count. Every rank writes its shard into a fresh staging
-folder under the attempt, hashes what it wrote, and tells the others; rank 0 writes the manifest of all of
-them and renames the folder into place. DeepSpeed's own `latest`, which can name a checkpoint that lacks a shard, is not used.
+The one idea: DeepSpeed says what is in the files, we decide when they count. Every rank writes and hashes its
+files in a staging folder under the attempt (`saving.py`), and when all are there, rank 0 writes the manifest of
+all of them and renames the folder into place. DeepSpeed's own `latest`, which can name a checkpoint that lacks a shard, is not used.
 
-    checkpoints/step-000100/
-      MANIFEST.json     schema, step, world size, ZeRO stage, and size and SHA-256 of every file
+    checkpoints/step-000100/    and permanent/step-000100/ for those that stay
+      MANIFEST.json     schema, step, world size, ZeRO stage, size and SHA-256 of every file, and its own SHA-256
       metrics.jsonl     the metrics of steps 1 to 100
-      state/            what DeepSpeed saved
+      state/            what DeepSpeed saves
+    attempts/<token>/start-<hex>/    everything unfinished of one start of the ranks
 
-The rename also fences: a staging folder lies under the attempt, so when the attempt was taken over, it is gone and
-publishing fails with FileNotFoundError. Nothing here makes a parent folder.
+The rename also fences: staging lies under the attempt, so when the attempt was taken over, it is gone and publishing
+fails with FileNotFoundError; and ranks that start again in the same attempt take the folder of the start before away.
+Nothing here makes a parent folder.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
-import re
 import secrets
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +29,13 @@ from model import durable
 from model.world import World
 
 log = logging.getLogger(__name__)
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST, METRICS, STATE = "MANIFEST.json", "metrics.jsonl", "state"
-_OWN_FILE = re.compile(r"zero_pp_rank_(\d+)_")  # the rank that wrote a file; all others are rank 0's
+Entries = list[dict[str, str | int]]  # of a manifest: {"path", "size", "sha256"}
 
 
 class CheckpointError(RuntimeError):
-    """Checkpoints were published and none of them is good, or a good one did not load."""
+    """Checkpoints were published and none of them is good, a good one did not load, or a new one cannot be written."""
 
 
 class DamagedCheckpoint(Exception):
@@ -61,223 +63,201 @@ def folder_name(step: int) -> str:
     return f"step-{step:06d}"
 
 
-def published(checkpoints: Path) -> list[Path]:
-    """The folders published as checkpoints, newest first. Says nothing about whether they are good."""
-    found = [path for path in checkpoints.glob("step-*") if path.name.removeprefix("step-").isdigit()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+def step_of(folder: Path) -> int:
+    """The step that a checkpoint's folder is named by."""
+    return int(folder.name.removeprefix("step-"))
 
 
-def verified(folder: Path) -> Checkpoint:
-    """The checkpoint in `folder`, every file hashed. DamagedCheckpoint names the first file that is not as it should be."""
+def published(*folders: Path) -> list[Path]:
+    """The checkpoints in `folders`, newest first. Says nothing about whether they are good."""
+    found = [path for folder in folders for path in folder.glob("step-*") if path.name.removeprefix("step-").isdigit()]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    """The SHA-256 of a manifest without its own."""
+    return hashlib.sha256(durable.to_json({key: manifest[key] for key in manifest if key != "sha256"})).hexdigest()
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint. DamagedCheckpoint if it is not what was written."""
     try:
-        manifest = durable.read_json(folder / MANIFEST)
-        for entry in manifest["files"]:
-            path = folder / entry["path"]
-            if path.stat().st_size != entry["size"]:
-                raise DamagedCheckpoint(f"{path} has {path.stat().st_size} bytes, its manifest says {entry['size']}")
-            if durable.sha256(path) != entry["sha256"]:
-                raise DamagedCheckpoint(f"{path} does not have the SHA-256 of its manifest")
+        manifest: dict[str, Any] = durable.read_json(folder / MANIFEST)
         if manifest["schema"] != SCHEMA:
             raise DamagedCheckpoint(f"{folder} has schema {manifest['schema']}, this version reads {SCHEMA}")
-        return _checkpoint(folder, manifest)
-    except FileNotFoundError as error:
-        raise DamagedCheckpoint(f"{error.filename} is missing") from error
+        if manifest["sha256"] != _digest(manifest) or manifest["step"] != step_of(folder):
+            raise DamagedCheckpoint(f"{folder / MANIFEST} is not what was written")
+    except OSError as error:
+        raise DamagedCheckpoint(f"{error.filename} cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedCheckpoint(f"{folder / MANIFEST} cannot be read ({error!r})") from error
+    return manifest
+
+
+def _check_files(folder: Path, entries: Entries) -> None:
+    """Hash files of a checkpoint. DamagedCheckpoint names the first that is not as it should be."""
+    for entry in entries:
+        path = folder / str(entry["path"])
+        try:
+            size, sha256 = path.stat().st_size, durable.sha256(path)
+        except FileNotFoundError as error:
+            raise DamagedCheckpoint(f"{path} is missing") from error
+        except OSError as error:  # a disk that fails
+            raise DamagedCheckpoint(f"{path} cannot be read ({error.strerror})") from error
+        if size != entry["size"]:
+            raise DamagedCheckpoint(f"{path} has {size} bytes, its manifest says {entry['size']}")
+        if sha256 != entry["sha256"]:
+            raise DamagedCheckpoint(f"{path} does not have the SHA-256 of its manifest")
 
 
 def _checkpoint(folder: Path, manifest: dict[str, Any]) -> Checkpoint:
     return Checkpoint(folder, manifest["step"], manifest["world_size"], manifest["zero_stage"], manifest["history"])
 
 
-def newest_good(checkpoints: Path) -> Checkpoint | None:
-    """The newest good checkpoint; None if none was ever published. Damaged ones are passed over, and the log says so.
+def verified(folder: Path) -> Checkpoint:
+    """The checkpoint in `folder`, every file hashed. DamagedCheckpoint names the first file that is not as it should be."""
+    manifest = _read_manifest(folder)
+    _check_files(folder, manifest["files"])
+    return _checkpoint(folder, manifest)
 
-    CheckpointError if some were published and none is good: starting from scratch must be somebody's decision.
+
+def verified_together(folder: Path, world: World) -> Checkpoint:
+    """`verified`, where each rank hashes its share of the files. Every rank has to call it; all raise alike."""
+    manifest: dict[str, Any] = {}
+    problem = None
+    try:
+        manifest = _read_manifest(folder)
+        by_size = sorted(manifest["files"], key=lambda entry: (-entry["size"], entry["path"]))
+        _check_files(folder, by_size[world.rank :: world.size])
+    except DamagedCheckpoint as error:
+        problem = str(error)
+    problems = [found for found in world.gather(problem) if found]
+    if problems:
+        raise DamagedCheckpoint("; ".join(dict.fromkeys(problems)))
+    return _checkpoint(folder, manifest)
+
+
+def newest_good(candidates: list[Path], verify: Callable[[Path], Checkpoint] = verified) -> Checkpoint | None:
+    """The newest good one of some checkpoints, newest first; None if there are none. Damaged ones are passed over, and the log says so.
+
+    CheckpointError if there are some and none is good: starting from scratch must be somebody's decision.
     """
     damage = []
-    for folder in published(checkpoints):
+    for folder in candidates:
         try:
-            return verified(folder)
+            return verify(folder)
         except DamagedCheckpoint as error:
             log.warning("checkpoint %s is damaged and passed over: %s", folder, error)
             damage.append(f"{folder.name}: {error}")
     if damage:
         raise CheckpointError(
-            f"no good checkpoint in {checkpoints}: {'; '.join(damage)}. Remove the folder to train again from the first step"
+            f"no good checkpoint in {candidates[0].parent}: {'; '.join(damage)}. Remove the folder to train again from "
+            "the first step"
         )
     return None
 
 
-def _own_files(staging: Path, world: World) -> Iterator[Path]:
-    """The files of `staging` that this rank wrote, in a stable order."""
-    for path in sorted(staging.rglob("*")):
-        written_by = _OWN_FILE.search(path.name)
-        if path.is_file() and (int(written_by[1]) if written_by else 0) == world.rank:
-            yield path
-
-
-def _entries(staging: Path, world: World) -> list[dict[str, Any]]:
-    """Manifest entries of this rank's files, each flushed to the disk and hashed."""
-    entries = []
-    for path in _own_files(staging, world):
-        durable.fsync(path)
-        size = path.stat().st_size
-        entries.append({"path": path.relative_to(staging).as_posix(), "size": size, "sha256": durable.sha256(path)})
-    return entries
-
-
-def _new_folder(attempt: Path, kind: str) -> Path:
-    """A fresh folder under the attempt. FileNotFoundError when the attempt was taken over."""
-    folder = attempt / f"{kind}-{secrets.token_hex(6)}"
+def _new_folder(parent: Path, kind: str) -> Path:
+    """A fresh folder. FileNotFoundError when its parent was taken away."""
+    folder = parent / f"{kind}-{secrets.token_hex(6)}"
     folder.mkdir()
     return folder
 
 
-def _stage(attempt: Path, metrics: bytes) -> Path:
-    """A staging folder that holds the metrics, and the folder that DeepSpeed writes to."""
-    staging = _new_folder(attempt, "staging")
-    (staging / STATE).mkdir()
-    durable.write_bytes(staging / METRICS, metrics)
-    return staging
+@dataclass
+class Shelf:
+    """Where one start of the ranks puts its checkpoints, and which of those there are good. Used by rank 0; others read `newest`."""
+
+    checkpoints: Path  # temporary ones: the newest `keep` good ones stay, until the step is done
+    permanent: Path | None  # those that stay for good
+    attempt: Path
+    start: Path  # in the attempt: all that is unfinished
+    keep: int
+    newest: Checkpoint | None = None  # the newest good one
+    good: set[str] = field(default_factory=set)  # names of temporary ones that were verified, or published from here
+
+    def require_attempt(self) -> None:
+        """FileNotFoundError when the attempt was taken over."""
+        if not self.start.is_dir():
+            raise FileNotFoundError(
+                f"{self.start} is gone: the attempt was taken over, or its ranks were started again"
+            )
+
+    def new_folder(self, kind: str) -> Path:
+        """A fresh folder for what is not finished. FileNotFoundError when the attempt was taken over."""
+        return _new_folder(self.start, kind)
+
+    def stage(self, step: int) -> Path:
+        """A staging folder for the checkpoint of `step`, with the folder that DeepSpeed's files go to."""
+        staging = self.new_folder(f"staging-{folder_name(step)}")
+        (staging / STATE).mkdir()
+        return staging
+
+    def set_aside(self, folder: Path) -> None:
+        """Take `folder` out of the checkpoints, into the attempt: it is fenced, and goes when the attempt goes."""
+        durable.rename(folder, self.attempt / f"aside-{folder.name}-{secrets.token_hex(6)}")
+
+    def publish(self, staging: Path, facts: dict[str, Any], *, permanent: bool) -> Checkpoint:
+        """Write the manifest of a finished staging folder, give the folder its name, and let go of what is too old."""
+        manifest = {"schema": SCHEMA} | facts
+        durable.write_json(staging / MANIFEST, manifest | {"sha256": _digest(manifest)})
+        shelf = self.checkpoints
+        if permanent and self.permanent:
+            shelf = self.permanent
+            shelf.mkdir(exist_ok=True)
+        target = shelf / folder_name(facts["step"])
+        if target.exists():
+            log.warning("checkpoint %s exists and was not good when training resumed: replaced", target)
+            self.set_aside(target)
+        durable.publish_folder(staging, target)
+        if shelf == self.checkpoints:
+            self.good.add(target.name)
+            self._retain()
+        return _checkpoint(target, manifest)
+
+    def _retain(self) -> None:
+        """Remove the temporary checkpoints that are older than the newest `keep` good ones.
+
+        One of which nobody knows whether it is good counts for nothing, so it pushes no good one out.
+        """
+        kept = 0
+        for folder in published(self.checkpoints):
+            if kept >= self.keep:
+                self.good.discard(folder.name)
+                doomed = self.start / f"old-{folder.name}-{secrets.token_hex(6)}"
+                durable.rename(folder, doomed)
+                durable.remove_tree(doomed)
+            elif folder.name in self.good:
+                kept += 1
 
 
-def _set_aside(folder: Path, attempt: Path) -> None:
-    """Take `folder` out of the checkpoints, into the attempt: it is fenced, and goes when the attempt goes."""
-    durable.rename(folder, attempt / f"aside-{folder.name}-{secrets.token_hex(6)}")
+def _sweep(attempt: Path) -> Path:
+    """The folder of a new start, after those of earlier starts were taken away: whoever is left of them can publish no more."""
+    for dead in [*attempt.glob("start-*"), *attempt.glob(".start-*.tmp")]:
+        if dead.is_dir() and any(dead.iterdir()):
+            log.warning("removing what an earlier start of the ranks left unfinished: %s", dead)
+        durable.remove_tree(dead)
+    return _new_folder(attempt, "start")
 
 
-def _publish(staging: Path, manifest: dict[str, Any], checkpoints: Path, attempt: Path, keep: int) -> Checkpoint:
-    """Write the manifest, give the folder its name, and let go of all but the newest `keep`."""
-    durable.write_json(staging / MANIFEST, manifest)
-    target = checkpoints / folder_name(manifest["step"])
-    if target.exists():
-        log.warning("checkpoint %s exists and was not good when training resumed: replaced", target)
-        _set_aside(target, attempt)
-    durable.publish_folder(staging, target)
-    for old in published(checkpoints)[keep:]:
-        aside = attempt / f"old-{old.name}-{secrets.token_hex(6)}"
-        durable.rename(old, aside)
-        durable.remove_tree(aside)
-    return _checkpoint(target, manifest)
+def open_shelf(checkpoints: Path, permanent: Path | None, attempt: Path, keep: int, world: World) -> Shelf:
+    """The shelf of a new start, with the checkpoint to resume from as its `newest`. Every rank has to call it. Errors as `newest_good`.
 
-
-def _require_folder(path: str, exist_ok: bool = False) -> None:
-    """Stands in for DeepSpeed's makedirs, which would bring the folder of an overtaken attempt back to life."""
-    if not Path(path).is_dir():
-        raise FileNotFoundError(f"{path} is gone: the attempt was taken over")
-
-
-def save(
-    engine: Any,
-    step: int,
-    world: World,
-    *,
-    attempt: Path,
-    checkpoints: Path,
-    keep: int,
-    metrics: bytes,
-    zero_stage: int,
-    history: list[dict[str, Any]],
-) -> Checkpoint:
-    """Publish the engine's state after `step` optimizer steps. Every rank has to call it; all get the checkpoint.
-
-    FileNotFoundError when the attempt was taken over. The newest `keep` checkpoints stay.
+    Damaged checkpoints newer than that are moved out of the way, since their steps are going to be published again.
     """
-    staging = Path(world.from_first(lambda: str(_stage(attempt, metrics))))
-    engine.checkpoint_engine.makedirs = _require_folder
-    engine.save_checkpoint(str(staging), tag=STATE, save_latest=False)
-    entries = [entry for entries in world.gather(_entries(staging, world)) for entry in entries]
-    manifest = {
-        "schema": SCHEMA,
-        "step": step,
-        "world_size": world.size,
-        "zero_stage": zero_stage,
-        "history": history,
-        "files": sorted(entries, key=lambda entry: entry["path"]),
-    }
-    return world.from_first(lambda: _publish(staging, manifest, checkpoints, attempt, keep))
 
+    def prepare() -> tuple[Path, list[Path]]:
+        return _sweep(attempt), published(checkpoints, *([permanent] if permanent else []))
 
-def find(checkpoints: Path, attempt: Path, world: World) -> Checkpoint | None:
-    """The checkpoint to resume from, the same on all ranks; None to start. CheckpointError as `newest_good`.
-
-    Damaged ones newer than it are moved out of the way, since their steps are going to be published again.
-    """
-
-    def search() -> Checkpoint | None:
-        good = newest_good(checkpoints)
-        for folder in published(checkpoints) if good else ():
-            if good and int(folder.name.removeprefix("step-")) > good.step:
-                _set_aside(folder, attempt)
-        return good
-
-    return world.from_first(search)
-
-
-def is_universal(checkpoint: Checkpoint | None, world: World) -> bool:
-    """Whether loading needs DeepSpeed's universal format: state that another number of ranks has partitioned."""
-    return checkpoint is not None and checkpoint.world_size != world.size and checkpoint.zero_stage > 0
-
-
-def _convert(checkpoint: Checkpoint, attempt: Path) -> Path:
-    """`checkpoint` in the universal format, in a fresh folder: stale shards of a bigger world would stay in an old one."""
-    import contextlib
-    import io
-    from argparse import Namespace
-
-    from deepspeed.checkpoint import ds_to_universal
-
-    folder = _new_folder(attempt, "universal")
-    options = Namespace(
-        input_folder=str(checkpoint.folder / STATE),
-        output_folder=str(folder / STATE),
-        num_extract_workers=1,  # workers are processes that import torch: slower than the work for all but huge models
-        num_merge_workers=1,
-        keep_temp_folder=False,
-        strict=True,
-        inject_missing_state=True,
-    )
-    noise = io.StringIO()  # progress bars and lines; errors are exceptions
-    with contextlib.redirect_stdout(noise), contextlib.redirect_stderr(noise):
-        ds_to_universal.main(options)
-    return folder
-
-
-def _groups(engine: Any) -> list[dict[str, Any]]:
-    """The parameter groups of our own optimizer, under whatever DeepSpeed has wrapped it in."""
-    return engine.basic_optimizer.param_groups
-
-
-def _repair_optimizer(engine: Any, hyperparameters: list[dict[str, Any]]) -> None:
-    """Undo what DeepSpeed 0.19 does wrong when it loads the universal format at ZeRO 3.
-
-    It gives every parameter group the hyperparameters of the first, so that norms and biases would decay, and one
-    `step` tensor to all of them, which AdamW then advances once for each group in each step.
-    """
-    for group, values in zip(_groups(engine), hyperparameters, strict=True):
-        group.update(values)
-    for state in engine.basic_optimizer.state.values():
-        if "step" in state:
-            state["step"] = state["step"].clone()
-
-
-def load(engine: Any, checkpoint: Checkpoint, world: World, attempt: Path) -> None:
-    """Bring a fresh engine to the state of `checkpoint`, whatever number of ranks wrote it. CheckpointError if it does not load."""
-    universal = is_universal(checkpoint, world)
-    if universal:
-        log.info(
-            "checkpoint %s is of %d ranks, converting it for %d", checkpoint.folder, checkpoint.world_size, world.size
-        )
-    folder = Path(world.from_first(lambda: str(_convert(checkpoint, attempt)))) if universal else checkpoint.folder
-    hyperparameters = [{name: value for name, value in group.items() if name != "params"} for group in _groups(engine)]
-    loaded, _ = engine.load_checkpoint(str(folder), tag=STATE)
-    if loaded is None or engine.global_steps != checkpoint.step:
-        raise CheckpointError(
-            f"{checkpoint.folder} did not load: DeepSpeed is at step {engine.global_steps}, not {checkpoint.step}"
-        )
-    if universal:
-        _repair_optimizer(engine, hyperparameters)
-    world.barrier()
-    if universal and world.is_first:
-        durable.remove_tree(folder)
+    start, candidates = world.from_first(prepare)
+    shelf = Shelf(checkpoints, permanent, attempt, start, keep)
+    shelf.newest = newest_good(candidates, lambda folder: verified_together(folder, world))
+    if shelf.newest is None:
+        return shelf
+    if world.is_first:
+        for folder in candidates:
+            if step_of(folder) > shelf.newest.step:
+                shelf.set_aside(folder)
+    if shelf.newest.folder.parent == checkpoints:
+        shelf.good.add(shelf.newest.folder.name)
+    return shelf

@@ -20,6 +20,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,14 @@ def fsync(path: Path) -> None:
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def flushed_sha256(path: Path) -> str:
+    """Flush a file's bytes to the disk and return their SHA-256: the disk and the processor work at the same time."""
+    with ThreadPoolExecutor(1) as pool:
+        digest = pool.submit(sha256, path)
+        fsync(path)
+        return digest.result()
 
 
 def below(folder: Path) -> Iterator[Path]:
@@ -134,6 +143,64 @@ def create_bytes(path: Path, data: bytes, scratch: Path | None = None) -> None:
         link(draft, path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+class HashedFile:
+    """A file being written that knows the size and the SHA-256 of what was given to it."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "xb")  # noqa: SIM115 (`hashing` closes it)
+        self._digest = hashlib.sha256()
+        self.size = 0
+        self.error: OSError | None = None  # why a write failed: torch.save tells something else
+
+    def write(self, data: Any) -> int:
+        """Write some bytes, all of them."""
+        self._digest.update(data)
+        try:
+            self.size += (count := self._file.write(data))
+        except OSError as error:
+            self.error = error
+            raise
+        return count
+
+    def flush(self) -> None:
+        """Hand what was written to the system."""
+        self._file.flush()
+
+    def close(self) -> None:
+        """Hand what was written to the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def abandon(self) -> None:
+        """Let go of the file after an error: what could not be written is not tried again."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+    @property
+    def sha256(self) -> str:
+        """The SHA-256 of what was written so far, in hex: of what should be in the file, whatever the disk made of it."""
+        return self._digest.hexdigest()
+
+
+@contextlib.contextmanager
+def hashing(path: Path) -> Iterator[HashedFile]:
+    """Yield a new file for a library that writes to file objects; on a clean exit it is flushed to the disk.
+
+    For files of a folder that is published as a whole, so it has its name from the beginning. OSError names the file.
+    """
+    file = HashedFile(path)
+    try:
+        yield file
+        file.close()
+    except Exception as error:
+        file.abandon()
+        why = file.error or error
+        if not isinstance(why, OSError) or why.filename is not None:
+            raise
+        raise OSError(why.errno, why.strerror, str(path)) from error  # a full disk does not say for whom
 
 
 def to_json(value: Any) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from model.config import Config, ModelConfig, TrainConfig
 
@@ -42,12 +42,21 @@ class RankJob(Config):
     micro_batch_size: int = Field(ge=1, description="most sequences in one forward pass of a rank")
     threads: int = Field(1, ge=1, description="threads of a rank's CPU kernels; decides the last bits of the result")
     device: Literal["cpu", "cuda"] = "cpu"
-    checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints; 0: only at the end and at SIGTERM")
+    checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints; 0: none by steps")
+    checkpoint_seconds: float = Field(0, ge=0, description="seconds between checkpoints; 0: none by time")
+    permanent_every: int = Field(0, ge=0, description="steps between checkpoints that stay for good; 0: none")
+    permanent: str | None = Field(None, description="folder of those that stay; they are resumed from as others are")
     peak_flops: float | None = Field(
         None, gt=0, description="FLOP/s that one rank could reach, for MFU; none: measured"
     )
-    keep_checkpoints: int = Field(2, ge=1, description="published checkpoints that are kept")
+    keep_checkpoints: int = Field(2, ge=1, description="newest good checkpoints that are kept, beside permanent ones")
     verify: bool = Field(True, description="hash every token shard before it is read")
+
+    @model_validator(mode="after")
+    def _room_for_permanent(self) -> RankJob:
+        if self.permanent_every and self.permanent is None:
+            raise ValueError(f"permanent_every={self.permanent_every} needs the folder `permanent`")
+        return self
 
     @staticmethod
     def parse(job: dict[str, Any]) -> RankJob:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import signal
+import socket
 import threading
 import time
 from collections import deque
@@ -24,7 +25,7 @@ from model import durable
 from model.config import ModelConfig
 from model.train import StepReport
 
-METRICS, PROGRESS = "metrics.jsonl", "progress.jsonl"
+METRICS, PROGRESS, PEAK = "metrics.jsonl", "progress.jsonl", "peak_flops.json"
 
 
 class TrainingDiverged(RuntimeError):
@@ -60,6 +61,17 @@ def measured_peak(device: torch.device, precision: str) -> float:
         float(product[0, 0])  # a GPU computes behind our back until something asks for a number
         best = min(best, time.perf_counter() - began)
     return 2 * size**3 / best
+
+
+def remembered_peak(attempt: Path, device: torch.device, precision: str) -> float:
+    """`measured_peak`, measured once in an attempt: ranks that start again lose no time with it."""
+    file = attempt / PEAK
+    key = f"{socket.gethostname()} {device.type} {precision} {torch.get_num_threads()}"
+    known: dict[str, float] = durable.read_json(file) if file.exists() else {}
+    if key not in known:
+        known[key] = measured_peak(device, precision)
+        durable.write_json(file, known)
+    return known[key]
 
 
 @dataclass
@@ -111,12 +123,19 @@ class DivergenceGuard:
     best: float = math.inf
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=DivergenceGuard.WINDOW))
 
+    @property
+    def _limit(self) -> float:
+        return 10 * max(self.best, 1.0)
+
+    def is_fine(self, loss: float, grad_norm: float) -> bool:
+        """Whether a step of this loss and gradient norm has not diverged."""
+        return math.isfinite(loss + grad_norm) and loss <= self._limit
+
     def check(self, step: int, loss: float, grad_norm: float, last_good: Path | None) -> None:
         """TrainingDiverged if step `step` diverged; else remember its loss."""
-        limit = 10 * max(self.best, 1.0)
-        if not math.isfinite(loss + grad_norm) or loss > limit:
+        if not self.is_fine(loss, grad_norm):
             raise TrainingDiverged(
-                f"loss {loss} and gradient norm {grad_norm} at step {step}, where a loss up to {limit:.3g} was expected; the "
+                f"loss {loss} and gradient norm {grad_norm} at step {step}, where a loss up to {self._limit:.3g} was expected; the "
                 f"last good checkpoint is {last_good or 'none'}. Lower learning_rate or grad_clip, or raise warmup_steps"
             )
         self.recent.append(loss)

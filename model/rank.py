@@ -8,6 +8,7 @@ files as one that was not.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from model import checkpoint, durable, export
+from model import durable, export, restore
 from model.batches import RankBatch, example_batch, pretrain_batch
-from model.checkpoint import Checkpoint
+from model.checkpoint import Checkpoint, open_shelf
 from model.config import ModelConfig, accumulation_steps
 from model.examples import Examples
 from model.heads import build
 from model.hf import from_hugging_face, load_pretrained
 from model.job import ExampleData, RankJob
-from model.monitor import METRICS, DivergenceGuard, Journal, flops_per_token, measured_peak, sigterm_noticed
+from model.monitor import METRICS, DivergenceGuard, Journal, flops_per_token, remembered_peak, sigterm_noticed
+from model.saving import Saver
 from model.token_shards import DamagedShard, TokenShards
 from model.train import train
 from model.world import World, join
@@ -91,23 +93,23 @@ class Run:
 
     def __init__(self, job: RankJob, world: World) -> None:
         self.job, self.world = job, world
-        self.attempt, self.checkpoints = Path(job.attempt), Path(job.checkpoints)
+        self.attempt = Path(job.attempt)
         self._stop_file = self.attempt / "stop"  # how a driver asks ranks on other machines to save and stop
-        self.resumed: Checkpoint | None = checkpoint.find(self.checkpoints, self.attempt, world)
-        self.saved = self.resumed  # the last good checkpoint
+        permanent = Path(job.permanent) if job.permanent else None
+        self.shelf = open_shelf(Path(job.checkpoints), permanent, self.attempt, job.keep_checkpoints, world)
+        self.resumed: Checkpoint | None = self.shelf.newest
         self.step = self.resumed.step if self.resumed else 0
         self.load = loader(job, world)
         model = initial_model(job)
-        peak = (
-            world.size * (job.peak_flops or measured_peak(world.device, job.train.precision))
-            if world.is_first
-            else None
+        self.journal = Journal(
+            self.attempt, _peak(job, world), flops_per_token(model, job.model, job.train.sequence_length)
         )
-        self.journal = Journal(self.attempt, peak, flops_per_token(model, job.model, job.train.sequence_length))
-        universal = checkpoint.is_universal(self.resumed, world)
+        universal = restore.is_universal(self.resumed, world)
         self.engine = build_engine(model, job.train, world, job.micro_batch_size, universal=universal)
         self.guard = DivergenceGuard()
         self.history = _history(self.resumed, numerics(job, world))
+        self.saver = Saver(self.engine, world, self.shelf, job.train.zero_stage)
+        self._copied_at = time.monotonic()  # when the last checkpoint was begun, or else training
         if self.resumed:
             self._resume(self.resumed)
         if world.is_first:  # in place of what a killed start of this attempt wrote after its last checkpoint
@@ -116,40 +118,51 @@ class Run:
     def _resume(self, source: Checkpoint) -> None:
         """Go on from a checkpoint: its weights and its metrics."""
         log.info("resuming from %s", source.folder)
-        checkpoint.load(self.engine, source, self.world, self.attempt)
+        restore.load(self.engine, source, self.world, self.shelf)
         self.journal.metrics += source.metrics
         for line in self.journal.lines():
             self.guard.check(line["step"], line["loss"], line["grad_norm"], source.folder)
 
+    def begin_save(self) -> None:
+        """Begin a checkpoint of the current step, unless it has one. Every rank has to call it."""
+        if self.saver.step != self.step:
+            every = self.job.permanent_every
+            permanent = every > 0 and self.step % every == 0
+            self.saver.begin(self.step, bytes(self.journal.metrics), self.history, permanent=permanent)
+        self._copied_at = time.monotonic()
+
     def save(self) -> None:
-        """Publish a checkpoint of the current step, unless it has one. Every rank has to call it."""
-        if self.saved and self.saved.step == self.step:
-            return
-        self.saved = checkpoint.save(
-            self.engine,
-            self.step,
-            self.world,
-            attempt=self.attempt,
-            checkpoints=self.checkpoints,
-            keep=self.job.keep_checkpoints,
-            metrics=bytes(self.journal.metrics),
-            zero_stage=self.job.train.zero_stage,
-            history=self.history,
-        )
+        """Publish a checkpoint of the current step, unless it has one, and wait for it. Every rank has to call it."""
+        self.begin_save()
+        self.saver.finish()
 
     def steps(self, stop: Callable[[], bool]) -> bool:
         """Train to the last step, or until `stop()` is true on any rank or attempt/stop exists. Whether it was stopped."""
-        every = self.job.checkpoint_every
         for report in train(self.engine, self.load, self.job.objective, self.job.train, self.world, self.step):
-            self.guard.check(report.step, report.loss, report.grad_norm, self.saved.folder if self.saved else None)
+            if not self.guard.is_fine(report.loss, report.grad_norm):
+                self.saver.finish()  # it is from before, and the error is going to name it
+            newest = self.shelf.newest
+            self.guard.check(report.step, report.loss, report.grad_norm, newest.folder if newest else None)
             self.step = report.step
             if self.world.is_first:
                 self.journal.record(report)
-            if self.world.any(stop() or self._stop_file.exists()):
+            stopped, late, busy = self.world.vote(
+                stop() or self._stop_file.exists(), self.world.is_first and self._is_late(), self.saver.busy
+            )
+            if not busy:
+                self.saver.advance()
+            if stopped:
                 return self.step < self.job.train.max_steps
-            if every and self.step % every == 0:
-                self.save()
+            if late or any(
+                every and self.step % every == 0 for every in (self.job.checkpoint_every, self.job.permanent_every)
+            ):
+                self.begin_save()
         return False
+
+    def _is_late(self) -> bool:
+        """Whether the last checkpoint is `checkpoint_seconds` old, by this rank's clock."""
+        seconds = self.job.checkpoint_seconds
+        return seconds > 0 and time.monotonic() - self._copied_at >= seconds
 
     def export(self) -> float:
         """Write export, probe and metrics into the outputs and check the export. The largest difference from the probe."""
@@ -191,6 +204,13 @@ class Run:
         return logits
 
 
+def _peak(job: RankJob, world: World) -> float | None:
+    """FLOP/s that all ranks together could reach; known to rank 0 only."""
+    if not world.is_first:
+        return None
+    return world.size * (job.peak_flops or remembered_peak(Path(job.attempt), world.device, job.train.precision))
+
+
 def numerics(job: RankJob, world: World) -> dict[str, Any]:
     """What decides the last bits of the result beside the recipe (DESIGN rule 3)."""
     import deepspeed
@@ -228,6 +248,7 @@ def run(job: RankJob) -> dict[str, Any]:
         this = Run(job, world)
         stopped = this.steps(stop)
         this.save()
+        this.saver.close()
         difference = None if stopped else this.export()
         lines = this.journal.lines()
         return {

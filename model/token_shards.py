@@ -86,7 +86,7 @@ def _check_flat(
 def write_token_shard(
     path: Path, tokens: np.ndarray, offsets: np.ndarray, ids: Sequence[str] | pa.Array, metadata: ShardMetadata
 ) -> None:
-    """Write a shard whole or not at all.
+    """Write a shard to the draft `path`; whoever publishes it flushes it.
 
     `tokens` holds every document's ids one after another, each document ending with EOT; document i is
     `tokens[offsets[i]:offsets[i + 1]]` and is named `ids[i]`. ValueError if they do not fit together.
@@ -97,7 +97,7 @@ def write_token_shard(
     schema = pa.schema([("tokens", column.type), ("id", pa.string())], metadata_bytes(asdict(metadata)))
     names = ids if isinstance(ids, pa.Array) else pa.array(ids, pa.string())
     batch = pa.record_batch([column, names], schema=schema)
-    with durable.writing(path) as draft, pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         writer.write_batch(batch)
 
 

@@ -126,6 +126,17 @@ def run_rank(job: dict[str, Any]) -> dict[str, Any]:
     return run(RankJob.parse(job))
 
 
+def warm_up(item: Any) -> None:
+    """Import all that a rank needs before its first step, and nothing more: a process that waits for a job starts it in no time.
+
+    No process group is joined and no device touched. `item` is not looked at but for a job's "device".
+    """
+    import model.rank  # noqa: F401
+    from model.world import import_deepspeed
+
+    import_deepspeed(item.get("device", "cpu") if isinstance(item, dict) else "cpu")
+
+
 def main(arguments: list[str]) -> None:
     """Run the jobs of some JSON files one after another; rank 0 prints what each returns."""
     import json

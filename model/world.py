@@ -68,9 +68,13 @@ class World:
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is true on at least one rank."""
-        votes = torch.tensor(int(flag))
+        return self.vote(flag)[0]
+
+    def vote(self, *flags: bool) -> list[bool]:
+        """For each of some flags, whether it is true on at least one rank: one small collective for all of them."""
+        votes = torch.tensor(flags, dtype=torch.uint8)  # (flags)
         dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self.control)
-        return bool(votes)
+        return [bool(vote) for vote in votes.tolist()]
 
     def barrier(self) -> None:
         """Wait for all ranks."""

@@ -21,6 +21,7 @@ from rich.console import Console
 
 from pipelines import recipes, run
 from pipelines.config import ConfigError, Execution, Recipe, check_together, override
+from pipelines.errors import DAMAGED, INTERRUPTED, exit_code, told
 from pipelines.results import Given, after_pull
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -35,7 +36,6 @@ Settings = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
-INTERRUPTED, DAMAGED = 75, 3
 # White space outside of double quotes before a field's name and "=": SET holds several settings, some with JSON in them.
 _BETWEEN = re.compile(r"""\s+(?=[a-z_][a-z0-9_]*(?:\.[a-z0-9_]+)*=)(?=(?:[^"]*"[^"]*")*[^"]*$)""")
 
@@ -238,8 +238,6 @@ def _stop(number: int, frame: Any) -> None:
 
 def main() -> None:
     """Run the command; expected errors are said in one message, without a traceback."""
-    from pipelines.errors import exit_code, told
-
     signal.signal(signal.SIGTERM, _stop)
     try:
         app()

@@ -220,10 +220,36 @@ class Execution(Config):
     )
     threads: int = Field(default_factory=lambda: max(1, _cores() // 2), ge=1, description="CPU threads of one rank")
     micro_batch_size: int = Field(32, ge=1, description="sequences in one forward pass of one rank, at most")
-    checkpoint_every: int = Field(
-        100, ge=0, description="steps between two checkpoints; 0: only at the end and at SIGTERM"
+    checkpoint_seconds: float = Field(
+        300.0, ge=0, description="seconds between two temporary checkpoints, by rank 0's clock; 0: none by time"
     )
-    keep_checkpoints: int = Field(2, ge=1, description="newest good checkpoints kept while a step is trained")
+    checkpoint_every: int = Field(
+        100,
+        ge=0,
+        description="steps between two temporary checkpoints; 0: none by steps. One at the end, and at SIGTERM, is always made",
+    )
+    keep_checkpoints: int = Field(2, ge=1, description="newest good temporary checkpoints kept while a step is trained")
+    permanent_every: int = Field(
+        0, ge=0, description="steps between two checkpoints that stay for good, also after the step is done; 0: none"
+    )
+    standby: bool = Field(
+        True, description="keep a warm process beside each rank: a restart is seconds faster and costs 0.5 GB a rank"
+    )
+    min_ranks: int = Field(1, ge=1, description="training goes on with fewer ranks, but not with fewer than these")
+    wait_for_ranks: float = Field(
+        120.0, ge=0, description="seconds to wait for room for all ranks before going on with fewer"
+    )
+    grace_seconds: float = Field(
+        30.0, gt=0, description="seconds that ranks have to save after SIGTERM, before they are killed"
+    )
+    max_failures: int = Field(
+        10, ge=0, description="ranks or tasks of one step that may die in one run before it gives up"
+    )
+    max_preemptions: int = Field(
+        100,
+        ge=0,
+        description="nodes lost and ranks told to go (SIGTERM), within one step of one run, before it gives up",
+    )
     lease_seconds: float = Field(
         30.0, gt=0, description="an owner on another host without a sign of life for so long is dead"
     )

@@ -96,7 +96,7 @@ class UnitStore:
         files = {}
         for name, draft in sorted(drafts.items()):
             target = place.with_name(f"{key}.{name}")
-            sha256 = durable.sha256(draft)
+            sha256 = durable.flushed_sha256(draft)
             files[name] = UnitFile(str(target.relative_to(self.root)), draft.stat().st_size, sha256)
             self._link(draft, target, sha256, certificate=place.with_name(f"{key}.json"))
             draft.unlink(missing_ok=True)
@@ -106,7 +106,6 @@ class UnitStore:
         return unit
 
     def _link(self, draft: Path, target: Path, sha256: str, certificate: Path) -> None:
-        durable.fsync(draft)
         try:
             durable.link(draft, target)
         except FileExistsError:

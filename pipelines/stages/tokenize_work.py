@@ -31,9 +31,9 @@ def tokenize_shard(item: dict[str, Any]) -> str:
     encoded = encoding.load(Path(item["folder"]), facts).encode(table["text"])
     metadata = ShardMetadata(facts.digest, facts.vocab_size, facts.eot, shard["sha256"])
     draft = durable.temporary(Path(item["scratch"]) / "tokens.arrow")
-    write_token_shard(draft, encoded.tokens, encoded.offsets, table["id"], metadata)
+    write_token_shard(draft, encoded.tokens, encoded.offsets, table["id"].combine_chunks(), metadata)
     info = {
-        "documents": len(table["id"]),
+        "documents": len(table),
         "tokens": len(encoded.tokens),
         "bytes": shard["bytes"],
     }
@@ -41,8 +41,8 @@ def tokenize_shard(item: dict[str, Any]) -> str:
     return encoded.engine
 
 
-def _verified(root: Path, shard: dict[str, Any]) -> dict[str, Any]:
-    """The columns of a text shard as pyarrow arrays, read once and hashed before they are decoded."""
+def _verified(root: Path, shard: dict[str, Any]) -> Any:
+    """A text shard's ids and texts, a chunk for each row group (pyarrow Table), read once and hashed before they are decoded."""
     import hashlib
 
     import pyarrow as pa
@@ -55,5 +55,6 @@ def _verified(root: Path, shard: dict[str, Any]) -> dict[str, Any]:
     if hashlib.sha256(data).hexdigest() != shard["sha256"]:
         raise DamagedText(shard["path"])
     # Not pq.read_table: it goes through pyarrow.dataset and imports pandas, half a second of each worker's start.
-    table = pq.ParquetFile(pa.BufferReader(data)).read(columns=["id", "text"], use_threads=False)
-    return {"id": table["id"].combine_chunks(), "text": table["text"].cast(pa.large_string()).combine_chunks()}
+    file = pq.ParquetFile(pa.BufferReader(data))
+    groups = [file.read_row_group(index, ["id", "text"], use_threads=False) for index in range(file.num_row_groups)]
+    return pa.concat_tables(groups)

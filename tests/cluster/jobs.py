@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import time
@@ -73,3 +74,64 @@ def one_rank_dies_after_its_peer_noticed(job: dict[str, Any]) -> None:
         raise RuntimeError("connection reset by peer")
     time.sleep(1.5)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def speak(job: dict[str, Any]) -> None:
+    print(f"printed by {os.environ['RANK']}")
+    logging.getLogger("tests").info("logged by %s", os.environ["RANK"])
+
+
+def one_rank_loses_the_other(job: dict[str, Any]) -> None:
+    """Rank 1 closes its connections and lives on; rank 0's collective fails."""
+    import torch
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    dist.all_reduce(torch.ones(1))
+    if os.environ["RANK"] == "1":
+        dist.destroy_process_group()
+        time.sleep(600)
+    dist.all_reduce(torch.ones(1))
+
+
+def one_rank_is_told_to_go(job: dict[str, Any]) -> None:
+    if os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(600)
+
+
+def warm_up(job: dict[str, Any]) -> None:
+    (Path(job["folder"]) / f"warm-{os.getpid()}").touch()
+
+
+def wait_for_the_end(job: dict[str, Any]) -> dict[str, str]:
+    """Say which process this is, and wait for a file `end`."""
+    folder, rank = Path(job["folder"]), os.environ["RANK"]
+    with (folder / "ran").open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    (folder / f".rank-{rank}").write_text(str(os.getpid()))
+    (folder / f".rank-{rank}").rename(folder / f"rank-{rank}")
+    while not (folder / "end").exists():
+        time.sleep(0.05)
+    return {"rank": rank}
+
+
+def die_always(item: Any) -> None:
+    """What an item does that needs more memory than there is."""
+    print("reading", item, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fail_once(folder: str) -> str:
+    mark = Path(folder) / "failed"
+    if not mark.exists():
+        mark.touch()
+        raise ConnectionError("reset by peer")
+    return "second"
+
+
+def slow_square(item: dict[str, Any]) -> int:
+    """A square, and a file that says it was begun."""
+    (Path(item["folder"]) / f"begun-{item['number']}").touch()
+    time.sleep(0.5)
+    return item["number"] ** 2

@@ -57,7 +57,13 @@ def lose_the_manifest(folder: Path) -> None:
     (folder / checkpoint.MANIFEST).unlink()
 
 
-DAMAGES = [remove, truncate, flip_a_bit, damage_the_manifest, lose_the_manifest]
+def change_the_manifest(folder: Path) -> None:
+    """A manifest that still reads well: one digit of it is another."""
+    path = folder / checkpoint.MANIFEST
+    path.write_bytes(path.read_bytes().replace(b'"world_size": 2', b'"world_size": 3'))
+
+
+DAMAGES = [remove, truncate, flip_a_bit, damage_the_manifest, change_the_manifest, lose_the_manifest]
 
 
 def test_a_published_checkpoint_lists_every_file_of_every_rank(checkpoints: Path) -> None:
@@ -75,7 +81,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
 ) -> None:
     damage(newest(checkpoints))
     with caplog.at_level(logging.WARNING):
-        good = newest_good(checkpoints)
+        good = newest_good(published(checkpoints))
     assert good is not None and good.step == MIDDLE
     assert f"step-{STEPS:06d} is damaged and passed over" in caplog.text
 
@@ -86,9 +92,9 @@ def test_published_checkpoints_of_which_none_is_good_are_an_error_and_none_at_al
     for folder in published(checkpoints):
         flip_a_bit(folder)
     with pytest.raises(CheckpointError, match=r"no good checkpoint .*step-000008.*step-000004"):
-        newest_good(checkpoints)
+        newest_good(published(checkpoints))
     (tmp_path / "empty").mkdir()
-    assert newest_good(tmp_path / "empty") is None
+    assert newest_good(published(tmp_path / "empty")) is None
 
 
 @pytest.fixture(scope="module")

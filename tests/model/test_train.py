@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from model.checkpoint import newest_good
+from model.checkpoint import newest_good, published
 from model.config import TrainConfig
 from model.job import RankJob
 from model.monitor import DivergenceGuard, TrainingDiverged
@@ -135,7 +135,7 @@ def test_two_ranks_take_over_again_from_one(trained: Trained, resumed: dict[str,
 def test_a_run_that_changed_its_ranks_says_so_and_one_that_did_not_says_nothing(
     trained: Trained, alone: dict[str, Any]
 ) -> None:
-    changed, same = (newest_good(Path(job["checkpoints"])) for job in (alone["zero1"], trained.job["zero1"]))
+    changed, same = (newest_good(published(Path(job["checkpoints"]))) for job in (alone["zero1"], trained.job["zero1"]))
     assert changed is not None and [entry["numerics"]["ranks"] for entry in changed.history] == [2, 1]
     assert same is not None and len(same.history) == 1 and "earlier" not in trained.result["zero1"]["numerics"]
 
@@ -197,6 +197,21 @@ def test_a_rank_takes_steps_without_importing_what_it_does_not_use(trained: Trai
         "import json, sys; from model.job import RankJob; from model.rank import Run; from model.world import join\n"
         "this = Run(RankJob.parse(json.loads(sys.argv[1])), join('cpu')); this.steps(lambda: False); this.save()\n"
         "print([name for name in ('torch._dynamo', 'mlflow', 'transformers', 'pandas', 'ray') if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", program, json.dumps(job)]
+    answer = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_process_that_was_warmed_up_imports_no_other_library_for_its_first_step(trained: Trained) -> None:
+    job = trained.jobs.job("warm", train={"max_steps": 1, "zero_stage": 2})
+    program = (
+        "import json, sys; from model.train import warm_up; warm_up(None); import torch\n"
+        "assert not torch.distributed.is_initialized(); warm = set(sys.modules)\n"
+        "from model.job import RankJob; from model.rank import Run; from model.world import join\n"
+        "this = Run(RankJob.parse(json.loads(sys.argv[1])), join('cpu')); this.steps(lambda: False); this.save()\n"
+        "print(sorted({name.split('.')[0] for name in set(sys.modules) - warm} - {'torch', 'deepspeed'}))"
     )
     command = [sys.executable, "-c", program, json.dumps(job)]
     answer = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)

@@ -104,15 +104,21 @@ class Jobs:
         return new
 
 
-def start(jobs: list[dict[str, Any]], ranks: int) -> subprocess.Popen[str]:
-    """Start the ranks of `jobs`, which they run one after another, under torchrun (one rank: without)."""
+def start(
+    jobs: list[dict[str, Any]], ranks: int, module: str = "model.train", kinds: list[str] | None = None
+) -> subprocess.Popen[str]:
+    """Start the ranks of `jobs`, which they run one after another, under torchrun (one rank: without).
+
+    Another `module` than the product's own is given a kind before each job.
+    """
     files = []
     for job in jobs:
         path = Path(job["attempt"], "job.json")
         path.write_text(json.dumps({"device": "cpu"} | job))
         files.append(str(path))
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
-    command = [sys.executable, *launcher, "-m", "model.train", *files]
+    arguments = [word for pair in zip(kinds, files, strict=True) for word in pair] if kinds else files
+    command = [sys.executable, *launcher, "-m", module, *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

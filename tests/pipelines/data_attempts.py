@@ -14,6 +14,7 @@ from pipelines.engine.units import UnitStore
 from pipelines.sources import described
 from pipelines.text_shards import row_groups
 
+EXECUTION = {"workers": 2, "ray_address": "local", "cpus": 2, "max_failures": 10, "max_preemptions": 100}
 SHARD = {"document_bytes": 256, "shard_bytes": 4096, "heldout_fraction": 0.2, "decontaminate_min_words": 8}
 
 
@@ -27,7 +28,7 @@ def attempt(
     given: Any = {name: step_input(path) for name, path in (inputs or {}).items()}
     return Attempt(
         name="test", config=config, inputs=given, sources=sources or {}, root=root, folder=folder, scratch=scratch,
-        units=UnitStore(root), execution={"workers": 2, "ray_address": "local", "cpus": 2}, fingerprint="0" * 64, ancestors={},
+        units=UnitStore(root), execution=EXECUTION, fingerprint="0" * 64, ancestors={},
     )  # fmt: skip
 
 

@@ -40,10 +40,11 @@ def encoder(folder: Path) -> Encoder:
     return Encoder(folder, tokenizer_facts(folder))
 
 
-def arrow(texts: list[str]) -> Any:
+def arrow(texts: list[str], chunk: int = 7) -> Any:
+    """Texts as they come from a text shard: in several chunks."""
     import pyarrow as pa
 
-    return pa.array(texts, pa.large_string())
+    return pa.chunked_array([pa.array(texts[at : at + chunk], pa.string()) for at in range(0, len(texts), chunk)])
 
 
 def reference(folder: Path, texts: list[str]) -> list[list[int]]:
@@ -72,6 +73,12 @@ def test_a_slice_of_a_larger_batch_is_encoded_as_itself(folder: Path, encoder: E
     assert lists(encoder.encode(arrow(DOCUMENTS)[3:9])) == reference(folder, DOCUMENTS[3:9])
 
 
+def test_chunks_do_not_show_in_what_is_encoded(encoder: Encoder) -> None:
+    one, many = (encoder.encode(arrow(DOCUMENTS, chunk)) for chunk in (len(DOCUMENTS), 1))
+    assert one.engine == many.engine == "gigatoken"
+    assert np.array_equal(one.tokens, many.tokens) and np.array_equal(one.offsets, many.offsets)
+
+
 def test_a_difference_on_the_sample_falls_back_to_tokenizers_and_says_why(folder: Path) -> None:
     encoder = Encoder(folder, tokenizer_facts(folder))
     other = train(folder.parents[1] / "other", "quite other words " * 50)[0]
@@ -97,7 +104,7 @@ def test_a_tokenizer_that_gigatoken_cannot_load_falls_back(folder: Path, tmp_pat
 def test_the_sample_holds_the_first_and_uncommon_documents_and_spreads() -> None:
     texts = [f"document {index} " * 100 for index in range(5000)]
     texts[1234] = "语" * 100
-    chosen = sample(arrow(texts))
+    chosen = sample(arrow(texts, 1000))
     assert chosen[0] == 0 and 1234 in chosen and len(chosen) == len(set(chosen)) < 64
     assert max(chosen) > 2500
     assert sample(arrow(["only"])) == [0]
@@ -188,7 +195,7 @@ def test_a_damaged_text_shard_is_reported_as_damage_of_its_step(tmp_path: Path, 
 
 def test_the_sample_of_short_documents_is_as_large_as_documented() -> None:
     texts = [f"short {index}" for index in range(50_000)]
-    chosen = sample(arrow(texts))
+    chosen = sample(arrow(texts, 20_000))
     assert len(chosen) == len(set(chosen))
     assert SAMPLE_BYTES[0] <= sum(len(texts[index]) for index in chosen) < SAMPLE_BYTES[0] + 100
     assert max(np.diff(sorted(chosen))) < 8 * len(texts) / len(chosen)

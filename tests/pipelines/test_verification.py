@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from model import durable
 from pipelines.config import ConfigError
 from pipelines.engine import sealed
+from pipelines.engine.step import Attempt, Stage, Step
 from pipelines.verification import verify
 from tests.faults.test_damage import delete, empty, flip, halve, make_a_folder
 from tests.pipelines.engine import toys
@@ -73,6 +75,23 @@ def test_what_the_dead_left_of_a_finished_step_is_nobodys(tmp_path: Path) -> Non
     assert verify(tmp_path).unowned == [f"steps/{folder.name}/attempts/000001-0123abcd/draft"]
     (folder / "record.json").unlink()  # a step that goes on may need what lies there
     assert not [path for path in verify(tmp_path).unowned if "attempts" in path]
+
+
+def keep_a_checkpoint(attempt: Attempt) -> dict[str, Any]:
+    """A stage that leaves a temporary and a permanent checkpoint."""
+    for folder in (attempt.checkpoints, attempt.folder / "permanent"):
+        checkpoint = folder / "step-000001"
+        checkpoint.mkdir(parents=True)
+        durable.write_bytes(checkpoint / "state", b"state")
+        file = {"path": "state", "size": 5, "sha256": durable.sha256(checkpoint / "state")}
+        durable.write_json(checkpoint / "MANIFEST.json", {"step": 1, "files": [file]})
+    return {}
+
+
+def test_permanent_checkpoints_outlive_the_step_and_are_ours(tmp_path: Path) -> None:
+    toys.run(tmp_path, [Step("kept", Stage("kept", 1, f"{__name__}:keep_a_checkpoint"), {})])
+    assert [path.parts[-3] for path in tmp_path.glob("steps/*/*/step-000001/state")] == ["permanent"]
+    assert verify(tmp_path).unowned == []
 
 
 def test_what_is_no_work_directory_is_refused(tmp_path: Path) -> None:

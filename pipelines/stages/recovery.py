@@ -1,0 +1,120 @@
+"""Keep the ranks of a training step going, whatever of them is lost.
+
+The one idea: three nested lives. A Ray lasts until its raylet is killed, a room in it until a node is lost or the
+number of ranks changes, a start of the gang in the room until a rank dies. Each ends with an exception that names it,
+and the next one begins with the last published checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from cluster import services
+from cluster.gang import Gang, NodeLost, Preempted, RankDied
+from cluster.room import Room
+from model.token_shards import DamagedShard
+from pipelines.engine.step import Attempt, Damaged
+from pipelines.stages.budget import Budget, last_line
+from pipelines.stages.ranks import Growth, found_room, micro_batch_size
+from pipelines.stages.stop import Interrupted, Stop
+
+log = logging.getLogger(__name__)
+STANDBY = "model.train:warm_up"
+_STANDBY_AFTER = 5.0  # seconds of training after which standbys are worth their start; shorter steps go without
+
+
+def supervised(attempt: Attempt, job: dict[str, Any], stop: Stop) -> dict[str, Any]:
+    """Rank 0's result, after as many starts as it takes and the execution allows.
+
+    Interrupted, GaveUp, the job's own error; Damaged if a token shard is not what its manifest says.
+    """
+    budget = Budget(attempt.name, attempt.scratch, attempt.checkpoints, attempt.execution)
+    (attempt.scratch / "logs").mkdir(exist_ok=True)
+    while True:
+        try:
+            with found_room(attempt, job, stop) as room:
+                result = _trained(room, attempt, job, stop, budget)
+        except services.RayLost as loss:
+            _again(attempt, stop, loss, f"starting Ray and the ranks again ({budget.preempted(loss)})")
+            services.reconnect()
+        except NodeLost as loss:
+            _again(attempt, stop, loss, f"placing the ranks again ({budget.preempted(loss)})")
+        except DamagedShard as damage:
+            raise Damaged(attempt.inputs["tokens"].record.step, str(damage), "is missing or damaged") from damage
+        else:
+            if stop.asked or not result["stopped"]:
+                return result
+            stop.resume()
+
+
+def _again(attempt: Attempt, stop: Stop, loss: Exception | str, then: str) -> None:
+    """Say what is done about a loss; Interrupted if the step was asked to stop anyway."""
+    if stop.asked:
+        raise Interrupted(f"{attempt.name} lost its ranks while it stopped ({loss}); run again to go on")
+    log.warning("%s; %s", loss, then)
+
+
+def _trained(room: Room, attempt: Attempt, job: dict[str, Any], stop: Stop, budget: Budget) -> dict[str, Any]:
+    """Rank 0's result in one room; or its result so far, where there is more room now. NodeLost, RayLost, GaveUp."""
+    sliced = job | {"micro_batch_size": micro_batch_size(job, room.ranks)}
+    standby = STANDBY if attempt.execution["standby"] else None
+    with (
+        Growth(room, attempt, job) as growth,
+        Gang("model.train:run_rank", sliced, room, standby=standby, logs=attempt.scratch / "logs") as gang,
+    ):
+        while True:
+            death: RankDied | None = None
+            try:
+                result = _watched(gang, attempt, job, stop, growth)
+                if not result["stopped"] or stop.asked or growth.used:
+                    return result
+                told = f"a rank was told to go (SIGTERM) and step {result['steps']} was saved"
+                _again(attempt, stop, told, f"starting the ranks again ({budget.preempted(told)})")
+            except Preempted as loss:
+                _again(attempt, stop, loss, f"starting the ranks again ({budget.preempted(loss)})")
+            except RankDied as error:
+                death = error
+                _again(attempt, stop, death, f"starting the ranks again ({budget.failed(death, death.log_file)})")
+            _restart(gang, budget, death)
+
+
+def _restart(gang: Gang, budget: Budget, death: RankDied | None) -> None:
+    """Start the ranks again. NodeLost if the death was that of a node, and then it does not count as a failure."""
+    try:
+        gang.restart()
+    except NodeLost:
+        if death:
+            budget.not_a_failure()
+        raise
+
+
+def _watched(gang: Gang, attempt: Attempt, job: dict[str, Any], stop: Stop, growth: Growth) -> dict[str, Any]:
+    """Rank 0's result when all ranks have ended; meanwhile it is shown what they do, and seen to standbys and growth."""
+    began = time.time()
+    first: float | None = None  # when the ranks made their first step since they were started
+    while not gang.wait(0.5):
+        stop.check(attempt.name)
+        line = last_line(attempt.scratch / "progress.jsonl")
+        if line and line["time"] > began:
+            first = first or line["time"]
+            _show(attempt, line, job["train"]["max_steps"])
+            if line["time"] - first > _STANDBY_AFTER:
+                gang.prepare()
+        if growth.due():
+            stop.pause()
+    return gang.results()[0]
+
+
+def _show(attempt: Attempt, progress: dict[str, Any], steps: int) -> None:
+    """Report the newest line of the ranks' progress and metrics files."""
+    if metrics := last_line(attempt.scratch / "metrics.jsonl"):
+        attempt.progress(
+            progress["step"],
+            steps,
+            "steps",
+            loss=round(metrics["loss"], 3),
+            tokens_per_second=round(progress["tokens_per_second"]),
+            MFU=f"{progress['mfu']:.0%}",
+        )
