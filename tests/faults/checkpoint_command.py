@@ -12,7 +12,7 @@ import torch.distributed as dist
 from model import checkpoint, durable
 from model.world import World
 
-STEPS, KEEP = 3, 2
+STEPS, KEEP = 2, 1
 
 
 @functools.cache
