@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -136,3 +137,14 @@ def test_a_file_that_changes_while_it_is_hashed_is_not_remembered(
     digests.of(file)
     monkeypatch.setattr(module.durable, "sha256", SHA256)
     assert digests.of(file) == SHA256(file)
+
+
+def test_drafts_of_a_cache_are_swept_when_nobody_can_be_writing_them(tmp_path: Path) -> None:
+    cache = tmp_path / "digests.json"
+    old, young = durable.temporary(cache), durable.temporary(cache)
+    for draft in (old, young):
+        draft.write_text("half")
+    os.utime(old, (1e9, 1e9))
+    cache.write_text("damaged")  # it is written anew
+    Digests(cache).save()
+    assert not old.exists() and young.exists()
