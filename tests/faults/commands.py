@@ -48,24 +48,29 @@ def hasty(root: Path) -> None:
     flow(root, "a", lease_seconds=0.1)
 
 
+def beating(root: Path) -> None:
+    """A flow that outlives its lease many times, if nobody keeps it alive."""
+    flow(root, lease_seconds=0.2, seconds=0.5)
+
+
 def slow(root: Path) -> None:
-    """A flow that works for seconds under a lease of less than one."""
-    flow(root, lease_seconds=0.4, seconds=0.5)
+    """A flow that works long enough to be met at work."""
+    flow(root, seconds=0.5)
 
 
 def slow_abc(root: Path) -> None:
     """Like `slow`, of other units."""
-    flow(root, "abc", lease_seconds=0.4, seconds=0.3)
+    flow(root, "abc", seconds=0.3)
 
 
 def slow_bcd(root: Path) -> None:
     """Shares two units with `slow_abc`."""
-    flow(root, "bcd", lease_seconds=0.4, seconds=0.3)
+    flow(root, "bcd", seconds=0.3)
 
 
 def impatient(root: Path) -> None:
     """`slow`, but it does not wait for anybody."""
-    flow(root, lease_seconds=0.4, wait=False, seconds=0.5)
+    flow(root, wait=False, seconds=0.5)
 
 
 def rounds(root: Path) -> None:

@@ -70,7 +70,7 @@ def test_an_error_of_the_disk_at_every_point(tmp_path: Path) -> None:
 
 @STRACE
 def test_a_heartbeat_that_the_disk_refuses_ends_nothing(tmp_path: Path) -> None:
-    with injection.injector("tests.faults.commands:slow", tmp_path) as injector:
+    with injection.injector("tests.faults.commands:beating", tmp_path) as injector:
         ended = injector.run(tmp_path / "work", "utimensat:error=EIO", threads=True)
         assert ended.code == 0, ended.said
         assert sum("utimensat" in line and "INJECTED" in line for line in ended.lines) > 3

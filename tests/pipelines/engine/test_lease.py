@@ -128,9 +128,9 @@ def test_a_clock_that_is_set_back_is_a_sign_of_life_like_any_other(tmp_path: Pat
         clock = threading.Thread(target=backwards)
         clock.start()
         won: list[leases.Lease] = []
-        candidate = threading.Thread(target=lambda: won.append(leases.acquire(tmp_path, 0.5)))
+        candidate = threading.Thread(target=lambda: won.append(leases.acquire(tmp_path, 1.5)))
         candidate.start()
-        candidate.join(2.0)
+        candidate.join(3.0)
         assert candidate.is_alive() and not won
         stop.set()
         candidate.join(30.0)
