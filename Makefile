@@ -10,14 +10,14 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 
 # What people give goes to the shell as environment variables, byte for byte: quotes, spaces and dollars in it are theirs.
-GIVEN := RECIPE WORK SET UNTIL MODEL DEST PROMPT WHAT
+GIVEN := RECIPE WORK SET UNTIL MODEL DEST PROMPT WHAT KILLS SEED
 $(foreach name,$(GIVEN),$(eval override $(name) := $$(value $(name))))
 export $(GIVEN)
 SETTINGS = $${SET:+--set "$$SET"}
 OPTIONS = --recipe "$$RECIPE" --work "$$WORK" $(SETTINGS)
 
 # Every target is phony: one named like a folder (tests, model) would silently do nothing.
-.PHONY: help setup run plan dryrun status verify pull generate inspect ui test check format bench clean
+.PHONY: help setup run plan dryrun status verify pull generate inspect ui test chaos check format bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -61,6 +61,9 @@ ui: setup ## MLflow's UI on loopback
 
 test: setup ## all tests
 	@$(PY) -m pytest
+
+chaos: setup ## kill anything at random and compare with an undisturbed run: KILLS=30 SEED=1
+	@$(PY) -m tests.chaos --kills "$${KILLS:-30}" --seed "$${SEED:-1}"
 
 check: setup ## format, lint, types: what CI checks
 	@$(PY) -m ruff format --check . && $(PY) -m ruff check . && $(PY) -m mypy

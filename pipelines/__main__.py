@@ -74,9 +74,10 @@ def run_command(
     wait: Annotated[bool, typer.Option(help="wait for whoever is at work on a step, or leave with their name")] = True,
 ) -> None:
     """Make everything that the recipe asks for and that is not made yet."""
-    from pipelines import narrate
+    from pipelines import narrate, store
 
     made, execution = configured(recipe, work, settings)
+    store.assert_readable(execution.registry)  # before hours of training for it, not after
     workspace = run.until(run.open_workspace(made, execution, fetch=True), until)
     narrate.run(workspace, out, err, Given(recipe, work, pairs(settings)), wait)
 
@@ -101,7 +102,10 @@ def plan(
     recipe: RecipeName = "default", work: WorkDir = "work", settings: Settings = None, as_json: AsJson = False
 ) -> None:
     """Say of each step whether it is done, and why not."""
+    from pipelines import store
+
     made, execution = configured(recipe, work, settings)
+    store.assert_readable(execution.registry)
     planned = run.plan(run.open_workspace(made, execution, fetch=False))
     if as_json:
         steps = [
@@ -159,8 +163,13 @@ def pull(
 ) -> None:
     """Download a registered model, verified against its manifest, into a folder of its own."""
     from pipelines import pull as pulling
+    from pipelines.patience import patiently
 
-    pulled = pulling.pull(_execution("work", settings).registry, model, Path(dest))
+    execution = _execution("work", settings)
+    pulled = patiently(
+        execution.registry, execution.registry_patience, f"pulling {model}",
+        lambda: pulling.pull(execution.registry, model, Path(dest)),
+    )  # fmt: skip
     out.print(
         f"{pulled.name} version {pulled.version} is in {dest}, verified (package digest {pulled.digest[:12]})",
         markup=False,
@@ -229,6 +238,40 @@ def ui(settings: Settings = None) -> None:
             str(execution.port),
         ],
     )
+
+
+@app.command("registry-check")
+def registry_check(settings: Settings = None, as_json: AsJson = False) -> None:
+    """Check the MLflow store: its database, every registered package, aliases, runs without a process."""
+    from pipelines import store_check
+
+    report = store_check.check(store_check.local_database(_execution("work", settings).registry))
+    if as_json:
+        sys.stdout.write(json.dumps(report.as_json(), indent=1) + "\n")
+    else:
+        for line in report.lines():
+            out.print(line, markup=False)
+    if report.damaged:
+        raise typer.Exit(DAMAGED)
+
+
+@app.command("registry-backup")
+def registry_backup(
+    dest: Annotated[str | None, typer.Option(help="folder for backups; <registry>-backups if not given")] = None,
+    keep: Annotated[int, typer.Option(min=1, help="backups to keep there")] = 3,
+    settings: Settings = None,
+) -> None:
+    """Copy the MLflow store to a new folder, verified; older copies share what has not changed."""
+    from pipelines import store_backup, store_check
+
+    database = store_check.local_database(_execution("work", settings).registry)
+    made = store_backup.back_up(database, Path(dest) if dest else None, keep)
+    for line in made.report.lines():
+        out.print(line, markup=False)
+    out.print(f"backup: {made.folder} ({made.files} files, {made.shared} shared with the one before)", markup=False)
+    if made.report.damaged:
+        out.print("the backup has the damage too: earlier ones were kept", markup=False)
+        raise typer.Exit(DAMAGED)
 
 
 def _stop(number: int, frame: Any) -> None:

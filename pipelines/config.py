@@ -211,6 +211,9 @@ class Execution(Config):
         validate_default=True,
         description="MLflow store: a folder (sqlite and artifacts), or a tracking server's http address",
     )
+    registry_patience: float = Field(
+        120.0, ge=0, description="seconds for which registering and pulling are tried again while MLflow is away"
+    )
     cache: str = Field(".cache/gptline", validate_default=True, description="folder for fetched sample data")
     ray_address: str = Field("local", description="'local' starts a Ray here; 'auto' or host:port joins one")
     workers: int = Field(default_factory=_cores, ge=1, description="Ray tasks in flight at once")

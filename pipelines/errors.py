@@ -16,6 +16,7 @@ from pipelines.pull import PullRefused
 from pipelines.registry import UnknownModel
 from pipelines.samples import SampleUnavailable
 from pipelines.sources import SourceError
+from pipelines.store import StoreDamaged
 
 FAILED, USAGE, DAMAGED, INTERRUPTED = 1, 2, 3, 75
 
@@ -30,7 +31,7 @@ class StepInterrupted(RuntimeError):
 
 EXPECTED = (
     ConfigError, SourceError, SampleUnavailable, Busy, Overtaken, Damaged, RecordDamaged, UnknownSchema, UnknownModel,
-    PullRefused, PackageDamaged, StepFailed, StepInterrupted, ConnectionError,
+    PullRefused, PackageDamaged, StepFailed, StepInterrupted, StoreDamaged, ConnectionError,
 )  # fmt: skip
 
 
@@ -68,6 +69,6 @@ def exit_code(error: BaseException) -> int:
     """The exit code that says what kind of error it was."""
     if isinstance(error, StepInterrupted):
         return INTERRUPTED
-    if isinstance(error, PackageDamaged | Damaged | RecordDamaged):
+    if isinstance(error, PackageDamaged | Damaged | RecordDamaged | StoreDamaged):
         return DAMAGED
     return USAGE if isinstance(error, ConfigError | UnknownModel | PullRefused) else FAILED

@@ -27,6 +27,7 @@ from pipelines.engine.step import Attempt, Damaged, source_digests
 from pipelines.errors import StepFailed, StepInterrupted, disk_trouble
 from pipelines.results import Given, figure, results
 from pipelines.run import Outcome, Workspace
+from pipelines.store import StoreDamaged
 
 _EVERY = 10.0  # seconds between two progress lines where there is no terminal
 
@@ -61,6 +62,8 @@ def _run(workspace: Workspace, out: Console, err: Console, wait: bool) -> list[O
             for outcome in outcomes.values():
                 if not outcome.done_now:
                     _confirm(tracker, outcome, began)
+            if tracker.lost_outbox:
+                _recover(tracker, workspace, {outcome.record.fingerprint for outcome in outcomes.values()})
     return list(outcomes.values())
 
 
@@ -76,6 +79,19 @@ def _confirm(tracker: Any, outcome: Outcome, began: str) -> None:
     tracker.confirm_step(
         record.step, record.fingerprint, record.config, tags, record.metrics, curve, _artifacts(folder)
     )
+
+
+def _recover(tracker: Any, workspace: Workspace, told: set[str]) -> None:
+    """The outbox is lost: tell MLflow of all finished steps that are on record here, other recipes' too."""
+    for folder in sorted((workspace.root / "steps").glob("*")):
+        with contextlib.suppress(records.RecordDamaged):  # its own recipe's next run says so and makes it again
+            record = records.read(folder)
+            if record is not None and record.fingerprint not in told:
+                tags = {f"gptline.input.{name}": value for name, value in record.inputs.items()}
+                tracker.confirm_step(
+                    record.step, record.fingerprint, record.config, tags, record.metrics,
+                    folder / "outputs" / "metrics.jsonl", _artifacts(folder), reused=False,
+                )  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -171,7 +187,7 @@ def _failures_told(attempt: Attempt) -> Iterator[None]:
     """
     try:
         yield
-    except (Damaged, Overtaken, StepInterrupted):
+    except (Damaged, Overtaken, StepInterrupted, StoreDamaged):
         raise
     except Exception as error:
         from pipelines.stages.training import Interrupted

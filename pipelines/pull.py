@@ -7,16 +7,14 @@ No code of the model is run and nothing is unpickled.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from model import durable
 from pipelines import registry
 from pipelines.package import MANIFEST, PackageDamaged, read_manifest, verify_package
+from pipelines.staging import staging, sweep
 
 
 class PullRefused(Exception):
@@ -45,20 +43,20 @@ def pull(location: str | Path, spec: str, dest: Path) -> Pulled:
             f"{spec} is version {wanted.version}, which carries no {registry.DIGEST_TAG}: it was not registered by gptline"
         )
     dest = dest.absolute()
-    fetched = place(dest, wanted.digest, lambda staging: _fetch(location, wanted, staging))
+    fetched = place(dest, wanted.digest, lambda folder: _fetch(location, wanted, folder))
     return Pulled(wanted.name, wanted.version, wanted.digest, dest, fetched)
 
 
 def place(dest: Path, digest: str, fetch: Callable[[Path], None]) -> bool:
     """Make `dest` the package that has `digest`; whether `fetch` had to write it, whole and verified, to a folder."""
-    _sweep(dest)
+    sweep(dest.parent, dest.name)
     if _held(dest) == digest:
         return False
     dest.parent.mkdir(parents=True, exist_ok=True)
-    with _staging(dest) as staging:
-        fetch(staging)
-        _publish(staging, dest, digest)
-    _sweep(dest)
+    with staging(dest) as folder:
+        fetch(folder)
+        _publish(folder, dest, digest)
+    sweep(dest.parent, dest.name)
     return True
 
 
@@ -75,55 +73,28 @@ def _held(dest: Path) -> str | None:
         raise PullRefused(f"{dest} was pulled, and changed since: {error}; {advice}") from error
 
 
-def _fetch(location: str | Path, wanted: registry.ModelVersion, staging: Path) -> None:
-    manifest = read_manifest(registry.download(location, wanted, MANIFEST, staging))
+def _fetch(location: str | Path, wanted: registry.ModelVersion, folder: Path) -> None:
+    manifest = read_manifest(registry.download(location, wanted, MANIFEST, folder))
     if manifest["digest"] != wanted.digest:
         raise PackageDamaged(
             f"{wanted.name} version {wanted.version}: the files at {wanted.source} are package {manifest['digest']}, "
             f"the registry says {wanted.digest}; somebody changed them, register the model again"
         )
     for file in manifest["files"]:
-        registry.download(location, wanted, file, staging)
-    verify_package(staging)
+        registry.download(location, wanted, file, folder)
+    verify_package(folder)
 
 
-def _publish(staging: Path, dest: Path, digest: str) -> None:
+def _publish(staged: Path, dest: Path, digest: str) -> None:
     """Give the staged folder its name; what was there goes aside first, and away after."""
     aside = durable.temporary(dest)
     if dest.exists() and any(dest.iterdir()):
         durable.rename(dest, aside)
     try:
-        durable.publish_folder(staging, dest)
+        durable.publish_folder(staged, dest)
     except OSError:
         if not dest.exists() and aside.exists():
             durable.rename(aside, dest)
         # Another pull to the same place was faster: fine, if it brought the same version.
         if _held(dest) != digest:
             raise
-
-
-@contextlib.contextmanager
-def _staging(dest: Path) -> Iterator[Path]:
-    """A new folder beside `dest`, locked while we live, so that `_sweep` knows what a killed pull has left."""
-    staging = durable.temporary(dest)
-    staging.mkdir()
-    descriptor = os.open(staging, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield staging
-    finally:
-        durable.remove_tree(staging)
-        os.close(descriptor)
-
-
-def _sweep(dest: Path) -> None:
-    """Remove what killed pulls and replaced versions have left beside `dest`."""
-    for left in dest.parent.glob(f".{dest.name}.*.tmp"):
-        descriptor = os.open(left, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            durable.remove_tree(left)
-        except BlockingIOError:
-            continue  # another pull is at work in it
-        finally:
-            os.close(descriptor)

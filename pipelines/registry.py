@@ -9,27 +9,25 @@ A store is a folder (`registry/`: sqlite database and artifacts) or a tracking s
 
 from __future__ import annotations
 
-import base64
-import contextlib
 import json
-import logging
-import os
-import sqlite3
-import urllib.error
-import urllib.parse
-import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from model import durable
+from pipelines import store
+from pipelines.mlflow_runs import experiment_id as experiment_id
+from pipelines.mlflow_runs import find_or_create_run as find_or_create_run
 from pipelines.package import verify_package
+from pipelines.store import EXPERIMENT as EXPERIMENT
+from pipelines.store import connect as connect
+from pipelines.store import ensure_store as ensure_store
+from pipelines.store import names_damage
+from pipelines.store import tracking_uri as tracking_uri
 from pipelines.upload import upload
 
 DIGEST_TAG = "gptline.digest"
-EXPERIMENT = "gptline"
-_SQLITE = "sqlite:///"
+DOUBLE_TAG = "gptline.duplicate_of"  # on a version whose package an earlier one holds: no alias points at it
 
 
 class UnknownModel(LookupError):
@@ -56,69 +54,7 @@ class GateResult:
     detail: str
 
 
-def tracking_uri(location: str | Path) -> str:
-    """MLflow's address of a store given as a folder, or as that address already. Touches nothing."""
-    if str(location).startswith(("http://", "https://", _SQLITE)):
-        return str(location)
-    return f"{_SQLITE}{Path(location).absolute() / 'mlflow.db'}"
-
-
-def ensure_store(location: str | Path) -> str:
-    """The tracking URI of `location`; a folder gets its database, once, whoever else asks at the same time.
-
-    The migrations take seconds and would race; the finished database appears by one rename.
-    """
-    uri = tracking_uri(location)
-    if uri.startswith(_SQLITE) and not _database(uri).exists():
-        _database(uri).parent.mkdir(parents=True, exist_ok=True)
-        with _lock(uri):
-            if not _database(uri).exists():
-                _create_database(_database(uri))
-    return uri
-
-
-def connect(location: str | Path) -> Any:
-    """An MlflowClient of the store. Imports mlflow: seconds, the first time."""
-    uri = ensure_store(location)
-    _set_up_mlflow()
-    from mlflow import MlflowClient
-
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
-
-
-def experiment_id(client: Any, name: str = EXPERIMENT) -> str:
-    """The id of the experiment `name`, created if need be. Its artifacts lie beside a sqlite database."""
-    from mlflow.exceptions import MlflowException
-
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        uri = str(client.tracking_uri)
-        place = str(_database(uri).parent / "artifacts" / name) if uri.startswith(_SQLITE) else None
-        try:
-            return str(client.create_experiment(name, artifact_location=place))
-        except MlflowException:  # somebody else was faster: then it is there
-            found = client.get_experiment_by_name(name)
-            if found is None:
-                raise
-    return str(found.experiment_id)
-
-
-def find_or_create_run(client: Any, identity: Mapping[str, str], name: str, experiment: str = EXPERIMENT) -> Any:
-    """The MLflow run whose tags are `identity`: the earliest there is, or a new one of that name."""
-    with _lock(str(client.tracking_uri)):
-        found = find_run(client, identity, experiment)
-        number = experiment_id(client, experiment)
-        return found or client.create_run(number, tags={**identity, "mlflow.runName": name})
-
-
-def find_run(client: Any, identity: Mapping[str, str], experiment: str = EXPERIMENT) -> Any | None:
-    """The earliest MLflow run whose tags are `identity`, or None."""
-    where = " and ".join(f"tags.`{key}` = '{value}'" for key, value in sorted(identity.items()))
-    number = experiment_id(client, experiment)
-    found = client.search_runs([number], where, max_results=1, order_by=["attributes.start_time ASC"])
-    return found[0] if found else None
-
-
+@names_damage
 def register(location: str | Path, name: str, package: Path, tags: Mapping[str, str]) -> ModelVersion:
     """The one version of `name` that holds the package in this folder, created if it is new.
 
@@ -130,7 +66,7 @@ def register(location: str | Path, name: str, package: Path, tags: Mapping[str, 
     client = connect(location)
     identity = {key: tags[key] for key in ("gptline.step", "gptline.fingerprint") if key in tags}
     run = find_or_create_run(client, identity or {DIGEST_TAG: digest}, f"register {name}")
-    with _lock(str(client.tracking_uri)):
+    with store.lock(str(client.tracking_uri)):
         _ensure_name(client, name)
         found = _canonical(client, name, digest)
         run_id = (found and found.run_id) or str(run.info.run_id)
@@ -138,6 +74,7 @@ def register(location: str | Path, name: str, package: Path, tags: Mapping[str, 
         if found is None:
             client.create_model_version(name, source, run_id=run_id, tags={**tags, DIGEST_TAG: digest})
             found = _canonical(client, name, digest)
+        _mark_doubles(client, name, digest)
     if found is None:
         raise UnknownModel(
             f"{name}: the version just created in {location} is gone; is another tool deleting versions?"
@@ -145,6 +82,7 @@ def register(location: str | Path, name: str, package: Path, tags: Mapping[str, 
     return found
 
 
+@names_damage
 def promote(location: str | Path, version: ModelVersion, gates: Sequence[GateResult]) -> bool:
     """Point `candidate` at the version, and `champion` too if all gates passed; the reason goes on the version.
 
@@ -165,6 +103,7 @@ def promote(location: str | Path, version: ModelVersion, gates: Sequence[GateRes
     return passed
 
 
+@names_damage
 def resolve(location: str | Path, spec: str) -> ModelVersion:
     """The version that `name@alias`, `name@3` or `name/3` means. UnknownModel lists what there is."""
     name, _, which = spec.replace("/", "@", 1).partition("@")
@@ -188,7 +127,7 @@ def resolve(location: str | Path, spec: str) -> ModelVersion:
 
 def download(location: str | Path, version: ModelVersion, file: str, folder: Path) -> Path:
     """Fetch one file of a version into `folder`, under its relative name. OSError or MLflow's error if it cannot."""
-    _set_up_mlflow()
+    store.set_up_mlflow()
     import mlflow.artifacts
 
     uri = tracking_uri(location)
@@ -198,6 +137,7 @@ def download(location: str | Path, version: ModelVersion, file: str, folder: Pat
     return target
 
 
+@names_damage
 def version_exists(location: str | Path, name: str, version: int, digest: str | None = None) -> bool:
     """Whether the registry holds this version (with this package digest, if given). Does not import mlflow.
 
@@ -209,6 +149,7 @@ def version_exists(location: str | Path, name: str, version: int, digest: str | 
     return tags is not None and (digest is None or tags.get(DIGEST_TAG) == digest)
 
 
+@names_damage
 def alias_version(location: str | Path, name: str, alias: str) -> int | None:
     """The version that `name@alias` means, None if there is none. Does not import mlflow.
 
@@ -216,93 +157,22 @@ def alias_version(location: str | Path, name: str, alias: str) -> int | None:
     """
     uri = tracking_uri(location)
     if uri.startswith("http"):
-        found = _ask(uri, "registered-models/alias", name=name, alias=alias)
+        found = store.ask(uri, "registered-models/alias", name=name, alias=alias)
         return int(found["version"]) if found else None
-    rows = _select(uri, "select version from registered_model_aliases where name = ? and alias = ?", name, alias)
+    rows = store.select(uri, "select version from registered_model_aliases where name = ? and alias = ?", name, alias)
     return int(rows[0][0]) if rows else None
 
 
 def _tags_in_sqlite(uri: str, name: str, version: int) -> dict[str, str] | None:
     where = "where name = ? and version = ?"
-    if not _select(uri, f"select 1 from model_versions {where}", name, version):
+    if not store.select(uri, f"select 1 from model_versions {where}", name, version):
         return None
-    return dict(_select(uri, f"select key, value from model_version_tags {where}", name, version))
-
-
-def _select(uri: str, query: str, *values: Any) -> list[Any]:
-    """Rows of a local store's database; none if there is no database."""
-    path = _database(uri)
-    if not path.exists():
-        return []
-    with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=20)) as database:
-        return database.execute(query, values).fetchall()
+    return dict(store.select(uri, f"select key, value from model_version_tags {where}", name, version))
 
 
 def _tags_over_http(uri: str, name: str, version: int) -> dict[str, str] | None:
-    found = _ask(uri, "model-versions/get", name=name, version=version)
+    found = store.ask(uri, "model-versions/get", name=name, version=version)
     return None if found is None else {tag["key"]: tag["value"] for tag in found.get("tags", [])}
-
-
-def _ask(uri: str, what: str, **values: Any) -> dict[str, Any] | None:
-    """The model version that a tracking server answers with; None if it has no such thing."""
-    query = urllib.parse.urlencode(values)
-    request = urllib.request.Request(f"{uri.rstrip('/')}/api/2.0/mlflow/{what}?{query}")
-    user, password = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_PASSWORD")
-    if user and password:
-        request.add_header("Authorization", "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode())
-    elif token := os.environ.get("MLFLOW_TRACKING_TOKEN"):
-        request.add_header("Authorization", f"Bearer {token}")
-    try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            return dict(json.load(answer)["model_version"])
-    except urllib.error.HTTPError as error:
-        said = error.read().decode(errors="replace")
-        if error.code == 404 or (error.code == 400 and "not found" in said):  # an unknown alias is a 400 to MLflow
-            return None
-        raise ConnectionError(
-            f"{uri} answered {error.code} to a question for {', '.join(map(str, values.values()))}: {error.reason}"
-        ) from error
-    except OSError as error:
-        raise ConnectionError(f"{uri} cannot be reached ({error}); is the MLflow server up?") from error
-
-
-def _database(uri: str) -> Path:
-    return Path(uri.removeprefix(_SQLITE))
-
-
-@contextlib.contextmanager
-def _lock(uri: str) -> Iterator[None]:
-    """One writer at a time in a local store. A server has many clients anyway: there, reconciling must do."""
-    if not uri.startswith(_SQLITE):
-        yield
-        return
-    from filelock import FileLock
-
-    with FileLock(_database(uri).with_name(".lock")):
-        yield
-
-
-def _set_up_mlflow() -> None:
-    """Import mlflow our way: it calls nobody, it does not repeat requests by itself, it logs no chatter."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    # A request that MLflow repeats by itself can create a thing twice; we repeat by looking first.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    import mlflow  # noqa: F401
-
-    for noisy in ("mlflow", "alembic"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-
-
-def _create_database(database: Path) -> None:
-    _set_up_mlflow()
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    artifacts = database.parent / "artifacts"
-    with durable.writing(database) as draft:
-        store = SqlAlchemyStore(f"{_SQLITE}{draft}", str(artifacts))
-        store.create_experiment(EXPERIMENT, artifact_location=str(artifacts / EXPERIMENT))
-        store.engine.dispose()
 
 
 def _ensure_name(client: Any, name: str) -> None:
@@ -317,8 +187,22 @@ def _ensure_name(client: Any, name: str) -> None:
 
 def _canonical(client: Any, name: str, digest: str) -> ModelVersion | None:
     """The lowest version of `name` that carries the digest."""
+    found = _with_digest(client, name, digest)
+    return _model_version(found[0]) if found else None
+
+
+def _with_digest(client: Any, name: str, digest: str) -> list[Any]:
+    """MLflow's versions of `name` that carry the digest, the lowest first."""
     found = client.search_model_versions(f"name = '{name}' and tags.`{DIGEST_TAG}` = '{digest}'", max_results=1000)
-    return min(map(_model_version, found), key=lambda version: version.version, default=None)
+    return sorted(found, key=lambda version: int(version.version))
+
+
+def _mark_doubles(client: Any, name: str, digest: str) -> None:
+    """Say on versions that a lost or late request made once more which one they repeat. Deleting could hurt a reader."""
+    one, *others = _with_digest(client, name, digest) or [None]
+    for other in others:
+        if other.tags.get(DOUBLE_TAG) != str(one.version):
+            client.set_model_version_tag(name, str(other.version), DOUBLE_TAG, str(one.version))
 
 
 def _model_version(found: Any) -> ModelVersion:

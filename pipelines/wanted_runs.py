@@ -59,7 +59,8 @@ class WantedRun:
         """The wanted part, for the outbox."""
         known = ("run_id", "started", "told", "steps", "refusals", "closed")
         plain = {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name not in known}
-        lists = {name: [dataclasses.astuple(point) for point in plain[name]] for name in ("points", "curve")}
+        # Copied at one go: the mirror's thread may be taking points away meanwhile.
+        lists = {name: [dataclasses.astuple(point) for point in list(plain[name])] for name in ("points", "curve")}
         return plain | lists | {"outcome": self.outcome and dataclasses.asdict(self.outcome)}
 
     @classmethod

@@ -17,7 +17,9 @@ HEAVY = ("torch", "ray", "mlflow", "transformers", "datasets")
 SOURCES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
 # model's files that `pipelines` may import: they are torch-free
 TORCH_FREE = {"model.durable", "model.config", "model.token_shards", "model.examples"}
-MLFLOW_FILES = {"pipelines/tracking.py", "pipelines/registry.py", "pipelines/pyfunc_entry.py"}
+MLFLOW_FILES = {
+    f"pipelines/{name}.py" for name in ("store", "mlflow_runs", "mirror", "tracking", "registry", "pyfunc_entry")
+}
 
 
 def imports(path: Path) -> Iterator[str]:

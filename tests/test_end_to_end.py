@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,11 @@ import psutil
 import pytest
 
 from model import durable
+from tests.chaos import site
+from tests.chaos.ledger import Ledger
+from tests.chaos.moments import Aim, Plan
+from tests.chaos.reference import Reference, measured
+from tests.chaos.round import Round
 
 ROOT = Path(__file__).parents[1]
 STAGES = {
@@ -87,6 +93,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Line:
     line = Line(folder / "work", folder / "registry")
     said = line("run")
     assert len(done_now(said)) == 12, said
+    # Before other tests add to the registry: what all lines of this recipe have to give.
+    durable.write_json(folder / "reference.json", asdict(measured(line.work, line.registry)))
     return line
 
 
@@ -268,6 +276,31 @@ def test_a_killed_rank_is_started_again_and_the_weights_are_identical(finished: 
     assert driver.returncode == 0, said
     assert "died" in said and "starting the ranks again" in said
     assert copy.outputs("pretrain") == expected
+
+
+# Stages that come twice, and are short, are aimed at twice.
+ONE_KILL_IN_EACH_STAGE = [
+    Aim("prepare_task", "time", 0.1, "driver"),
+    Aim("shard", "time", 0.3, "worker"),
+    Aim("train_tokenizer", "time", 0.1, "power"),
+    Aim("tokenize", "time", 0.1, "driver"),
+    Aim("pretrain", "train_step", 12, "rank0"),
+    Aim("evaluate-base", "time", 0.3, "worker"),
+    Aim("register-base", "time", 0.2, "driver"),
+    Aim("pull-base", "time", 0.0, "driver"),
+    Aim("finetune", "train_step", 12, "rank"),
+    Aim("register-task", "outputs", 0.0, "power"),
+    Aim("pull-task", "time", 0.5, "driver"),
+]
+
+
+def test_one_kill_in_each_stage_changes_nothing(finished: Line, tmp_path: Path) -> None:
+    reference = Reference(**durable.read_json(finished.work.with_name("reference.json")))
+    log, plan = Ledger(tmp_path / "log.jsonl"), Plan.of(ONE_KILL_IN_EACH_STAGE)
+    with site.site(settings={"execution.checkpoint_every": 5}) as place:
+        differences = Round(place, reference, plan, log, 1, 99, random.Random(1), print).run()
+    assert differences == [] and not [event for event in log.events if event["event"] in ("broken", "torn")]
+    assert {event["stage"] for event in log.events if event["event"] == "kill"} == STAGES
 
 
 RECIPE = """

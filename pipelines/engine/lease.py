@@ -227,3 +227,14 @@ def _stand_tombstone(attempt: Path, fenced: Path) -> None:
             scratch=fenced if fenced.is_dir() else None,
         )
     durable.discard(fenced)
+
+
+def this_process(token: str) -> Owner:
+    """This process as the owner of something else than a step, such as an MLflow run."""
+    return Owner(token, socket.gethostname(), _process_space(), os.getpid(), _process_start(os.getpid()) or "")
+
+
+def is_dead(owner: Owner) -> bool:
+    """Whether an owner is certainly gone: its process, seen from here, or its machine, which was started again since."""
+    restarted = owner.host == socket.gethostname() and owner.space.split()[0] != _process_space().split()[0]
+    return restarted or _is_dead(owner)

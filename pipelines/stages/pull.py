@@ -17,11 +17,12 @@ STAGE = Stage("pull", 1, "pipelines.stages.pull:run", check="pipelines.stages.pu
 def run(attempt: Attempt) -> dict[str, Any]:
     """Pull the version that `register` recorded into outputs/model/."""
     from pipelines import pull
+    from pipelines.patience import patiently
 
     registered = next(record for record in attempt.ancestors.values() if record.stage == "register").metrics
-    pulled = pull.pull(
-        registered["registry"], f"{registered['name']}@{registered['version']}", attempt.outputs / "model"
-    )
+    uri, spec = registered["registry"], f"{registered['name']}@{registered['version']}"
+    patience = attempt.execution["registry_patience"]
+    pulled = patiently(uri, patience, f"pulling {spec}", lambda: pull.pull(uri, spec, attempt.outputs / "model"))
     return {
         "name": pulled.name,
         "version": pulled.version,
@@ -38,6 +39,10 @@ def check(record: Record, execution: Mapping[str, Any]) -> str | None:
     uri, metrics = registry.tracking_uri(execution["registry"]), record.metrics
     if uri != metrics.get("registry"):
         return f"the registry is now {uri}, this came from {metrics.get('registry', 'another one')}"
-    if not registry.version_exists(uri, metrics["name"], metrics["version"], metrics["digest"]):
+    try:
+        exists = registry.version_exists(uri, metrics["name"], metrics["version"], metrics["digest"])
+    except ConnectionError as error:  # pulling is patient
+        return f"it cannot be checked now: {error}"
+    if not exists:
         return f"{uri} has no version {metrics['version']} of {metrics['name']} with this digest any more"
     return None

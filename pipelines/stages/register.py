@@ -35,6 +35,7 @@ def run(attempt: Attempt) -> dict[str, Any]:
     """Package, register, point the aliases; returns where the version is and what became of it."""
     from pipelines import registry
     from pipelines.package import build_package
+    from pipelines.patience import patiently
 
     name = attempt.config["name"]
     metrics = durable.read_json(attempt.inputs["evaluation"].path("metrics.json"))
@@ -42,9 +43,13 @@ def run(attempt: Attempt) -> dict[str, Any]:
     digest = build_package(attempt.inputs["export"].path("export"), package, card(attempt, metrics))
     uri = registry.ensure_store(attempt.execution["registry"])
     tags = {"gptline.step": attempt.name, "gptline.fingerprint": attempt.fingerprint}
-    version = registry.register(uri, name, package, tags)
     gates = [_gate(gate, metrics) for gate in attempt.config["gates"]]
-    champion = registry.promote(uri, version, gates)
+
+    def register() -> tuple[registry.ModelVersion, bool]:
+        version = registry.register(uri, name, package, tags)
+        return version, registry.promote(uri, version, gates)
+
+    version, champion = patiently(uri, attempt.execution["registry_patience"], f"registering {name}", register)
     durable.write_json(attempt.outputs / "registered.json", {"name": name, "digest": digest})
     return {
         "name": name,
@@ -57,7 +62,17 @@ def run(attempt: Attempt) -> dict[str, Any]:
 
 
 def check(record: Record, execution: Mapping[str, Any]) -> str | None:
-    """Why the record no longer holds: another registry, the version is lost, or its aliases were moved."""
+    """Why the record no longer holds: another registry, the version is lost, its aliases were moved, or nobody answers.
+
+    In the last case the step is to do: doing it is patient, and finds the version that is there.
+    """
+    try:
+        return _check(record, execution)
+    except ConnectionError as error:
+        return f"it cannot be checked now: {error}"
+
+
+def _check(record: Record, execution: Mapping[str, Any]) -> str | None:
     from pipelines import registry
 
     uri, metrics = registry.tracking_uri(execution["registry"]), record.metrics

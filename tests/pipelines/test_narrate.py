@@ -21,6 +21,7 @@ from pipelines.engine.digests import Digests
 from pipelines.engine.lease import Overtaken
 from pipelines.engine.step import Attempt, Damaged, Input, Stage, Step
 from pipelines.errors import StepFailed, StepInterrupted
+from pipelines.outbox import Outbox
 from pipelines.results import Given, after_pull
 from pipelines.run import Workspace
 from pipelines.stages.training import Interrupted
@@ -115,7 +116,7 @@ def test_what_a_killed_run_did_not_deliver_is_delivered_by_the_next_even_with_no
     space = workspace(tmp_path, store, step)
     assert not narrate._run(space, QUIET, QUIET)[0].done_now
     assert status(store, "curve", tmp_path) == [], "with nothing to do, MLflow is not asked"
-    durable.write_json(tmp_path / "outbox.json", [])  # what a run leaves that is killed
+    Outbox(tmp_path / "outbox.json").keep([])  # what a run leaves that is killed
     narrate._run(space, QUIET, QUIET)
     (run,) = runs(store, {"gptline.step": "curve"})
     assert (run.info.status, run.data.metrics["final_loss"]) == ("FINISHED", 5.0)

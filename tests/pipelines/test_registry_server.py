@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +13,7 @@ from pipelines.model_card import Card
 from pipelines.package import build_package
 from pipelines.pull import pull
 from pipelines.tracking import Tracker
+from tests.faults.mlflow_server import MlflowServer
 from tests.pipelines.lossy_proxy import LossyProxy
 from tests.pipelines.mlflow_views import RECIPE, eventually, history, line, runs
 from tests.pipelines.tiny_exports import write_classifier
@@ -28,37 +22,13 @@ from tests.pipelines.tiny_exports import write_classifier
 @pytest.fixture(scope="module")
 def served(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LossyProxy]:
     """An MLflow server behind a network that can fail."""
-    folder = tmp_path_factory.mktemp("server")
-    shutil.copy(store / "mlflow.db", folder / "mlflow.db")
-    # The copied experiment keeps its artifacts in a local folder; the server shall make one that it serves itself.
-    client = registry.connect(folder)
-    client.rename_experiment(registry.experiment_id(client), "local")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    stores = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "kept")]
-    with open(folder / "server.log", "wb") as log:
-        process = subprocess.Popen([*command, *stores], stdout=log, stderr=log, start_new_session=True)
+    server = MlflowServer(store, tmp_path_factory.mktemp("server"))
+    proxy = LossyProxy(server.port)
     try:
-        _wait(f"http://127.0.0.1:{port}/health", process, folder / "server.log")
-        proxy = LossyProxy(port)
         yield proxy
-        proxy.close()
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 180
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except OSError:
-            time.sleep(0.2)
-    raise AssertionError(log.read_text())
+        proxy.close()
+        server.kill()
 
 
 @pytest.fixture(scope="module")
