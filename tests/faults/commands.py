@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from model import durable
-from pipelines import pull, recipes, run
-from pipelines.config import Execution
+from pipelines import pull, recipes, run, sources
+from pipelines.config import Execution, Source
 from pipelines.engine import record as records
 from pipelines.engine import step as steps
 from pipelines.engine.digests import Digests
@@ -129,6 +129,15 @@ def careless(root: Path) -> None:
     steps._commit = commit
     root.mkdir(exist_ok=True)
     toys.run(root, toys.flow(text="a")[:1])
+
+
+def corpus(root: Path) -> None:
+    """Find the files of a corpus that has a folder in it."""
+    (root / "corpus" / "folder").mkdir(parents=True)
+    for name in ("a.txt", "folder/b.txt"):
+        (root / "corpus" / name).write_text("text")
+    found = sources.described(Source(path=str(root / "corpus")), root / "cache", durable.sha256, fetch=False)
+    assert len(found) == 2, found
 
 
 if __name__ == "__main__":  # python -m tests.faults.commands NAME FOLDER

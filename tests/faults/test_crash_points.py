@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,12 +25,9 @@ def killed_everywhere(
     for number, point in enumerate(points):
         for cut in (False, True) if point.size > 1 else (False,):
             root = folder / f"{number}{'-cut' if cut else ''}"
-            if prepared:
-                shutil.copytree(prepared, root, copy_function=shutil.copy2)
-            if cut:
-                injector.kill_amid(point, points[number + 1], root)
-            else:
-                injector.kill_before(point, root)
+            after = points[number + 1] if cut else point
+            kill = partial(injector.kill_amid, point, after) if cut else partial(injector.kill_before, point)
+            injection.until_hit(kill, root, prepared)
             yield f"killed {'in the middle of' if cut else 'before'} {point}", root
             shutil.rmtree(root)
 

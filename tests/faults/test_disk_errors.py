@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,7 @@ def test_an_error_of_the_disk_at_every_point(tmp_path: Path) -> None:
         assert {point.call for point in points} - {"exit_group"} <= set(ERRORS), "a call that no error is given for"
         for number, (point, error) in enumerate(errors_at(points)):
             root, where = tmp_path / str(number), f"{error} at {point}"
-            ended = injector.run(root, f"{point.call}:error={error}:when={point.number}", reads=True)
+            ended = injection.until_hit(partial(injector.fail_at, point, error), root)
             assert ended.code == errors.FAILED, f"{where}: {ended.code} {ended.said}"
             said = [line for line in ended.said.splitlines() if line.startswith("gptline: ")]
             assert len(said) == 1 and "Traceback" not in ended.said, f"{where}: {ended.said}"
@@ -66,6 +67,23 @@ def test_an_error_of_the_disk_at_every_point(tmp_path: Path) -> None:
             nothing_half(root, where)
             finishes(injector, root, expected, where)
             shutil.rmtree(root)
+
+
+@STRACE
+@pytest.mark.parametrize(
+    ("command", "folder"),
+    [("commands:corpus", "corpus/folder"), ("checkpoint_command:train", "checkpoints"), ("commands:flow", "outputs")],
+)
+def test_a_folder_that_cannot_be_read_is_not_taken_for_an_empty_one(tmp_path: Path, command: str, folder: str) -> None:
+    """A smaller corpus, training from scratch, a record that lacks outputs: each would be said by nobody."""
+    with injection.injector(f"tests.faults.{command}", tmp_path) as injector:
+        points = injector.points(tmp_path / "reference", reads=True)
+        listed = [point for point in points if point.call == "openat" and point.paths[0].endswith(folder)]
+        assert listed
+        for number, point in enumerate(listed):
+            ended = injection.until_hit(partial(injector.fail_at, point, "EACCES"), tmp_path / str(number))
+            assert ended.code == errors.FAILED, f"{point}: {ended.code} {ended.said}"
+            assert f"{folder}: Permission denied; " in ended.said
 
 
 @STRACE
