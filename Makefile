@@ -17,7 +17,7 @@ SETTINGS = $${SET:+--set "$$SET"}
 OPTIONS = --recipe "$$RECIPE" --work "$$WORK" $(SETTINGS)
 
 # Every target is phony: one named like a folder (tests, model) would silently do nothing.
-.PHONY: help setup run plan dryrun status verify pull generate inspect ui test chaos check format bench clean
+.PHONY: help setup run plan dryrun status verify pull generate inspect ui backup integrity test chaos check format bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -58,6 +58,12 @@ inspect: setup ## decode a shard, examples or batch: WHAT=path or batch:STEP
 
 ui: setup ## MLflow's UI on loopback
 	@$(PY) -m pipelines ui $(SETTINGS)
+
+backup: setup ## copy the MLflow store to <registry>-backups, verified
+	@$(PY) -m pipelines registry-backup $(SETTINGS)
+
+integrity: setup ## check the MLflow store: database, packages, aliases, runs
+	@$(PY) -m pipelines registry-check $(SETTINGS)
 
 test: setup ## all tests
 	@$(PY) -m pytest

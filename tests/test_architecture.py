@@ -236,6 +236,15 @@ def test_the_readmes_links_lead_somewhere() -> None:
     assert files and [link for link in files if not (ROOT / link).exists()] == []
 
 
+def test_every_promise_of_reliability_names_tests_that_exist() -> None:
+    text = (ROOT / "docs/reliability.md").read_text()
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", text)
+    assert len(named) > 20
+    for file, test in named:
+        assert (ROOT / file).is_file(), f"docs/reliability.md names {file}, which is not there"
+        assert f"def {test}" in (ROOT / file).read_text(), f"{file} has no {test}"
+
+
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """The Makefile beside a `python` that only says what it was given."""
