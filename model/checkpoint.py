@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -70,7 +71,9 @@ def step_of(folder: Path) -> int:
 
 def published(*folders: Path) -> list[Path]:
     """The checkpoints in `folders`, newest first. Says nothing about whether they are good."""
-    found = [path for folder in folders for path in folder.glob("step-*") if path.name.removeprefix("step-").isdigit()]
+    # No glob: it takes a folder that cannot be read for an empty one, and training would start from scratch.
+    there = [path for folder in folders if folder.is_dir() for path in folder.iterdir()]
+    found = [path for path in there if re.fullmatch(r"step-\d+", path.name)]
     return sorted(found, key=step_of, reverse=True)
 
 

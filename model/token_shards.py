@@ -84,20 +84,20 @@ def _check_flat(
 
 
 def write_token_shard(
-    path: Path, tokens: np.ndarray, offsets: np.ndarray, ids: Sequence[str] | pa.Array, metadata: ShardMetadata
+    draft: Path, tokens: np.ndarray, offsets: np.ndarray, ids: Sequence[str] | pa.Array, metadata: ShardMetadata
 ) -> None:
-    """Write a shard to the draft `path`; whoever publishes it flushes it.
+    """Write a shard to `draft`; whoever publishes it flushes it.
 
     `tokens` holds every document's ids one after another, each document ending with EOT; document i is
     `tokens[offsets[i]:offsets[i + 1]]` and is named `ids[i]`. ValueError if they do not fit together.
     """
-    _check_flat(path, tokens, offsets, ids, metadata)
+    _check_flat(draft, tokens, offsets, ids, metadata)
     values = _integers(np.ascontiguousarray(tokens, token_dtype(metadata.vocab_size)))
     column = pa.LargeListArray.from_arrays(_integers(np.ascontiguousarray(offsets, np.int64)), values)
     schema = pa.schema([("tokens", column.type), ("id", pa.string())], metadata_bytes(asdict(metadata)))
     names = ids if isinstance(ids, pa.Array) else pa.array(ids, pa.string())
     batch = pa.record_batch([column, names], schema=schema)
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+    with pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         writer.write_batch(batch)
 
 

@@ -42,7 +42,7 @@ def run(workspace: Workspace, out: Console, err: Console, given: Given, wait: bo
     _summary(workspace, outcomes, out, time.monotonic() - started, given)
 
 
-def _run(workspace: Workspace, out: Console, err: Console, wait: bool) -> list[Outcome]:
+def _run(workspace: Workspace, out: Console, err: Console, wait: bool = True) -> list[Outcome]:
     """The outcome of each step, in order; the last one of a step that was walked again after damage was found."""
     began, trackers, outcomes = records.now(), list[Any](), dict[str, Outcome]()
     with _execution(workspace, out, trackers) as watch:

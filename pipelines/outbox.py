@@ -34,13 +34,10 @@ class Outbox:
         """What an earlier pipeline could not deliver. A damaged file is set aside, with a message."""
         self._sweep()
         try:
-            content = durable.read_json(self.path)
-            runs = [WantedRun.from_json(run) for run in content["runs"]]
-            if content["digest"] != _digest(content["runs"]):
-                raise ValueError("its content does not have the digest that it states")
+            return read(self.path)
         except FileNotFoundError:
             return []
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except ValueError as error:
             aside = self.path.with_name(f"{self.path.name}.damaged")
             durable.rename(self.path, aside)
             self.lost = True
@@ -50,7 +47,6 @@ class Outbox:
                 self.path, error, aside.name,
             )  # fmt: skip
             return []
-        return runs
 
     def _sweep(self) -> None:
         """Remove the drafts of pipelines that were killed while they wrote."""
@@ -70,6 +66,18 @@ class Outbox:
         """All is delivered. A file that another pipeline wrote meanwhile is left to be found."""
         if self._mine == _identity(self.path):
             self.path.unlink(missing_ok=True)
+
+
+def read(path: Path) -> list[WantedRun]:
+    """What an outbox holds. FileNotFoundError if there is none, ValueError if it is damaged."""
+    try:
+        content = durable.read_json(path)
+        runs = [WantedRun.from_json(run) for run in content["runs"]]
+        if content["digest"] != _digest(content["runs"]):
+            raise ValueError("its content does not have the digest that it states")
+    except (KeyError, TypeError, AttributeError, IsADirectoryError) as error:
+        raise ValueError(f"it is no outbox: {error!r}") from error
+    return runs
 
 
 def _digest(runs: Sequence[object]) -> str:

@@ -16,7 +16,6 @@ import csv
 import fnmatch
 import io
 import json
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -104,7 +103,7 @@ def _package_file(sample: Sample, cache: Path) -> Path:
         durable.fsync(staging / sample.filename)
         durable.rename(staging / sample.filename, archive)
     finally:
-        shutil.rmtree(staging)
+        durable.remove_tree(staging)
     return archive
 
 
@@ -141,7 +140,7 @@ def _unpack(sample: Sample, archive: Path, folder: Path) -> None:
     try:
         durable.publish_folder(staging, folder)
     except OSError:
-        shutil.rmtree(staging)
+        durable.remove_tree(staging)
         if not _is_whole(folder):  # otherwise another process was faster, with the same bytes
             raise
 

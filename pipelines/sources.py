@@ -136,8 +136,13 @@ def _warn_of_passed_over(folder: Path, files: list[Path]) -> None:
         log.warning("%s: %d files are passed over because of their endings: %s", folder, len(files), names)
 
 
+def _refuse(error: OSError) -> None:
+    raise error
+
+
 def _walk(folder: Path) -> Iterator[Path]:
-    for root, folders, names in os.walk(folder):
+    """The files below `folder`. OSError where a folder cannot be read: a corpus must not shrink unseen."""
+    for root, folders, names in os.walk(folder, onerror=_refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         yield from (Path(root, name) for name in names if not name.startswith("."))
 

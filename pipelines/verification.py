@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from model import durable
+from pipelines import outbox
 from pipelines.config import ConfigError
 from pipelines.engine import lease as leases
 from pipelines.engine import record as records
@@ -76,8 +77,8 @@ def verify(root: Path) -> Report:
 
 
 def _check_own(report: Report) -> None:
-    """What lies beside the steps: the digests cache states its own digest, the outbox has to be JSON."""
-    for name, read in zip(_OWN, (sealed.unseal, durable.read_json), strict=True):
+    """What lies beside the steps. Both state their own digest."""
+    for name, read in zip(_OWN, (sealed.unseal, outbox.read), strict=True):
         _readable(report.root / name, read, report)
 
 

@@ -39,6 +39,10 @@ def overtaking_named(folder: Path, scratch: Path) -> Iterator[None]:
     except Exception as error:
         if scratch.is_dir() or isinstance(error, leases.Overtaken):
             raise
+        if not (folder / "lease").is_dir():
+            raise leases.Overtaken(
+                f"step {folder.name}: somebody removed {folder} while this process worked on it"
+            ) from error
         raise leases.Overtaken(
             f"step {folder.name}: attempt {scratch.name} was taken over by {leases.latest_owner(folder)} while this "
             "process made no sign of life; its results were dropped and the new owner's count"

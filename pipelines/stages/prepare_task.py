@@ -38,11 +38,11 @@ def _file(attempt: Attempt) -> Path:
     if len(files) != 1:
         names = ", ".join(file["path"] for file in files[:3])
         raise SourceError(f"task.source means {len(files)} files ({names}, ...); give one")
-    copy = attempt.scratch / Path(files[0]["path"]).name
-    shutil.copyfile(files[0]["path"], copy)
-    if durable.sha256(copy) != files[0]["sha256"]:
+    draft = attempt.scratch / Path(files[0]["path"]).name
+    shutil.copyfile(files[0]["path"], draft)
+    if durable.sha256(draft) != files[0]["sha256"]:
         raise changed(files[0]["path"])
-    return copy
+    return draft
 
 
 def _first(splits: dict[str, list[Any]], count: int) -> dict[str, list[Any]]:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from model import durable
-from pipelines import pull, recipes, run
-from pipelines.config import Execution
+from pipelines import pull, recipes, run, sources
+from pipelines.config import Execution, Source
 from pipelines.engine import record as records
 from pipelines.engine import step as steps
 from pipelines.engine.digests import Digests
@@ -48,24 +48,29 @@ def hasty(root: Path) -> None:
     flow(root, "a", lease_seconds=0.1)
 
 
+def beating(root: Path) -> None:
+    """A flow that outlives its lease many times, if nobody keeps it alive."""
+    flow(root, lease_seconds=0.2, seconds=0.5)
+
+
 def slow(root: Path) -> None:
-    """A flow that works for seconds under a lease of less than one."""
-    flow(root, lease_seconds=0.4, seconds=0.5)
+    """A flow that works long enough to be met at work."""
+    flow(root, seconds=0.5)
 
 
 def slow_abc(root: Path) -> None:
     """Like `slow`, of other units."""
-    flow(root, "abc", lease_seconds=0.4, seconds=0.3)
+    flow(root, "abc", seconds=0.3)
 
 
 def slow_bcd(root: Path) -> None:
     """Shares two units with `slow_abc`."""
-    flow(root, "bcd", lease_seconds=0.4, seconds=0.3)
+    flow(root, "bcd", seconds=0.3)
 
 
 def impatient(root: Path) -> None:
     """`slow`, but it does not wait for anybody."""
-    flow(root, lease_seconds=0.4, wait=False, seconds=0.5)
+    flow(root, wait=False, seconds=0.5)
 
 
 def rounds(root: Path) -> None:
@@ -124,6 +129,15 @@ def careless(root: Path) -> None:
     steps._commit = commit
     root.mkdir(exist_ok=True)
     toys.run(root, toys.flow(text="a")[:1])
+
+
+def corpus(root: Path) -> None:
+    """Find the files of a corpus that has a folder in it."""
+    (root / "corpus" / "folder").mkdir(parents=True)
+    for name in ("a.txt", "folder/b.txt"):
+        (root / "corpus" / name).write_text("text")
+    found = sources.described(Source(path=str(root / "corpus")), root / "cache", durable.sha256, fetch=False)
+    assert len(found) == 2, found
 
 
 if __name__ == "__main__":  # python -m tests.faults.commands NAME FOLDER

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,12 +25,9 @@ def killed_everywhere(
     for number, point in enumerate(points):
         for cut in (False, True) if point.size > 1 else (False,):
             root = folder / f"{number}{'-cut' if cut else ''}"
-            if prepared:
-                shutil.copytree(prepared, root, copy_function=shutil.copy2)
-            if cut:
-                injector.kill_amid(point, points[number + 1], root)
-            else:
-                injector.kill_before(point, root)
+            after = points[number + 1] if cut else point
+            kill = partial(injector.kill_amid, point, after) if cut else partial(injector.kill_before, point)
+            injection.until_hit(kill, root, prepared)
             yield f"killed {'in the middle of' if cut else 'before'} {point}", root
             shutil.rmtree(root)
 
@@ -90,11 +88,14 @@ def test_taking_over_killed_at_every_point(tmp_path: Path, begin: Callable[[Inje
         shutil.copytree(prepared, tmp_path / "reference", copy_function=shutil.copy2)
         points = injector.points(tmp_path / "reference")
         expected = toys.digests(tmp_path / "reference")
-        cleared = next(number for number, point in enumerate(points) if point.paths[-1].endswith("-*/outputs"))
+        cleared = next(number for number, point in enumerate(points) if point.paths[-1].endswith("000002-*/outputs"))
         for where, root in killed_everywhere(injector, points[: cleared + 1], tmp_path, prepared):
             nothing_half(root, where, but="other.json" if begin is damaged else "")
             finishes(injector, root, expected, where)
-    assert cleared > 8
+            # Whoever was overtaken cannot come back, wherever its winner was killed: a file stands in the place of its folder.
+            dead = list(prepared.glob("steps/letters-*/attempts/*"))
+            assert all((root / attempt.relative_to(prepared)).is_file() for attempt in dead), where
+    assert cleared > 8 and bool(list(prepared.glob("steps/letters-*/attempts/*"))) == (begin is half_done)
 
 
 def test_what_is_let_go_after_the_record_killed_at_every_point(tmp_path: Path) -> None:

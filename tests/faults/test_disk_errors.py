@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -56,7 +58,7 @@ def test_an_error_of_the_disk_at_every_point(tmp_path: Path) -> None:
         assert {point.call for point in points} - {"exit_group"} <= set(ERRORS), "a call that no error is given for"
         for number, (point, error) in enumerate(errors_at(points)):
             root, where = tmp_path / str(number), f"{error} at {point}"
-            ended = injector.run(root, f"{point.call}:error={error}:when={point.number}", reads=True)
+            ended = injection.until_hit(partial(injector.fail_at, point, error), root)
             assert ended.code == errors.FAILED, f"{where}: {ended.code} {ended.said}"
             said = [line for line in ended.said.splitlines() if line.startswith("gptline: ")]
             assert len(said) == 1 and "Traceback" not in ended.said, f"{where}: {ended.said}"
@@ -68,8 +70,25 @@ def test_an_error_of_the_disk_at_every_point(tmp_path: Path) -> None:
 
 
 @STRACE
+@pytest.mark.parametrize(
+    ("command", "folder"),
+    [("commands:corpus", "corpus/folder"), ("checkpoint_command:train", "checkpoints"), ("commands:flow", "outputs")],
+)
+def test_a_folder_that_cannot_be_read_is_not_taken_for_an_empty_one(tmp_path: Path, command: str, folder: str) -> None:
+    """A smaller corpus, training from scratch, a record that lacks outputs: each would be said by nobody."""
+    with injection.injector(f"tests.faults.{command}", tmp_path) as injector:
+        points = injector.points(tmp_path / "reference", reads=True)
+        listed = [point for point in points if point.call == "openat" and point.paths[0].endswith(folder)]
+        assert listed
+        for number, point in enumerate(listed):
+            ended = injection.until_hit(partial(injector.fail_at, point, "EACCES"), tmp_path / str(number))
+            assert ended.code == errors.FAILED, f"{point}: {ended.code} {ended.said}"
+            assert f"{folder}: Permission denied; " in ended.said
+
+
+@STRACE
 def test_a_heartbeat_that_the_disk_refuses_ends_nothing(tmp_path: Path) -> None:
-    with injection.injector("tests.faults.commands:slow", tmp_path) as injector:
+    with injection.injector("tests.faults.commands:beating", tmp_path) as injector:
         ended = injector.run(tmp_path / "work", "utimensat:error=EIO", threads=True)
         assert ended.code == 0, ended.said
         assert sum("utimensat" in line and "INJECTED" in line for line in ended.lines) > 3
@@ -136,3 +155,14 @@ def test_a_file_that_changes_while_it_is_hashed_is_not_remembered(
     digests.of(file)
     monkeypatch.setattr(module.durable, "sha256", SHA256)
     assert digests.of(file) == SHA256(file)
+
+
+def test_drafts_of_a_cache_are_swept_when_nobody_can_be_writing_them(tmp_path: Path) -> None:
+    cache = tmp_path / "digests.json"
+    old, young = durable.temporary(cache), durable.temporary(cache)
+    for draft in (old, young):
+        draft.write_text("half")
+    os.utime(old, (1e9, 1e9))
+    cache.write_text("damaged")  # it is written anew
+    Digests(cache).save()
+    assert not old.exists() and young.exists()

@@ -15,7 +15,9 @@ from threading import Thread
 
 import pytest
 
-from pipelines import errors
+from pipelines import errors, run
+from pipelines.__main__ import configured
+from pipelines.engine import lease as leases
 from pipelines.verification import verify
 from tests.faults import commands, injection
 from tests.faults.injection import ROOT, Ended, Injector, Point
@@ -178,3 +180,55 @@ def test_frozen_at_every_point_overtaken_and_woken_nobody_publishes(tmp_path: Pa
             assert made(root) == published, f"frozen after {point}"
             shutil.rmtree(root)
     assert overtaken > 10
+
+
+def test_the_command_leaves_with_the_owners_name_when_it_may_not_wait(tmp_path: Path) -> None:
+    settings = [
+        "--recipe",
+        "tiny",
+        "--work",
+        str(tmp_path / "work"),
+        "--set",
+        f"execution.registry={tmp_path}/registry",
+    ]
+    workspace = run.open_workspace(*configured("tiny", str(tmp_path / "work"), settings[-1:]), fetch=True)
+    folder = run.plan(workspace)["prepare_task"].folder
+    assert folder is not None
+    held = leases.acquire(folder, 60.0)
+    try:
+        command = [sys.executable, "-m", "pipelines", "run", "--no-wait", *settings]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    finally:
+        held.release()
+    assert done.returncode == errors.FAILED
+    assert f"is being worked on by process {os.getpid()} on " in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root and unshare")
+def test_an_owner_whose_process_cannot_be_seen_is_overtaken_when_it_makes_no_sign_of_life(tmp_path: Path) -> None:
+    """On another host, or in another container: the process id says nothing, only the lease does."""
+    root = tmp_path / "work"
+    alone = [
+        "unshare",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        sys.executable,
+        "-m",
+        "tests.faults.commands",
+        "slow",
+        str(root),
+    ]
+    first = subprocess.Popen(alone, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    try:
+        until(lambda: at_work(root))
+        with running("impatient", root) as second:
+            _, said = second.communicate(timeout=60)
+            assert second.returncode == errors.FAILED and "is being worked on by process " in said
+    finally:
+        first.kill()
+        first.communicate()
+    with running("slow", root) as second:
+        said = ended(second)
+    assert said.startswith("waiting: process ") and said.endswith("2 of 2 steps done now\n")
+    assert toys.digests(root) == undisturbed(tmp_path / "alone", commands.slow)

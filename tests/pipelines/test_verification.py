@@ -12,6 +12,7 @@ from model import durable
 from pipelines.config import ConfigError
 from pipelines.engine import sealed
 from pipelines.engine.step import Attempt, Stage, Step
+from pipelines.outbox import Outbox
 from pipelines.verification import verify
 from tests.faults.test_damage import delete, empty, flip, halve, make_a_folder
 from tests.pipelines.engine import toys
@@ -19,8 +20,8 @@ from tests.pipelines.engine import toys
 
 def test_what_is_whole_and_ours_is_not_reported(tmp_path: Path) -> None:
     toys.run(tmp_path, toys.flow())
-    for name in ("outbox.json", "digests.json"):
-        durable.write_bytes(tmp_path / name, sealed.seal({"files": {}}))
+    durable.write_bytes(tmp_path / "digests.json", sealed.seal({"files": {}}))
+    Outbox(tmp_path / "outbox.json").keep([])
     report = verify(tmp_path)
     assert report.checked == 6
     assert (report.damaged, report.missing, report.unowned) == ([], [], [])
@@ -65,6 +66,15 @@ def test_damage_in_a_checkpoint_of_an_unfinished_step_is_named(
     # A bit in the manifest may also make it lie about its files.
     named = "state/shard" if damage is flip else name
     assert report.damaged + report.missing == [str((checkpoint / named).relative_to(tmp_path))]
+
+
+@pytest.mark.parametrize("damage", [flip, halve, empty, make_a_folder])
+def test_a_damaged_outbox_is_named(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    toys.run(tmp_path, toys.flow())
+    Outbox(tmp_path / "outbox.json").keep([])
+    damage(tmp_path / "outbox.json")
+    assert verify(tmp_path).damaged == ["outbox.json"]
+    assert Outbox(tmp_path / "outbox.json").take() == [] and not (tmp_path / "outbox.json").exists()
 
 
 def test_what_the_dead_left_of_a_finished_step_is_nobodys(tmp_path: Path) -> None:

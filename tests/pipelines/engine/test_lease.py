@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,6 +17,7 @@ import pytest
 
 from model import durable
 from pipelines.engine import lease as leases
+from pipelines.engine import owning
 
 HOLD = """
 import sys, time
@@ -105,3 +109,52 @@ def test_of_many_candidates_exactly_one_becomes_owner(tmp_path: Path) -> None:
         for process in processes:
             process.join()
         assert winners.qsize() == 1
+
+
+def test_a_clock_that_is_set_back_is_a_sign_of_life_like_any_other(tmp_path: Path) -> None:
+    """What counts is that the time stamp changes, by the watcher's own clock that nobody sets."""
+    process, attempt = holder(tmp_path)
+    os.kill(process.pid, signal.SIGSTOP)  # we move its time stamp instead
+    lease = tmp_path / "lease" / f"{attempt.partition('-')[0]}.json"
+    try:
+        stop = threading.Event()
+
+        def backwards() -> None:
+            hours = 0
+            while not stop.wait(0.1):
+                hours += 1
+                os.utime(lease, (-3600 * hours + 1e9, -3600 * hours + 1e9))
+
+        clock = threading.Thread(target=backwards)
+        clock.start()
+        won: list[leases.Lease] = []
+        candidate = threading.Thread(target=lambda: won.append(leases.acquire(tmp_path, 1.5)))
+        candidate.start()
+        candidate.join(3.0)
+        assert candidate.is_alive() and not won
+        stop.set()
+        candidate.join(30.0)
+        assert won
+        won[0].release()
+        clock.join()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_work_whose_folder_was_removed_says_so(tmp_path: Path) -> None:
+    folder = tmp_path / "letters-0123456789ab"
+    with pytest.raises(leases.Overtaken, match="somebody removed"):
+        with owning.owning(folder, 2.0, wait=False, on_wait=lambda owner: None) as scratch:
+            shutil.rmtree(folder)
+            (scratch / "draft").write_text("late")
+
+
+def test_nothing_of_the_engine_reads_the_time_of_day_but_for_words_and_for_caches() -> None:
+    """Clocks of two hosts differ, and any clock may be set back."""
+    readers = {
+        path.name
+        for path in Path(leases.__file__).parent.glob("*.py")
+        if re.search(r"time\.time|datetime\.now|utcnow|datetime\.datetime\.now", path.read_text())
+    }
+    assert readers == {"digests.py", "record.py"}  # which signatures are old enough; when a step began and ended
