@@ -113,6 +113,7 @@ def ours(job: dict[str, Any]) -> dict[str, Any]:
         running.saver.finish()
         ends.append(time.perf_counter())
         writing.append(False)
+    _end(running)
     return _sorted(ends, writing) | {"stood_still": running.saver.stood_still}
 
 
@@ -141,6 +142,7 @@ def deepspeed(job: dict[str, Any]) -> dict[str, Any]:
         if running.world.is_first:
             durable.remove_tree(folder)
         _one_step(running)
+    _end(running)
     return {"stood_still": seconds}
 
 
@@ -153,9 +155,18 @@ def waiting(job: dict[str, Any]) -> dict[str, Any]:
         seconds.append(time.perf_counter() - began)
         _one_step(running)
     size = sum(path.stat().st_size for path in running.shelf.newest.folder.rglob("*") if path.is_file())
+    _end(running)
     return {"stood_still": seconds, "megabytes": size / 1e6}
 
 
 def _one_step(running: Any) -> None:
     end = running.step + 1
     running.steps(lambda: running.step == end)
+
+
+def _end(running: Any) -> None:
+    """Leave together: a rank whose peer is gone ends with a crash."""
+    import torch.distributed
+
+    running.world.barrier()
+    torch.distributed.destroy_process_group()

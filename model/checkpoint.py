@@ -215,7 +215,12 @@ class Shelf:
         durable.publish_folder(staging, target)
         if shelf == self.checkpoints:
             self.good.add(target.name)
-            self._retain()
+            try:
+                self._retain()
+            except OSError as error:
+                raise CheckpointError(
+                    f"{target} is published, but older checkpoints cannot be removed ({error}). Put that right and run again"
+                ) from error
         return _checkpoint(target, manifest)
 
     def _retain(self) -> None:

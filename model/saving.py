@@ -89,7 +89,7 @@ class Saver:
         began = time.perf_counter()
         if self._under_way:
             self._make_room(self._under_way.step, step)
-        staging = Path(self._world.from_first(lambda: str(self._shelf.stage(step))))
+        staging = Path(self._world.from_first(lambda: str(self._stage(step))))
         shards = capture(self._engine, staging / STATE, self._buffers)
         facts = self._facts | {"step": step, "history": history}
         entries = self._thread.submit(write, staging, shards, metrics if self._world.is_first else None)
@@ -123,6 +123,13 @@ class Saver:
             wait([self._under_way.work])
             self.advance()
 
+    def _stage(self, step: int) -> Path:
+        self._shelf.require_attempt()
+        try:
+            return self._shelf.stage(step)
+        except OSError as error:
+            raise self._refusal(step, self._shelf.start, str(error)) from error
+
     def _make_room(self, before: int, step: int) -> None:
         """Wait for the checkpoint of step `before`, because that of `step` is due."""
         began = time.perf_counter()
@@ -153,7 +160,7 @@ class Saver:
     def _published(self, current: _UnderWay) -> Checkpoint:
         assert current.published is not None
         error = current.published.exception()
-        if error:
+        if error and not isinstance(error, CheckpointError):
             self._give_up(current, f"{type(error).__name__}: {error}", error)
         return current.published.result()
 
@@ -166,9 +173,12 @@ class Saver:
             except OSError as error:  # on a disk that takes no changes; the error below matters more
                 log.warning("%s stays until the next start sweeps it: %s", current.staging, error)
         self._shelf.require_attempt()
+        raise self._refusal(current.step, current.staging, why) from cause
+
+    def _refusal(self, step: int, folder: Path, why: str) -> CheckpointError:
         newest = self._shelf.newest
-        raise CheckpointError(
-            f"the checkpoint of step {current.step} could not be written to {current.staging} ({why}). Nothing of it was "
-            f"published; the last good one is {newest.folder if newest else 'none'}. Make the disk writable and with room "
-            "for it, and run again: training continues from there"
-        ) from cause
+        return CheckpointError(
+            f"the checkpoint of step {step} could not be written to {folder} ({why}). Nothing was published that is not "
+            f"whole; the last good one is {newest.folder if newest else 'none'}. Make room on that disk and make it "
+            "writable, and run again: training continues from there"
+        )

@@ -205,7 +205,7 @@ def test_a_rank_takes_steps_without_importing_what_it_does_not_use(trained: Trai
 
 
 def test_a_process_that_was_warmed_up_imports_no_other_library_for_its_first_step(trained: Trained) -> None:
-    job = trained.jobs.job("warm", train={"max_steps": 1, "zero_stage": 2})
+    job = trained.jobs.job("warm", train={"max_steps": 2, "zero_stage": 2})
     program = (
         "import json, sys; from model.train import warm_up; warm_up(None); import torch\n"
         "assert not torch.distributed.is_initialized(); warm = set(sys.modules)\n"
