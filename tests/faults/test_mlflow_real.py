@@ -18,7 +18,7 @@ from tests.pipelines.conftest import store as store
 from tests.pipelines.lossy_proxy import LossyProxy, Request
 from tests.pipelines.mlflow_views import history, runs
 
-BEFORE, AFTER = 9, 13  # every ninth request never arrives, the answer to every thirteenth is lost
+BEFORE, AFTER = 29, 37  # every so manieth request never arrives; the answer to every so manieth is lost
 
 
 def run(work: Path, uri: str) -> subprocess.CompletedProcess[str]:
