@@ -163,13 +163,9 @@ def pull(
 ) -> None:
     """Download a registered model, verified against its manifest, into a folder of its own."""
     from pipelines import pull as pulling
-    from pipelines.patience import patiently
 
     execution = _execution("work", settings)
-    pulled = patiently(
-        execution.registry, execution.registry_patience, f"pulling {model}",
-        lambda: pulling.pull(execution.registry, model, Path(dest)),
-    )  # fmt: skip
+    pulled = pulling.pull(execution.registry, model, Path(dest), execution.registry_patience)
     out.print(
         f"{pulled.name} version {pulled.version} is in {dest}, verified (package digest {pulled.digest[:12]})",
         markup=False,

@@ -96,13 +96,7 @@ class Mirror:
         """Figures, picture and files, and the status last: who sees it FINISHED sees all of it."""
         self._open(run)  # the tags that came with the outcome
         self._log_figures(run, outcome)
-        if run.curve:
-            self._client.log_figure(run.run_id, loss_curve(run.curve, run.name), "loss.png")
-        for path in outcome.artifacts:
-            if Path(path).exists():
-                self._client.log_artifact(run.run_id, path)
-            else:
-                log.warning("%s is not there any more and is missing in MLflow's run %s", path, run.name)
+        self._log_files(run, outcome)
         assert run.run_id is not None
         mlflow_runs.drop_doubles(self._client, run.identity, run.run_id, self._experiment)
         self._client.set_terminated(run.run_id, outcome.status, max(outcome.ended, run.started))
@@ -114,9 +108,28 @@ class Mirror:
 
         figures = []
         for key, value in outcome.figures.items():
+            if key in run.filed:
+                continue
             history = self._client.get_metric_history(run.run_id, key)
             if not history or history[-1].value != value:
                 step = max((metric.step for metric in history), default=-1) + 1
                 figures.append(Metric(key, value, outcome.ended, step))
+            else:
+                run.filed.add(key)
         for start in range(0, len(figures), _METRICS_A_BATCH):
-            self._client.log_batch(run.run_id, metrics=figures[start : start + _METRICS_A_BATCH])
+            batch = figures[start : start + _METRICS_A_BATCH]
+            self._client.log_batch(run.run_id, metrics=batch)
+            run.filed |= {metric.key for metric in batch}
+
+    def _log_files(self, run: WantedRun, outcome: Outcome) -> None:
+        """The picture of the loss, and the files to keep; each again only if it is not known to have arrived."""
+        if run.curve and "loss.png" not in run.filed:
+            self._client.log_figure(run.run_id, loss_curve(run.curve, run.name), "loss.png")
+            run.filed.add("loss.png")
+        for path in outcome.artifacts:
+            if path not in run.filed:
+                if Path(path).exists():
+                    self._client.log_artifact(run.run_id, path)
+                else:
+                    log.warning("%s is not there any more and is missing in MLflow's run %s", path, run.name)
+                run.filed.add(path)

@@ -14,6 +14,7 @@ from pathlib import Path
 from model import durable
 from pipelines import registry
 from pipelines.package import MANIFEST, PackageDamaged, read_manifest, verify_package
+from pipelines.patience import patiently
 from pipelines.staging import staging, sweep
 
 
@@ -32,18 +33,19 @@ class Pulled:
     fetched: bool
 
 
-def pull(location: str | Path, spec: str, dest: Path) -> Pulled:
+def pull(location: str | Path, spec: str, dest: Path, patience: float = 0.0) -> Pulled:
     """Make `dest` the package of `spec` (`name@alias` or `name@version`).
 
-    An earlier pull in `dest` is replaced, if nobody changed it. UnknownModel, PullRefused, PackageDamaged.
+    An earlier pull in `dest` is replaced, if nobody changed it. A registry that is away is asked again for `patience`
+    seconds, for each file. UnknownModel, PullRefused, PackageDamaged, ConnectionError.
     """
-    wanted = registry.resolve(location, spec)
+    wanted = patiently(location, patience, f"pulling {spec}", lambda: registry.resolve(location, spec))
     if wanted.digest is None:
         raise registry.UnknownModel(
             f"{spec} is version {wanted.version}, which carries no {registry.DIGEST_TAG}: it was not registered by gptline"
         )
     dest = dest.absolute()
-    fetched = place(dest, wanted.digest, lambda folder: _fetch(location, wanted, folder))
+    fetched = place(dest, wanted.digest, lambda folder: _fetch(location, wanted, folder, patience))
     return Pulled(wanted.name, wanted.version, wanted.digest, dest, fetched)
 
 
@@ -73,15 +75,19 @@ def _held(dest: Path) -> str | None:
         raise PullRefused(f"{dest} was pulled, and changed since: {error}; {advice}") from error
 
 
-def _fetch(location: str | Path, wanted: registry.ModelVersion, folder: Path) -> None:
-    manifest = read_manifest(registry.download(location, wanted, MANIFEST, folder))
+def _fetch(location: str | Path, wanted: registry.ModelVersion, folder: Path, patience: float) -> None:
+    def fetched(file: str) -> Path:
+        what = f"pulling {file} of {wanted.name}@{wanted.version}"
+        return patiently(location, patience, what, lambda: registry.download(location, wanted, file, folder))
+
+    manifest = read_manifest(fetched(MANIFEST))
     if manifest["digest"] != wanted.digest:
         raise PackageDamaged(
             f"{wanted.name} version {wanted.version}: the files at {wanted.source} are package {manifest['digest']}, "
             f"the registry says {wanted.digest}; somebody changed them, register the model again"
         )
     for file in manifest["files"]:
-        registry.download(location, wanted, file, folder)
+        fetched(file)
     verify_package(folder)
 
 

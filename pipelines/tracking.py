@@ -20,6 +20,7 @@ from pipelines.metric_files import MetricFile, numbers, system_points
 from pipelines.mirror import Mirror
 from pipelines.mlflow_runs import KEY_TAG, OWNER_TAG, owner_tag
 from pipelines.outbox import Outbox
+from pipelines.patience import is_away
 from pipelines.wanted_runs import Outcome, Status, WantedRun, params
 
 _POLL = 2.0  # seconds between two looks at the metrics files
@@ -241,6 +242,9 @@ class Tracker:
                 return
             mirrored.supply(run, close=not self._awaits_steps(run))
         except Exception as error:
+            if is_away(error):
+                run.doubt()  # progress is kept: a network that loses a request in twenty must not keep us for ever
+                raise
             run.forget()
             if getattr(error, "error_code", "") != "INVALID_PARAMETER_VALUE":
                 raise

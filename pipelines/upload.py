@@ -1,14 +1,14 @@
 """Put a package among a run's artifacts, whole, however often it is tried.
 
-The one idea: look before and after. What is there and right is not sent again; an upload that says it worked is
-believed only when everything is there.
+The one idea: look before and after. What is there and right is not sent again, so an upload that was cut off goes on
+where it was; one that says it worked is believed only when everything is there.
 """
 
 from __future__ import annotations
 
 import urllib.parse
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from model import durable
@@ -16,15 +16,19 @@ from pipelines.package import MANIFEST, PackageDamaged, verify_package
 
 
 def upload(client: Any, run_id: str, place: str, package: Path, manifest: Mapping[str, Any]) -> str:
-    """Put the package's files below the run's artifacts, unless they are there; return their address."""
+    """Put the package's files below the run's artifacts, those that are not there; return their address."""
     source = f"{client.get_run(run_id).info.artifact_uri}/{place}"
     local = _local_folder(source)
-    if _lacking(client, run_id, place, package, manifest, local):
-        client.log_artifacts(run_id, str(package), place)
-        if local is not None:
-            durable.fsync_tree(local)
-    if lacking := _lacking(client, run_id, place, package, manifest, local):
-        raise OSError(f"{source} is not whole after the upload: {lacking}; is the store full? Register again")
+    if local is not None:
+        _copy(client, run_id, place, package, local)
+        return source
+    for name in _lacking(client, run_id, place, package, manifest):
+        folder = PurePosixPath(place, name).parent
+        client.log_artifact(run_id, str(package / name), str(folder))
+    if lacking := _lacking(client, run_id, place, package, manifest):
+        raise OSError(
+            f"{source} is not whole after the upload: {', '.join(lacking)}; is the store full? Register again"
+        )
     return source
 
 
@@ -35,18 +39,27 @@ def _local_folder(source: str) -> Path | None:
     return None if address.scheme else Path(source)
 
 
-def _lacking(
-    client: Any, run_id: str, place: str, package: Path, manifest: Mapping[str, Any], local: Path | None
-) -> str:
-    """What is wrong with the stored copy, '' if nothing: by content in a folder, by size on a server."""
-    if local is not None:
-        try:
-            verify_package(local)
-        except (PackageDamaged, FileNotFoundError) as error:
-            return str(error)
-        return "" if (local / MANIFEST).read_bytes() == (package / MANIFEST).read_bytes() else "another manifest"
-    wanted = {f"{place}/{name}": file["size"] for name, file in manifest["files"].items()}
-    wanted[f"{place}/{MANIFEST}"] = (package / MANIFEST).stat().st_size
+def _copy(client: Any, run_id: str, place: str, package: Path, stored: Path) -> None:
+    """Into a folder: compared by content, before and after."""
+    if _difference(package, stored):
+        client.log_artifacts(run_id, str(package), place)
+        durable.fsync_tree(stored)
+    if difference := _difference(package, stored):
+        raise OSError(f"{stored} is not whole after the upload: {difference}; is the store full? Register again")
+
+
+def _difference(package: Path, stored: Path) -> str:
+    try:
+        verify_package(stored)
+    except (PackageDamaged, FileNotFoundError) as error:
+        return str(error)
+    return "" if (stored / MANIFEST).read_bytes() == (package / MANIFEST).read_bytes() else "another manifest"
+
+
+def _lacking(client: Any, run_id: str, place: str, package: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """The files that a server has not, or in another size; the manifest last."""
+    wanted = {name: file["size"] for name, file in sorted(manifest["files"].items())}
+    wanted[MANIFEST] = (package / MANIFEST).stat().st_size
     folders, sizes = [place], {}
     while folders:
         for item in client.list_artifacts(run_id, folders.pop()):
@@ -54,4 +67,4 @@ def _lacking(
                 folders.append(item.path)
             else:
                 sizes[item.path] = item.file_size
-    return ", ".join(sorted(name for name, size in wanted.items() if sizes.get(name) != size))
+    return [name for name, size in wanted.items() if sizes.get(f"{place}/{name}") != size]

@@ -46,18 +46,24 @@ class WantedRun:
     started: int = 0
     told: dict[str, str] = field(default_factory=dict)
     steps: dict[str, set[int]] = field(default_factory=dict)
+    filed: set[str] = field(default_factory=set)  # figures and files of the outcome
     refusals: int = 0
     closed: bool = False
 
+    def doubt(self) -> None:
+        """After a lost answer: what was confirmed stands, which points have arrived is asked again."""
+        self.steps.clear()
+
     def forget(self) -> None:
-        """Believe nothing about the store: after trouble it is asked again."""
+        """Believe nothing about the store: it is asked again."""
         self.run_id = None
         self.told.clear()
         self.steps.clear()
+        self.filed.clear()
 
     def as_json(self) -> dict[str, Any]:
         """The wanted part, for the outbox."""
-        known = ("run_id", "started", "told", "steps", "refusals", "closed")
+        known = ("run_id", "started", "told", "steps", "filed", "refusals", "closed")
         plain = {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name not in known}
         # Copied at one go: the mirror's thread may be taking points away meanwhile.
         lists = {name: [dataclasses.astuple(point) for point in list(plain[name])] for name in ("points", "curve")}

@@ -17,12 +17,10 @@ STAGE = Stage("pull", 1, "pipelines.stages.pull:run", check="pipelines.stages.pu
 def run(attempt: Attempt) -> dict[str, Any]:
     """Pull the version that `register` recorded into outputs/model/."""
     from pipelines import pull
-    from pipelines.patience import patiently
 
     registered = next(record for record in attempt.ancestors.values() if record.stage == "register").metrics
     uri, spec = registered["registry"], f"{registered['name']}@{registered['version']}"
-    patience = attempt.execution["registry_patience"]
-    pulled = patiently(uri, patience, f"pulling {spec}", lambda: pull.pull(uri, spec, attempt.outputs / "model"))
+    pulled = pull.pull(uri, spec, attempt.outputs / "model", attempt.execution["registry_patience"])
     return {
         "name": pulled.name,
         "version": pulled.version,

@@ -80,7 +80,7 @@ def release(uri: str, where: str, name: str) -> None:
         assert registry.promote(uri, version, [GateResult("accuracy", True, "accuracy 0.8 is at least 0.7")])
 
     patiently(uri, 60, f"registering {name}", register)
-    patiently(uri, 60, f"pulling {name}", lambda: pull(uri, f"{name}@champion", Path(where) / "pulled"))
+    pull(uri, f"{name}@champion", Path(where) / "pulled", patience=60)
 
 
 def write_package(folder: Path) -> None:

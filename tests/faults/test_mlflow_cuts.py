@@ -162,6 +162,36 @@ def test_whichever_request_of_registering_and_pulling_is_cut_there_is_one_versio
         assert released(proxy.uri, folder, name) == undisturbed, f"{request} cut {side} it was forwarded"
 
 
+@pytest.mark.parametrize("side", SIDES)
+def test_a_network_that_loses_requests_all_the_time_delays_and_stops_nothing(
+    proxy: LossyProxy, tmp_path: Path, side: str
+) -> None:
+    """Every ninth request of tracking, every seventeenth of registering: what arrived is not asked for again and again."""
+    for life, every in (("track", 9), ("release", 17)):
+        sound, noisy = f"sound-{life}-{side}", f"noisy-{life}-{side}"
+        reference(proxy, tmp_path, life, sound)
+        (tmp_path / noisy).mkdir()
+        if life == "release":
+            mlflow_life.write_package(tmp_path / noisy)
+        proxy.reset()
+        lost: list[Request] = []
+
+        def lose(request: Request, every: int = every, lost: list[Request] = lost) -> bool:
+            if request.number % every == every - 1:
+                lost.append(request)
+            return request.number % every == every - 1
+
+        setattr(proxy, side, lose)
+        getattr(mlflow_life, life)(proxy.uri, str(tmp_path / noisy), noisy)
+        proxy.reset()
+        assert len(lost) > 2
+        seen = [
+            tracked(proxy.uri, key) if life == "track" else released(proxy.uri, tmp_path / key, key)
+            for key in (sound, noisy)
+        ]
+        assert seen[0] == seen[1]
+
+
 def killed_at(proxy: LossyProxy, drivers: Drivers, number: int, side: str, life: str, folder: Path, key: str) -> bool:
     """Run a driver that is killed at that request; whether it was."""
     victim: list[int] = []
