@@ -202,7 +202,7 @@ class Round:
         at = disk.working(self.site.work, self.driver.pid)
         for wound in list(self.wounds):
             now = disk.signs(self.site.work, at)
-            if not final and (time.monotonic() - wound.at < (_ORPHANED if wound.victim in ("raylet", "gcs") else _SETTLE) or now == wound.signs or now == disk.Signs(now.records, now.units) == disk.Signs(wound.signs.records, wound.signs.units)):  # fmt: skip
+            if not final and not _recovered(wound, now):
                 continue
             self.wounds.remove(wound)
             resumed = self._resumed(wound, at)
@@ -255,6 +255,13 @@ class Round:
         for line in found:
             self.say(f"DIFFERENCE: {line}")
         return found
+
+
+def _recovered(wound: _Wound, now: disk.Signs) -> bool:
+    """Whether work went on after the kill. That nobody trains any more is no sign of it, nor what the dying still did."""
+    settled = time.monotonic() - wound.at >= (_ORPHANED if wound.victim in ("raylet", "gcs") else _SETTLE)
+    counted = (now.records, now.units) != (wound.signs.records, wound.signs.units)
+    return settled and (counted or now.train not in (wound.signs.train, disk.Signs().train))
 
 
 class GaveUp(RuntimeError):
