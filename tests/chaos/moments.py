@@ -25,7 +25,8 @@ FREE = ("start", "anytime")
 class Aim:
     """One intended kill: in which step, at which kind of moment, and of whom.
 
-    `kind` and `value`: "time", a share of the step's usual time; "train_step", its number; "outputs" and "record", the
+    `kind` and `value`: "time", a share of the step's usual time; "train_step", its number; "checkpoint", one of this or
+    a later step appears; "outputs" and "record", the
     moment these appear and up to 30 ms later; "start", "end" and "anytime", seconds after a start, the last record, the
     aim before.
     """
@@ -36,7 +37,11 @@ class Aim:
     victim: str
 
     def __str__(self) -> str:
-        where = {"time": f"{self.value:.0%} of its time", "train_step": f"training step {self.value:.0f}"}
+        where = {
+            "time": f"{self.value:.0%} of its time",
+            "train_step": f"training step {self.value:.0f}",
+            "checkpoint": f"checkpoint {self.value:.0f}",
+        }
         return f"{self.step}, {where.get(self.kind, self.kind)}"
 
 
@@ -101,9 +106,14 @@ class Plan:
             return Aim(name, name, dice.uniform(0, 25), victim)
         if name in ("start", "end"):
             return Aim(name, name, dice.uniform(0, 2.5 if name == "start" else 1.5), victim)
-        usual = ["train_step"] * 4 + ["time"] * 2 if name in TRAINING else ["time"] * 6
+        usual = (
+            ["train_step", "train_step", "train_step", "checkpoint"] + ["time"] * 2
+            if name in TRAINING
+            else ["time"] * 6
+        )
         kind = dice.choice([*usual, "outputs", "record"])
-        value = dice.randint(1, self._train_steps[name]) if kind == "train_step" else dice.uniform(0, 1)
+        counted = kind in ("train_step", "checkpoint")
+        value = dice.randint(1, self._train_steps[name]) if counted else dice.uniform(0, 1)
         return Aim(name, kind, value, victim)
 
 
@@ -140,6 +150,8 @@ class Watch:
         if self.aim.kind == "train_step":
             lines = disk.progress(at.attempt)
             return bool(lines) and lines[-1]["step"] >= self.aim.value
+        if self.aim.kind == "checkpoint":
+            return disk.checkpoint(at.folder) >= self.aim.value
         if (at.folder / {"outputs": "outputs", "record": "record.json"}[self.aim.kind]).exists():
             self._committing = self._committing or now
         return self._committing is not None and now - self._committing >= self.aim.value * 0.03

@@ -65,7 +65,7 @@ FAULTS = {
         time.sleep(0.1)
     shutil.rmtree(staging)
 """,
-        "pretrain", "pretrain,train_step,10,power", "step-000010",
+        "pretrain", "pretrain,checkpoint,10,power", "step-000010",
     ),
 }  # fmt: skip
 

@@ -24,6 +24,7 @@ from tests.chaos.site import Site, kill_all
 _LOOK = 0.004  # seconds between two looks: some steps take a tenth of a second
 _STALLED = 150.0  # seconds without any sign of work that count as hanging; a raylet's death is seen after 15
 _SETTLE = 0.3  # seconds in which the dying may still leave a sign
+_ORPHANED = 3.0  # the same after the death of a raylet or GCS, whose ranks work on for a while
 _DISTURBANCES = 2  # of a living driver in one step: the product gives up at the third failure, by design
 _BROKEN = 4  # broken promises after which a round is given up
 
@@ -40,6 +41,7 @@ class _Wound:
     units: dict[str, int]
     checkpoint: int
     lost: float
+    victim: str
     recorded: bool  # the step was done already, and its owner about to leave it
 
 
@@ -147,7 +149,7 @@ class Round:
         if not found or self.driver.poll() is not None:
             return False
         titles = [found[0].name(), found[0].pid] if role != "power" else [f"{len(found)} processes", self.driver.pid]
-        wound = self._wound(at)
+        wound = self._wound(at, role)
         if role == "power" and self.site.server:
             found += self.site.server.processes()
         kill_all(found)
@@ -163,7 +165,7 @@ class Round:
             self._again(f"the {role} was killed")
         return True
 
-    def _wound(self, at: disk.Working | None) -> _Wound:
+    def _wound(self, at: disk.Working | None, role: str) -> _Wound:
         """How the line stands just before a kill."""
         done = len(disk.recorded(self.site.work)) >= len(self.reference.steps)
         stage = at.stage if at else "end" if done else "between" if self.owned else "start"
@@ -172,6 +174,7 @@ class Round:
             self.kills + 1, time.monotonic(), stage, at.step if at else "", disk.signs(self.site.work, at),
             disk.certificates(self.site.work), disk.checkpoint(at.folder) if at else 0,
             disk.since_commit(self.site.work, at, started),
+            role,
             at is not None and (at.folder / "record.json").exists(),
         )  # fmt: skip
 
@@ -199,7 +202,7 @@ class Round:
         at = disk.working(self.site.work, self.driver.pid)
         for wound in list(self.wounds):
             now = disk.signs(self.site.work, at)
-            if not final and (time.monotonic() - wound.at < _SETTLE or now == wound.signs or now == disk.Signs(now.records, now.units) == disk.Signs(wound.signs.records, wound.signs.units)):  # fmt: skip
+            if not final and not _recovered(wound, now):
                 continue
             self.wounds.remove(wound)
             resumed = self._resumed(wound, at)
@@ -252,6 +255,13 @@ class Round:
         for line in found:
             self.say(f"DIFFERENCE: {line}")
         return found
+
+
+def _recovered(wound: _Wound, now: disk.Signs) -> bool:
+    """Whether work went on after the kill. That nobody trains any more is no sign of it, nor what the dying still did."""
+    settled = time.monotonic() - wound.at >= (_ORPHANED if wound.victim in ("raylet", "gcs") else _SETTLE)
+    counted = (now.records, now.units) != (wound.signs.records, wound.signs.units)
+    return settled and (counted or now.train not in (wound.signs.train, disk.Signs().train))
 
 
 class GaveUp(RuntimeError):

@@ -10,11 +10,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests import test_architecture
 from tests.chaos import disk, ledger, moments, outcome, planted, site, victims
 from tests.chaos.ledger import Ledger
 
 STEPS = ["prepare_task", "shard", "train_tokenizer", "tokenize", "pretrain", "evaluate-base", "register-base", "pull-base"]  # fmt: skip
 TRAIN = {"pretrain": 60}
+checkout = test_architecture.checkout
 
 
 @pytest.mark.parametrize("name", list(planted.FAULTS)[:2])
@@ -144,3 +146,9 @@ def test_pulling_the_plug_leaves_no_process_however_it_hides(tmp_path: Path) -> 
         site.kill_all(found)
         assert place.processes() == []
     assert not place.folder.exists()
+
+
+def test_make_chaos_hands_on_kills_and_seed(checkout: Path) -> None:
+    said = test_architecture.make(checkout, "chaos", "KILLS=5", "SEED=$a 'b'").stdout
+    assert said == "<-m><tests.chaos><--kills><5><--seed><$a 'b'>"
+    assert test_architecture.make(checkout, "chaos").stdout == "<-m><tests.chaos><--kills><30><--seed><1>"
