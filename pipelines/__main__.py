@@ -20,9 +20,10 @@ import typer
 from rich.console import Console
 
 from pipelines import recipes, run
-from pipelines.config import ConfigError, Execution, Recipe, check_together, override
+from pipelines.config import ConfigError, Execution, Recipe, check_together
 from pipelines.errors import DAMAGED, INTERRUPTED, exit_code, told
 from pipelines.results import Given, after_pull
+from pipelines.settings import override
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 out = Console(highlight=False, soft_wrap=True)

@@ -26,9 +26,8 @@ from pipelines.config import (
     Source,
     TaskConfig,
     TokenizerConfig,
-    explain,
-    validated,
 )
+from pipelines.settings import explain, validated
 
 REVIEWS = Source(sample="rotten_tomatoes", format="csv.bz2", label="rotten_tomatoes")
 FILMS = Source(sample="film_text", label="film_text")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pipelines import dry_run, recipes
-from pipelines.config import Execution, override
+from pipelines.config import Execution
+from pipelines.settings import override
 
 
 def test_gpt2_small_has_the_size_that_it_is_known_for() -> None:
