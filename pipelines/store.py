@@ -139,11 +139,14 @@ def names_damage(
 
 
 def select(uri: str, query: str, *values: Any) -> list[Any]:
-    """Rows of a local store's database; none if there is no database."""
+    """Rows of a local store's database; none if there is no database.
+
+    Opened for writing where that is allowed: the transaction of a writer that was killed can only be undone so.
+    """
     path = database(uri)
     if not path.exists():
         return []
-    with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=20)) as opened:
+    with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=20)) as opened:
         return opened.execute(query, values).fetchall()
 
 

@@ -67,7 +67,8 @@ def _copy_database(source: Path, target: Path) -> None:
     """sqlite's online backup: consistent while others write."""
     with durable.writing(target) as draft:
         with (
-            contextlib.closing(sqlite3.connect(f"{source.as_uri()}?mode=ro", uri=True, timeout=60)) as reader,
+            # "rw", although it is read only: the transaction of a writer that was killed can only be undone so.
+            contextlib.closing(sqlite3.connect(f"{source.as_uri()}?mode=rw", uri=True, timeout=60)) as reader,
             contextlib.closing(sqlite3.connect(draft)) as writer,
         ):
             reader.backup(writer)

@@ -259,3 +259,30 @@ def test_only_a_store_in_a_folder_is_checked_and_backed_up_here(location: str) -
 def test_a_backup_inside_the_store_is_refused(kept: Path) -> None:
     with pytest.raises(ConfigError, match="inside the store"):
         store_backup.back_up(kept / "mlflow.db", kept / "backups", keep=3)
+
+
+KILLED_WRITER = """
+import os, signal, sqlite3, sys
+store = sqlite3.connect(sys.argv[1], isolation_level=None)
+store.execute("pragma cache_size = 1")  # pages go to the file before the transaction ends
+store.execute("begin")
+store.execute("create table big as with recursive n(i) as (select 1 union all select i + 1 from n where i < 2000) select i, hex(randomblob(500)) from n")
+store.execute("delete from registered_model_aliases")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_store_whose_writer_was_killed_within_a_transaction_is_read_as_it_was_before(kept: Path) -> None:
+    """Planning only reads, and comes first: what it cannot read nobody would ever mend."""
+    subprocess.run([sys.executable, "-c", KILLED_WRITER, str(kept / "mlflow.db")], check=False)
+    assert (kept / "mlflow.db-journal").stat().st_size > 0
+    assert registry.alias_version(kept, "small", "champion") == 1
+    assert not (kept / "mlflow.db-journal").exists()
+
+
+def test_a_store_whose_writer_was_killed_is_backed_up_as_it_was_before(kept: Path) -> None:
+    subprocess.run([sys.executable, "-c", KILLED_WRITER, str(kept / "mlflow.db")], check=False)
+    done = gptline("registry-backup", registry=kept)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (backup,) = backups(kept)
+    assert registry.alias_version(backup, "small", "champion") == 1
