@@ -182,7 +182,7 @@ def test_a_network_that_loses_requests_all_the_time_delays_and_stops_nothing(
 
         def lose(request: Request, lost: list[Request] = lost) -> bool:
             # Not every tenth: a retry that takes as many requests would meet the same loss for ever.
-            unlucky = random.Random(request.number).random() < 0.1
+            unlucky = random.Random(f"d{request.number}").random() < 0.1
             lost.extend([request] * unlucky)
             return unlucky
 
