@@ -66,6 +66,7 @@ def hurried(proxy: LossyProxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     """No waiting between two looks: what is tested is what is asked again, not when."""
     monkeypatch.setattr(tracking, "_POLL", 0.02)
     monkeypatch.setattr(patience, "_FIRST_PAUSE", 0.02)
+    monkeypatch.setattr(patience, "_LONGEST_PAUSE", 0.2)
     proxy.reset()
     yield
     proxy.reset()
