@@ -51,9 +51,9 @@ class Mirror:
         from mlflow.entities import Param, RunTag
 
         wanted = dict(run.tags)
+        if run.parent is not None and PARENT_TAG not in run.told:
+            wanted[PARENT_TAG] = self._run_of({KEY_TAG: run.parent}, "pipeline").info.run_id
         if run.run_id is None:
-            if run.parent is not None:
-                wanted[PARENT_TAG] = self._run_of({KEY_TAG: run.parent}, "pipeline").info.run_id
             found = self._run_of(run.identity, run.name)
             new = [Param(key, value) for key, value in run.params.items() if key not in found.data.params]
             for start in range(0, len(new), _ITEMS_A_BATCH):

@@ -45,11 +45,9 @@ def run(attempt: Attempt) -> dict[str, Any]:
     tags = {"gptline.step": attempt.name, "gptline.fingerprint": attempt.fingerprint}
     gates = [_gate(gate, metrics) for gate in attempt.config["gates"]]
 
-    def register() -> tuple[registry.ModelVersion, bool]:
-        version = registry.register(uri, name, package, tags)
-        return version, registry.promote(uri, version, gates)
-
-    version, champion = patiently(uri, attempt.execution["registry_patience"], f"registering {name}", register)
+    patience = attempt.execution["registry_patience"]
+    version = patiently(uri, patience, f"registering {name}", lambda: registry.register(uri, name, package, tags))
+    champion = patiently(uri, patience, f"promoting {name}", lambda: registry.promote(uri, version, gates))
     durable.write_json(attempt.outputs / "registered.json", {"name": name, "digest": digest})
     return {
         "name": name,

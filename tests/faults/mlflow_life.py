@@ -75,11 +75,9 @@ def release(uri: str, where: str, name: str) -> None:
     """Register the package in `where`, promote it, pull it."""
     package, tags = Path(where) / "package", {"gptline.step": f"register-{name}", "gptline.fingerprint": f"f-{name}"}
 
-    def register() -> None:
-        version = registry.register(uri, name, package, tags)
-        assert registry.promote(uri, version, [GateResult("accuracy", True, "accuracy 0.8 is at least 0.7")])
-
-    patiently(uri, 60, f"registering {name}", register)
+    gates = [GateResult("accuracy", True, "accuracy 0.8 is at least 0.7")]
+    version = patiently(uri, 60, f"registering {name}", lambda: registry.register(uri, name, package, tags))
+    assert patiently(uri, 60, f"promoting {name}", lambda: registry.promote(uri, version, gates))
     pull(uri, f"{name}@champion", Path(where) / "pulled", patience=60)
 
 
