@@ -221,9 +221,10 @@ def title(process: psutil.Process) -> str:
         return ""
 
 
-# Other slicing changes the order of float32 sums, 1e-7 relative each, and training lets such differences grow. A wrong
-# sample, dropout mask or learning rate moves a loss by 1e-2 and more at once.
-TOLERANCE = 2e-3
+# Other slicing changes the order of float32 sums, 1e-7 relative each. Over the 600 steps here the losses on 2, then 1
+# rank in other micro-batches were seen to differ by 5.6e-7 at most; a wrong sample, dropout mask or learning rate moves
+# a loss by 1e-2 and more at once.
+TOLERANCE = 1e-5
 
 
 def test_a_cluster_that_shrinks_and_grows_again_trains_on_smaller_and_bigger(
@@ -241,5 +242,4 @@ def test_a_cluster_that_shrinks_and_grows_again_trains_on_smaller_and_bigger(
     numerics = result["numerics"]
     assert [entry["numerics"]["ranks"] for entry in numerics["earlier"]] == [2, 1] and numerics["ranks"] == 2
     differences = [abs(ours - theirs) for ours, theirs in zip(run.losses(), undisturbed.losses(), strict=True)]
-    print(f"largest difference of a loss: {max(differences):.2g}, in the first 200 steps: {max(differences[:200]):.2g}")
     assert len(differences) == STEPS and max(differences) < TOLERANCE
