@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
 import sys
 import threading
 import time
@@ -73,6 +75,9 @@ def cluster_of_two(folder: Path, spec: dict[str, Any]) -> Any:
     cluster.wait_for_nodes()
     checkpoints = home(folder, spec).parents[1] / "checkpoints"
 
+    # A node is started in the main thread, because Ray sets signal handlers there.
+    signal.signal(signal.SIGUSR1, lambda *_: nodes.append(cluster.add_node(num_cpus=1)))
+
     def change() -> None:
         for step, what in spec["nodes"]:
             while newest_checkpoint(checkpoints) < step:
@@ -80,7 +85,7 @@ def cluster_of_two(folder: Path, spec: dict[str, Any]) -> Any:
             if what == "remove":
                 cluster.remove_node(nodes.pop(), allow_graceful=False)
             else:
-                nodes.append(cluster.add_node(num_cpus=1))
+                os.kill(os.getpid(), signal.SIGUSR1)
             print(f"{what} a node", file=sys.stderr, flush=True)
 
     threading.Thread(target=change, daemon=True).start()

@@ -25,7 +25,8 @@ def chains(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[list[dict
     jobs = Jobs(tmp_path_factory.mktemp("chains"))
     train = {"global_batch_size": 12, "max_steps": STEPS}
     last = [
-        jobs.job(f"zero{stage}-start", train=train | {"zero_stage": stage}, checkpoint_every=EVERY) for stage in STAGES
+        jobs.job(f"zero{stage}", train=train | {"zero_stage": stage}, checkpoint_every=EVERY, micro_batch_size=1)
+        for stage in STAGES
     ]
     finish(start(last, ranks=2))
     chains = {stage: [metrics(job)] for stage, job in zip(STAGES, last, strict=True)}
