@@ -17,7 +17,7 @@ SETTINGS = $${SET:+--set "$$SET"}
 OPTIONS = --recipe "$$RECIPE" --work "$$WORK" $(SETTINGS)
 
 # Every target is phony: one named like a folder (tests, model) would silently do nothing.
-.PHONY: help setup run plan dryrun status verify pull generate inspect ui backup integrity test chaos check format bench clean
+.PHONY: help setup run plan dryrun status verify pull generate inspect ui backup integrity test thorough chaos check format bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -67,6 +67,9 @@ integrity: setup ## check the MLflow store: database, packages, aliases, runs
 
 test: setup ## all tests
 	@$(PY) -m pytest
+
+thorough: setup ## the fault tests at every single point, and those that take minutes (half an hour)
+	@GPTLINE_CUTS=all $(PY) -m pytest tests/faults -m ""
 
 chaos: setup ## kill anything at random and compare with an undisturbed run: KILLS=30 SEED=1
 	@$(PY) -m tests.chaos --kills "$${KILLS:-30}" --seed "$${SEED:-1}"

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from model import durable
 from pipelines import registry, store_check
 from tests.faults.mlflow_life import ROOT
@@ -29,6 +31,7 @@ def run(work: Path, uri: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.thorough
 def test_the_line_finishes_over_a_bad_network_and_mlflow_has_everything_once(store: Path, tmp_path: Path) -> None:
     server = MlflowServer(store, tmp_path)
     proxy = LossyProxy(server.port)
