@@ -201,7 +201,9 @@ def test_warm_standbys_become_the_ranks(data: Path, cleaned: list[Run]) -> None:
     cleaned.append(run)
 
     def warm() -> set[int]:
-        """The actors that are up and do nothing."""
+        """The actors that are up and do nothing, beside the ranks; before they begin, these do nothing either."""
+        if not (run.pids(0) and run.pids(1)):
+            return set()
         below = {child.pid: child for child in run.driver.children(recursive=True)}
         return {pid for pid, child in below.items() if title(child) == "ray::_Rank"}
 
