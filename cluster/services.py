@@ -18,7 +18,9 @@ from collections.abc import Iterator
 import psutil
 
 _OURS = ("raylet", "gcs_server")  # the processes of a local Ray without which it is none
+_STARTS = 3  # of a local Ray, before it is given up
 _PATIENCE = 60.0  # seconds in which a Ray that was lost has to be there again
+log = logging.getLogger(__name__)
 _last: list[tuple[str, int]] = []  # what `connect` was last called with
 _watched: list[psutil.Process] = []
 _told: list[str] = []  # what Ray itself said about its own loss
@@ -42,27 +44,51 @@ def connect(address: str, cpus: int) -> None:
         return
     # That token authentication is on is as it should be, and no warning.
     logging.getLogger("ray").setLevel(logging.ERROR)
-    local = address == "local"
-    with _own_sigterm():
-        ray.init(
-            address=address,
-            num_cpus=cpus if local else None,
-            include_dashboard=False if local else None,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
     _last[:] = [(address, cpus)]
-    _watched[:] = _own_processes() if local else []
+    if address == "local":
+        _start(cpus)
+    else:
+        with _own_sigterm():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     _told.clear()
+
+
+def _start(cpus: int) -> None:
+    """Start a local Ray, once more where one of its processes is lost before it is up."""
+    import ray
+
+    for start in range(1, _STARTS + 1):
+        try:
+            with _own_sigterm():
+                ray.init(
+                    address="local",
+                    num_cpus=cpus,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
+            return
+        except Exception as error:  # Ray has no kind of its own for this; the last one is raised
+            if start == _STARTS:
+                raise
+            log.warning(
+                "this machine's Ray did not start (%s); starting it again (%d of %d)", error, start + 1, _STARTS
+            )
+            _watched[:] = _own_processes()
+            disconnect()
+        finally:
+            _watched[:] = _own_processes()
 
 
 @contextlib.contextmanager
 def _own_sigterm() -> Iterator[None]:
     """Keep this process's answer to SIGTERM, which Ray replaces by its own."""
     own = signal.getsignal(signal.SIGTERM)
-    yield
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, own)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, own)
 
 
 def _own_processes() -> list[psutil.Process]:
