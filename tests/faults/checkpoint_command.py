@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from model import checkpoint, durable
 from model.world import World
+from pipelines.errors import StepFailed
 
 STEPS, KEEP = 2, 1
 
@@ -29,7 +30,17 @@ def _write(path: Path, name: str, data: bytes) -> dict[str, Any]:
 
 
 def train(root: Path) -> None:
-    """Go on from the newest good checkpoint to the last step, under a new attempt, as after a crash."""
+    """Go on from the newest good checkpoint to the last step, under a new attempt, as after a crash.
+
+    What checkpoints say of a refusing disk is a step's failure, as `pipelines.narrate` has it.
+    """
+    try:
+        _train(root)
+    except checkpoint.CheckpointError as error:
+        raise StepFailed(str(error)) from error
+
+
+def _train(root: Path) -> None:
     (root / "checkpoints").mkdir(parents=True, exist_ok=True)
     attempt = root / f"attempt-{len(list(root.glob('attempt-*')))}"
     attempt.mkdir()
