@@ -181,6 +181,7 @@ def test_a_hard_batch_is_no_explosion_when_the_loss_is_near_zero(tmp_path: Path)
     for step in range(30):
         guard.check(step, 0.01, 1.0, tmp_path)
     guard.check(30, 3.0, 1.0, tmp_path)
+    assert guard.recent[-1] == 3.0 and guard.best < 0.02
 
 
 def test_a_run_with_a_wild_learning_rate_names_the_step_and_the_last_good_checkpoint(trained: Trained) -> None:

@@ -56,6 +56,7 @@ def test_a_checkpoint_published_since_is_progress_too(budget: Budget, tmp_path: 
     for step in (100, 103, 104, 105):
         (tmp_path / "checkpoints" / f"step-{step:06d}").mkdir()
         die(budget)
+    assert budget.failures == 4
 
 
 def test_preemptions_use_up_no_failures(budget: Budget) -> None:

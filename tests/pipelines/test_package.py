@@ -92,7 +92,7 @@ def test_what_mlflow_and_python_leave_behind_is_no_damage(package: Path) -> None
     (package / "__pycache__").mkdir()
     (package / "__pycache__" / "pyfunc_entry.cpython-311.pyc").write_bytes(b"")
     (package / "registered_model_meta").write_text("model_name: x")
-    verify_package(package)
+    assert verify_package(package)["digest"]
 
 
 def test_links_are_refused(package: Path) -> None:

@@ -74,8 +74,8 @@ def test_a_large_text_is_cut_at_paragraphs_into_stretches_that_cover_it(tmp_path
 def test_a_large_text_without_paragraphs_is_cut_between_characters_at_the_least(tmp_path: Path, unit: str) -> None:
     path = tmp_path / "a.txt"
     path.write_text(unit * 1000)
-    for stretch in cut(path):
-        content(stretch).decode()
+    pieces = [content(stretch).decode() for stretch in cut(path)]
+    assert len(pieces) > 1 and "".join(pieces) == unit * 1000
 
 
 def test_a_large_jsonl_is_cut_between_lines(tmp_path: Path) -> None:
