@@ -31,6 +31,10 @@ TRAINING: dict[str, dict[str, Any]] = {
     "cpu": {"global_batch_size": 32, "sequence_length": 128, "precision": "fp32", "compile": False},
     "cuda": {"global_batch_size": 64, "sequence_length": 1024, "precision": "bf16", "compile": True},
 }
+ALONE = {
+    "cpu": 0,
+    "cuda": 2,
+}  # the ZeRO stage of one rank: it has nothing to share; bf16 has its master weights from ZeRO
 STEPS, SMALL_STEPS = {"cpu": 20, "cuda": 40}, 6
 TURNS, SMALL_TURNS = {"cpu": 5, "cuda": 2}, 1
 OURS, BARE, TRAINER = "ours", "bare", "hugging_face"
@@ -114,7 +118,7 @@ def _measured(
     losses: dict[str, float] = {}
     flops = 0.0
     for name in _turns(turns, names):
-        fresh = _fresh(job, options.folder, 2, options.threads)
+        fresh = _fresh(job, options.folder, ALONE[options.device], options.threads)
         answer = contender.run(f"benchmarks.train_contenders:{name}", fresh, threads=options.threads)
         seconds[name] += answer["seconds"]
         losses[name] = answer.get("loss", 0.0)
@@ -125,13 +129,15 @@ def _measured(
 
 
 def _zero(job: dict[str, Any], options: Options, alone: float) -> Iterator[Figure]:
-    """ZeRO 1, 2 and 3 on two ranks of one thread each, in turn, beside one rank with the threads of `options`."""
-    seconds: dict[int, list[float]] = {1: [], 2: [], 3: []}
+    """ZeRO-2 on one rank, and ZeRO 1, 2 and 3 on two of one thread each, in turn, beside one rank that shares nothing."""
+    seconds: dict[tuple[int, int], list[float]] = {(2, 1): [], (1, 2): [], (2, 2): [], (3, 2): []}
     for _ in range(1 if options.small else 2):
-        for stage, found in seconds.items():
-            fresh = _fresh(job, options.folder, stage, 1)
-            found += contender.run_ranks("benchmarks.train_contenders:ours", fresh, ranks=2, threads=1)[0]["seconds"]
-    for stage, found in seconds.items():
-        speed = _tokens(job) / median(found)
-        beside = f"1 rank, {options.threads} threads, ZeRO-2"
-        yield Figure(f"training, ZeRO-{stage}, 2 ranks of 1 thread", "tokens/s", speed, beside, alone)
+        for (stage, ranks), found in seconds.items():
+            threads = options.threads // ranks
+            fresh = _fresh(job, options.folder, stage, threads)
+            answers = contender.run_ranks("benchmarks.train_contenders:ours", fresh, ranks=ranks, threads=threads)
+            found += answers[0]["seconds"]
+    for (stage, ranks), found in seconds.items():
+        what = f"training, ZeRO-{stage}, {ranks} ranks of {options.threads // ranks} thread(s)"
+        beside = f"1 rank, {options.threads} threads, ZeRO-{ALONE['cpu']}"
+        yield Figure(what, "tokens/s", _tokens(job) / median(found), beside, alone)

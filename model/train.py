@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -143,7 +142,7 @@ def main(arguments: list[str]) -> None:
     import json
 
     from model.job import RankJob
-    from model.world import join
+    from model.world import join, leave
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     jobs = [durable.read_json(Path(argument)) for argument in arguments]
@@ -153,18 +152,7 @@ def main(arguments: list[str]) -> None:
         if world.is_first:
             print(json.dumps(result), flush=True)
     dist.destroy_process_group()
-    _leave()
-
-
-def _leave() -> None:
-    """End this process without ending the interpreter first.
-
-    A thread of gloo that lets go of a Python object while the interpreter ends aborts the process, one time in five.
-    """
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
+    leave()
 
 
 if __name__ == "__main__":
