@@ -55,29 +55,33 @@ def connect(address: str, cpus: int) -> None:
 
 def _start(cpus: int) -> None:
     """Start a local Ray, once more where one of its processes is lost before it is up."""
-    import ray
-
     for start in range(1, _STARTS + 1):
         try:
-            with _own_sigterm():
-                ray.init(
-                    address="local",
-                    num_cpus=cpus,
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                )
-            return
+            return _start_once(cpus)
         except Exception as error:  # Ray has no kind of its own for this; the last one is raised
             if start == _STARTS:
                 raise
             log.warning(
                 "this machine's Ray did not start (%s); starting it again (%d of %d)", error, start + 1, _STARTS
             )
-            _watched[:] = _own_processes()
             disconnect()
-        finally:
-            _watched[:] = _own_processes()
+
+
+def _start_once(cpus: int) -> None:
+    """Start a local Ray and watch its processes, those of a start that failed too: `disconnect` ends them."""
+    import ray
+
+    try:
+        with _own_sigterm():
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+    finally:
+        _watched[:] = _own_processes()
 
 
 @contextlib.contextmanager
