@@ -12,7 +12,8 @@ from typing import Any
 from model import durable
 from model.config import ModelShape
 from pipelines import run
-from pipelines.config import Execution, PretrainConfig, Recipe, ShardConfig, Source, TokenizerConfig
+from pipelines.config import PretrainConfig, Recipe, ShardConfig, Source, TokenizerConfig
+from pipelines.execution import Execution
 
 VOCABULARY = 16384
 

@@ -21,7 +21,7 @@ HEAVY = ("torch", "ray", "mlflow", "transformers", "datasets")
 PLAN = """
 import json, sys, time
 began = time.perf_counter()
-from pipelines.__main__ import configured
+from pipelines.options import configured
 from pipelines import run
 imported = time.perf_counter()
 space = run.open_workspace(*configured("tiny", sys.argv[1], [sys.argv[2]]), fetch=False)

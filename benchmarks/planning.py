@@ -20,10 +20,10 @@ from benchmarks.report import Figure, Options, median, number, say
 from model import durable
 from pipelines import recipes
 from pipelines import run as runs
-from pipelines.config import Execution
 from pipelines.engine.digests import Digests
 from pipelines.engine.step import Attempt, Input, Stage, Step
 from pipelines.engine.units import UnitFile, unit_key
+from pipelines.execution import Execution
 
 GOAL = 1.0  # seconds
 UNITS, STEPS, TURNS = 10_000, 2, 5

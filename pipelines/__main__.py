@@ -10,60 +10,20 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from pipelines import recipes, run
-from pipelines.config import ConfigError, Execution, Recipe, check_together
+from pipelines import run
+from pipelines.config import ConfigError, check_together
 from pipelines.errors import DAMAGED, INTERRUPTED, exit_code, told
+from pipelines.options import AsJson, RecipeName, Settings, WorkDir, configured, err, execution_of, out, pairs
 from pipelines.results import Given, after_pull
-from pipelines.settings import override
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
-
-RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="a named recipe, or path/to/file.py:function")]
-WorkDir = Annotated[str, typer.Option("--work", "-w", help="work directory")]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", "-s", help="field=value of the recipe, or execution.field=value; may be repeated"),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
-
-# White space outside of double quotes before a field's name and "=": SET holds several settings, some with JSON in them.
-_BETWEEN = re.compile(r"""\s+(?=[a-z_][a-z0-9_]*(?:\.[a-z0-9_]+)*=)(?=(?:[^"]*"[^"]*")*[^"]*$)""")
-
-
-def pairs(settings: list[str] | None) -> tuple[str, ...]:
-    """Each setting as "field=value", out of texts that may hold several. ConfigError if one has no "="."""
-    found = [pair for text in settings or [] if text.strip() for pair in _BETWEEN.split(text.strip())]
-    unclear = [pair for pair in found if "=" not in pair]
-    if unclear:
-        raise ConfigError(f"--set {unclear[0]}: write field=value, e.g. --set pretrain.max_steps=50")
-    return tuple(found)
-
-
-def configured(recipe: str, work: str, settings: list[str] | None) -> tuple[Recipe, Execution]:
-    """The recipe and the execution after `--set`. ConfigError says which field is wrong."""
-    made, execution = recipes.load(recipe), _execution(work, settings)
-    values = dict(pair.split("=", 1) for pair in pairs(settings))
-    theirs = {path: text for path, text in values.items() if not path.startswith("execution.")}
-    return override(made, theirs) if theirs else made, execution
-
-
-def _execution(work: str, settings: list[str] | None) -> Execution:
-    """The execution after `--set`; settings of the recipe are passed over."""
-    values = dict(pair.split("=", 1) for pair in pairs(settings))
-    ours = {path.removeprefix("execution."): text for path, text in values.items() if path.startswith("execution.")}
-    execution = Execution(work=work)
-    return override(execution, ours) if ours else execution
 
 
 @app.command("run")
@@ -146,7 +106,7 @@ def verify(
     """Hash every file under the work directory and compare it with the records."""
     from pipelines import verification
 
-    report = verification.verify(Path(_execution(work, settings).work))
+    report = verification.verify(Path(execution_of(work, settings).work))
     if as_json:
         sys.stdout.write(json.dumps(report.as_json(), indent=1) + "\n")
     else:
@@ -165,7 +125,7 @@ def pull(
     """Download a registered model, verified against its manifest, into a folder of its own."""
     from pipelines import pull as pulling
 
-    execution = _execution("work", settings)
+    execution = execution_of("work", settings)
     pulled = pulling.pull(execution.registry, model, Path(dest), execution.registry_patience)
     out.print(
         f"{pulled.name} version {pulled.version} is in {dest}, verified (package digest {pulled.digest[:12]})",
@@ -186,7 +146,7 @@ def generate(
     """Continue a prompt with a base model."""
     from pipelines import inspection
 
-    execution = _execution("work", settings)
+    execution = execution_of("work", settings)
     out.print(inspection.continued(execution, model, prompt, tokens, seed, temperature), markup=False)
 
 
@@ -216,7 +176,7 @@ def ui(settings: Settings = None) -> None:
     """Serve MLflow's own UI on loopback."""
     from pipelines import registry
 
-    execution = _execution("work", settings)
+    execution = execution_of("work", settings)
 
     uri = registry.tracking_uri(execution.registry)
     out.print(f"MLflow at http://127.0.0.1:{execution.port} (Ctrl-C ends it)", markup=False)
@@ -242,7 +202,7 @@ def registry_check(settings: Settings = None, as_json: AsJson = False) -> None:
     """Check the MLflow store: its database, every registered package, aliases, runs without a process."""
     from pipelines import store_check
 
-    report = store_check.check(store_check.local_database(_execution("work", settings).registry))
+    report = store_check.check(store_check.local_database(execution_of("work", settings).registry))
     if as_json:
         sys.stdout.write(json.dumps(report.as_json(), indent=1) + "\n")
     else:
@@ -261,7 +221,7 @@ def registry_backup(
     """Copy the MLflow store to a new folder, verified; older copies share what has not changed."""
     from pipelines import store_backup, store_check
 
-    database = store_check.local_database(_execution("work", settings).registry)
+    database = store_check.local_database(execution_of("work", settings).registry)
     made = store_backup.back_up(database, Path(dest) if dest else None, keep)
     for line in made.report.lines():
         out.print(line, markup=False)

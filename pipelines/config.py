@@ -1,18 +1,18 @@
-"""What to make (Recipe) and where to make it (Execution): frozen, strict, every field with its unit.
+"""What to make: a Recipe, frozen, strict, every field with its unit.
 
-The one idea: a Recipe holds everything that decides the result and nothing else; an Execution holds the rest.
-Changing an Execution never makes a finished step stale.
+The one idea: a Recipe holds everything that decides the result and nothing else; an Execution (`execution.py`) holds
+the rest.
 """
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from model.config import Config, ModelShape, TrainConfig, accumulation_steps
+from pipelines.execution import Execution
 
 SourceFormat = Literal["auto", "txt", "md", "jsonl", "jsonl.gz", "jsonl.zst", "parquet", "csv.bz2"]
 
@@ -186,86 +186,6 @@ class Recipe(Config):
                 f"register_as.base and register_as.task are both {self.register_as.base!r}: they are two models, give them two names"
             )
         return self
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
-
-
-def gpus() -> int:
-    """GPUs of this machine: their device files. As good as asking torch, which takes three seconds to import."""
-    return len(list(Path("/dev").glob("nvidia[0-9]*")))
-
-
-def _ranks() -> int:
-    return gpus() or 2
-
-
-class Execution(Config):
-    """Where and how a recipe is made. Nothing here enters a fingerprint."""
-
-    work: str = Field("work", validate_default=True, description="work directory: everything in it can be made again")
-    registry: str = Field(
-        "registry",
-        validate_default=True,
-        description="MLflow store: a folder (sqlite and artifacts), or a tracking server's http address",
-    )
-    registry_patience: float = Field(
-        120.0, ge=0, description="seconds for which registering and pulling are tried again while MLflow is away"
-    )
-    cache: str = Field(".cache/gptline", validate_default=True, description="folder for fetched sample data")
-    ray_address: str = Field("local", description="'local' starts a Ray here; 'auto' or host:port joins one")
-    workers: int = Field(default_factory=_cores, ge=1, description="Ray tasks in flight at once")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where training and evaluation compute")
-    ranks: int = Field(
-        default_factory=_ranks, ge=1, description="training processes; as many as this machine has GPUs, or 2"
-    )
-    threads: int = Field(default_factory=lambda: max(1, _cores() // 2), ge=1, description="CPU threads of one rank")
-    micro_batch_size: int = Field(32, ge=1, description="sequences in one forward pass of one rank, at most")
-    checkpoint_seconds: float = Field(
-        300.0, ge=0, description="seconds between two temporary checkpoints, by rank 0's clock; 0: none by time"
-    )
-    checkpoint_every: int = Field(
-        100,
-        ge=0,
-        description="steps between two temporary checkpoints; 0: none by steps. One at the end, and at SIGTERM, is always made",
-    )
-    keep_checkpoints: int = Field(2, ge=1, description="newest good temporary checkpoints kept while a step is trained")
-    permanent_every: int = Field(
-        0, ge=0, description="steps between two checkpoints that stay for good, also after the step is done; 0: none"
-    )
-    standby: bool = Field(
-        True, description="keep a warm process beside each rank: a restart is seconds faster and costs 0.5 GB a rank"
-    )
-    min_ranks: int = Field(1, ge=1, description="training goes on with fewer ranks, but not with fewer than these")
-    wait_for_ranks: float = Field(
-        120.0, ge=0, description="seconds to wait for room for all ranks before going on with fewer"
-    )
-    grace_seconds: float = Field(
-        30.0, gt=0, description="seconds that ranks have to save after SIGTERM, before they are killed"
-    )
-    max_failures: int = Field(
-        10, ge=0, description="ranks or tasks of one step that may die in one run before it gives up"
-    )
-    max_preemptions: int = Field(
-        100,
-        ge=0,
-        description="nodes lost and ranks told to go (SIGTERM), within one step of one run, before it gives up",
-    )
-    lease_seconds: float = Field(
-        30.0, gt=0, description="an owner on another host without a sign of life for so long is dead"
-    )
-    peak_flops: float | None = Field(
-        None,
-        gt=0,
-        description="floating-point operations a second that one rank could reach, for MFU; measured if none",
-    )
-    port: int = Field(5000, ge=1, le=65535, description="of the MLflow UI, on loopback")
-
-    @field_validator("work", "registry", "cache")
-    @classmethod
-    def _absolute(cls, value: str) -> str:
-        return value if "://" in value else str(Path(value).expanduser().absolute())
 
 
 class ConfigError(ValueError):

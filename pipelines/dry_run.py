@@ -9,8 +9,9 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from pipelines.config import Execution, Recipe
+from pipelines.config import Recipe
 from pipelines.engine.step import resolve
+from pipelines.execution import Execution
 
 
 def describe(recipe: Recipe, execution: Execution) -> dict[str, Any]:

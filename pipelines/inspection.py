@@ -13,8 +13,9 @@ from typing import Any
 
 from model import durable
 from pipelines import run as runs
-from pipelines.config import ConfigError, Execution
+from pipelines.config import ConfigError
 from pipelines.engine.step import Planned, resolve
+from pipelines.execution import Execution
 from pipelines.run import Workspace
 
 _WIDTH = 400  # characters of a text that are shown

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import flow
-from pipelines.config import ConfigError, Execution, Recipe, Source, check_together, gpus
+from pipelines.config import ConfigError, Recipe, Source, check_together
 from pipelines.engine import owning
 from pipelines.engine import plan as planning
 from pipelines.engine import step as engine
@@ -21,6 +21,7 @@ from pipelines.engine.digests import Digests
 from pipelines.engine.lease import Owner
 from pipelines.engine.record import RECORD, Record
 from pipelines.engine.step import Attempt, Planned, Step, Watch
+from pipelines.execution import Execution, gpus
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import run
-from pipelines.config import Execution
 from pipelines.engine.step import Attempt
 from pipelines.engine.units import UnitStore
+from pipelines.execution import Execution
 from pipelines.stages.budget import newest_checkpoint
 from pipelines.stages.stop import Interrupted
 

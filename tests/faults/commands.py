@@ -8,12 +8,13 @@ from typing import Any
 
 from model import durable
 from pipelines import pull, recipes, run, sources
-from pipelines.config import Execution, Source
+from pipelines.config import Source
 from pipelines.engine import record as records
 from pipelines.engine import step as steps
 from pipelines.engine.digests import Digests
 from pipelines.engine.record import Record
 from pipelines.engine.step import Attempt
+from pipelines.execution import Execution
 from pipelines.model_card import Card
 from pipelines.package import build_package, verify_package
 from tests.faults.forkserver import outcome

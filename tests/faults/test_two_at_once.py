@@ -16,8 +16,8 @@ from threading import Thread
 import pytest
 
 from pipelines import errors, run
-from pipelines.__main__ import configured
 from pipelines.engine import lease as leases
+from pipelines.options import configured
 from pipelines.verification import verify
 from tests.faults import commands, injection
 from tests.faults.injection import ROOT, Ended, Injector, Point

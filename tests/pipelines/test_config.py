@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from pipelines import recipes
-from pipelines.config import ConfigError, Execution, Recipe, Source, check_together, gpus
+from pipelines.config import ConfigError, Recipe, Source, check_together
+from pipelines.execution import Execution, gpus
 from pipelines.settings import override
 
 

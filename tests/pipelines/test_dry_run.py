@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipelines import dry_run, recipes
-from pipelines.config import Execution
+from pipelines.execution import Execution
 from pipelines.settings import override
 
 

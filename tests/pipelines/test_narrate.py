@@ -14,13 +14,13 @@ from rich.console import Console
 
 from model import durable
 from pipelines import __main__ as command_line
-from pipelines import narrate, recipes
+from pipelines import narrate, options, recipes
 from pipelines import run as running
-from pipelines.config import Execution
 from pipelines.engine.digests import Digests
 from pipelines.engine.lease import Overtaken
 from pipelines.engine.step import Attempt, Damaged, Input, Stage, Step
 from pipelines.errors import StepFailed, StepInterrupted
+from pipelines.execution import Execution
 from pipelines.outbox import Outbox
 from pipelines.results import Given, after_pull
 from pipelines.run import Workspace
@@ -165,4 +165,4 @@ def test_after_pulling_a_classifier_nobody_is_told_to_generate_with_it(tmp_path:
     ],
 )  # fmt: skip
 def test_set_holds_several_settings_and_json_arrives_whole(text: str, found: tuple[str, ...]) -> None:
-    assert command_line.pairs([text]) == found
+    assert options.pairs([text]) == found

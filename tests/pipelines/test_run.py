@@ -9,10 +9,10 @@ import pytest
 
 from model import durable
 from pipelines import recipes, run
-from pipelines.config import Execution
 from pipelines.engine import step as steps
 from pipelines.engine.digests import Digests
 from pipelines.engine.step import Input, Step
+from pipelines.execution import Execution
 from tests.pipelines.engine import toys
 
 

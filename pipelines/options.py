@@ -1,0 +1,56 @@
+"""What all commands share: their common options, read into a Recipe and an Execution, and where they print.
+
+The one idea: a setting is `field=value`, of the recipe or, as `execution.field=value`, of the execution.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from pipelines import recipes
+from pipelines.config import ConfigError, Recipe
+from pipelines.execution import Execution
+from pipelines.settings import override
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="a named recipe, or path/to/file.py:function")]
+WorkDir = Annotated[str, typer.Option("--work", "-w", help="work directory")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", help="field=value of the recipe, or execution.field=value; may be repeated"),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+
+# White space outside of double quotes before a field's name and "=": SET holds several settings, some with JSON in them.
+_BETWEEN = re.compile(r"""\s+(?=[a-z_][a-z0-9_]*(?:\.[a-z0-9_]+)*=)(?=(?:[^"]*"[^"]*")*[^"]*$)""")
+
+
+def pairs(settings: list[str] | None) -> tuple[str, ...]:
+    """Each setting as "field=value", out of texts that may hold several. ConfigError if one has no "="."""
+    found = [pair for text in settings or [] if text.strip() for pair in _BETWEEN.split(text.strip())]
+    unclear = [pair for pair in found if "=" not in pair]
+    if unclear:
+        raise ConfigError(f"--set {unclear[0]}: write field=value, e.g. --set pretrain.max_steps=50")
+    return tuple(found)
+
+
+def configured(recipe: str, work: str, settings: list[str] | None) -> tuple[Recipe, Execution]:
+    """The recipe and the execution after `--set`. ConfigError says which field is wrong."""
+    made, execution = recipes.load(recipe), execution_of(work, settings)
+    values = dict(pair.split("=", 1) for pair in pairs(settings))
+    theirs = {path: text for path, text in values.items() if not path.startswith("execution.")}
+    return override(made, theirs) if theirs else made, execution
+
+
+def execution_of(work: str, settings: list[str] | None) -> Execution:
+    """The execution after `--set`; settings of the recipe are passed over."""
+    values = dict(pair.split("=", 1) for pair in pairs(settings))
+    ours = {path.removeprefix("execution."): text for path, text in values.items() if path.startswith("execution.")}
+    execution = Execution(work=work)
+    return override(execution, ours) if ours else execution
