@@ -94,9 +94,9 @@ def status(
     """Say what is made, what is being made and by whom, and what it measured."""
     from pipelines import narrate
 
-    made, execution = configured(recipe, work, settings)
+    made, execution = configured(recipe, work, settings, only_looks=True)
     workspace = run.open_workspace(made, execution, fetch=False)
-    narrate.status(workspace, out, as_json, Given(recipe, work, pairs(settings)))
+    narrate.status(workspace, out, as_json, Given(recipe, work, pairs(settings)), site_commands.state(execution))
 
 
 @app.command()

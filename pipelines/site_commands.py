@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from cluster import site as sites
 from pipelines.config import ConfigError
+from pipelines.execution import Execution
 from pipelines.options import out
 
 SiteFolder = Annotated[str, typer.Option("--site", help="folder of this node's site: settings, secrets, logs")]
@@ -115,7 +117,6 @@ def user(
     remove: Annotated[bool, typer.Option(help="take the user's access away")] = False,
 ) -> None:
     """Make a user who can read the registry and change nothing; prints the path of its credentials."""
-    from cluster import site as sites
     from pipelines import credentials, mlflow_server, site_files
 
     folder = site_files.folder(site)
@@ -137,6 +138,14 @@ def user(
         "next: hand the file over safely; it serves as ~/.mlflow/credentials, and as execution.credentials",
         markup=False,
     )
+
+
+def state(execution: Execution) -> dict[str, Any] | None:
+    """How the site stands that the execution names, or the one in `site`; None if nothing was ever started there."""
+    from pipelines import site_status
+
+    folder = Path(execution.site or "site").absolute()
+    return site_status.describe(folder, Path(execution.work)) if (folder / sites.SERVICES).exists() else None
 
 
 def _absolute(path: str | None) -> str | None:

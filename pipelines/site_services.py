@@ -37,6 +37,9 @@ def serve(site: Path, service: str) -> None:
     run: Callable[[Path, SiteSettings, str], None] = {"head": _head, "worker": _worker, "mlflow": _mlflow}[service]
     try:
         run(site, asked, secrets.token_hex(8))
+    except supervise.DiedYoung as error:  # said in one line: what the command itself said stands above it in the log
+        log.error("%s", error)
+        raise SystemExit(1) from None
     finally:
         site_files.record_service(site, RECORDED[service], None)
         lock.release()
