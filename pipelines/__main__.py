@@ -202,7 +202,7 @@ def registry_check(settings: Settings = None, as_json: AsJson = False) -> None:
     """Check the MLflow store: its database, every registered package, aliases, runs without a process."""
     from pipelines import store_check
 
-    report = store_check.check(store_check.local_database(execution_of("work", settings).registry))
+    report = store_check.check(store_check.local_database(site_commands.store_folder(execution_of("work", settings))))
     if as_json:
         sys.stdout.write(json.dumps(report.as_json(), indent=1) + "\n")
     else:
@@ -221,7 +221,7 @@ def registry_backup(
     """Copy the MLflow store to a new folder, verified; older copies share what has not changed."""
     from pipelines import store_backup, store_check
 
-    database = store_check.local_database(execution_of("work", settings).registry)
+    database = store_check.local_database(site_commands.store_folder(execution_of("work", settings)))
     made = store_backup.back_up(database, Path(dest) if dest else None, keep)
     for line in made.report.lines():
         out.print(line, markup=False)

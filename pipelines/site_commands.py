@@ -140,6 +140,20 @@ def user(
     )
 
 
+def store_folder(execution: Execution) -> str:
+    """The registry folder of the execution, or that of its site, whose server keeps its database there. ConfigError."""
+    from pipelines import site_files
+
+    if not execution.site or not execution.registry.startswith("http"):
+        return execution.registry
+    if (Path(execution.site) / "database").exists():
+        raise ConfigError(
+            f"the database of site {execution.site} is a PostgreSQL server's: back it up and check it with its own tools "
+            "(pg_dump), together with the folder or bucket of artifacts"
+        )
+    return site_files.settings(Path(execution.site)).registry
+
+
 def state(execution: Execution) -> dict[str, Any] | None:
     """How the site stands that the execution names, or the one in `site`; None if nothing was ever started there."""
     from pipelines import site_status

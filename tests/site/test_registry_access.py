@@ -49,7 +49,9 @@ def registered(head: Path, tmp_path_factory: pytest.TempPathFactory) -> registry
 
 
 @pytest.mark.parametrize(
-    "who", [None, Credentials("admin", "password1234"), Credentials("admin", "password"), Credentials("team", "x")], ids=str
+    "who",
+    [None, Credentials("admin", "password1234"), Credentials("admin", "password"), Credentials("team", "x")],
+    ids=str,
 )
 def test_strangers_and_default_passwords_get_nothing(server: str, who: Credentials | None) -> None:
     for path in ("experiments/search?max_results=1", "registered-models/search", "users/list"):
@@ -83,7 +85,9 @@ READ_ONLY: list[tuple[str, str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("method", "path", "body"), READ_ONLY, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("method", "path", "body"), READ_ONLY, ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_a_team_changes_nothing(
     server: str, registered: registry.ModelVersion, team: Path, method: str, path: str, body: dict[str, Any]
 ) -> None:
@@ -92,9 +96,7 @@ def test_a_team_changes_nothing(
     assert mlflow_server.request(server, path, who, method, body)[0] == 403
 
 
-def test_a_team_cannot_put_replace_or_delete_files(
-    server: str, registered: registry.ModelVersion, team: Path
-) -> None:
+def test_a_team_cannot_put_replace_or_delete_files(server: str, registered: registry.ModelVersion, team: Path) -> None:
     inside = registered.source.removeprefix("mlflow-artifacts:/").lstrip("/")
     for method in ("PUT", "DELETE"):
         for place in (f"{inside}/model.safetensors", "1/evil/artifacts/x", "evil"):

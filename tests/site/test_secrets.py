@@ -39,7 +39,12 @@ def test_no_secret_is_in_a_log_or_in_a_file_that_is_not_made_for_it(head: Path, 
     for name, secret in running.secrets_of(head).items():
         assert len(secret) >= 24
         meant = {str(head / file) for file in MEANT} | {str(head / "users" / name)}
-        everywhere = [*files_below(head), *files_below(head.parent / "registry"), *files_below(head.parent / "work"), *logs]
+        everywhere = [
+            *files_below(head),
+            *files_below(head.parent / "registry"),
+            *files_below(head.parent / "work"),
+            *logs,
+        ]
         assert set(holders(iter(everywhere), secret)) <= meant, name
 
 
