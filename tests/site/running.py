@@ -6,8 +6,8 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -36,18 +36,11 @@ def done(*arguments: str, **environment: str) -> str:
 
 def free_ports(count: int) -> list[int]:
     """Ports that were free a moment ago."""
-    with contextmanager(_probes)(count) as probes:
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
         return [probe.getsockname()[1] for probe in probes]
-
-
-def _probes(count: int) -> Iterator[list[socket.socket]]:
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    yield probes
-    for probe in probes:
-        with closing(probe):
-            pass
 
 
 def head_options(folder: Path, host: str) -> list[str]:
