@@ -179,6 +179,9 @@ def ui(settings: Settings = None) -> None:
     execution = execution_of("work", settings)
 
     uri = registry.tracking_uri(execution.registry)
+    if uri.startswith("http"):
+        out.print(f"MLflow's own server has its UI: {uri} (user and password: {execution.credentials})", markup=False)
+        return
     out.print(f"MLflow at http://127.0.0.1:{execution.port} (Ctrl-C ends it)", markup=False)
     os.execv(
         sys.executable,
