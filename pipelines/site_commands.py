@@ -48,7 +48,7 @@ def up(
     """Start this node's Ray head and MLflow server, and wait until they answer. MLflow's database: MLFLOW_DB, in the environment."""
     from pipelines import site_files, site_life
 
-    folder = site_files.folder(site)
+    folder = _own(site)
     given = {
         "host": host, "registry": _absolute(registry), "artifacts": _absolute(artifacts), "ray_port": ray_port, "cpus": cpus,
         "dashboard_port": dashboard_port, "client_port": client_port, "mlflow_port": mlflow_port, "gpus": gpus, "temp": temp,
@@ -81,34 +81,39 @@ def join(
     prepare: Prepare = False,
 ) -> None:
     """Make this node a worker of the head, if it fits: same versions, same token, same work directory."""
-    from pipelines import site_files, site_life
+    from pipelines import site_life
 
-    folder = site_files.folder(site)
+    folder = _own(site)
     name, _, port = head.partition(":")
     given = {
         "head": f"{name}:{port or 6379}", "host": host or site_life.own_address(name), "cpus": cpus, "gpus": gpus,
         "temp": temp, "worker_ports": worker_ports,
     }  # fmt: skip
+    if given["host"] == "127.0.0.1":
+        raise ConfigError(
+            f"HEAD={head} is on loopback, and can be reached from nowhere else; next: make up HOST=address on the head, "
+            "then make join HEAD=address"
+        )
     for line in site_life.join(folder, given, Path(token) if token else None, start=not prepare):
         out.print(line, markup=False)
 
 
 def down(site: SiteFolder = "site") -> None:
     """End what `up` or `join` started on this node, and nothing else."""
-    from pipelines import site_files, site_life
+    from pipelines import site_life
 
-    ended = list(site_life.down(site_files.folder(site)))
+    ended = list(site_life.down(_own(site)))
     for line in ended or [f"nothing of site {site} runs"]:
         out.print(line, markup=False)
 
 
 def serve(service: Annotated[str, typer.Argument(help="head, worker or mlflow")], site: SiteFolder = "site") -> None:
     """Run one service of a prepared site in the foreground, for systemd: what `up` and `join` start."""
-    from pipelines import site_files, site_services
+    from pipelines import site_services
 
     if service not in site_services.SERVICES:
         raise ConfigError(f"serve {service}: no such service; there are {', '.join(site_services.SERVICES)}")
-    site_services.serve(site_files.folder(site), service)
+    site_services.serve(_own(site), service)
 
 
 def user(
@@ -138,6 +143,15 @@ def user(
         "next: hand the file over safely; it serves as ~/.mlflow/credentials, and as execution.credentials",
         markup=False,
     )
+
+
+def _own(site: str) -> Path:
+    """The folder of this node's site. ConfigError if it is another node's."""
+    from pipelines import site_files
+
+    folder = site_files.folder(site)
+    site_files.assert_ours(folder)
+    return folder
 
 
 def store_folder(execution: Execution) -> str:

@@ -45,6 +45,7 @@ def registered(head: Path, tmp_path_factory: pytest.TempPathFactory) -> registry
     version = registry.register(mlflow.address, "m", folder / "package", {"a": "b"})
     assert registry.promote(mlflow.address, version, [])
     credentials._files.clear()
+    del os.environ["MLFLOW_TRACKING_AUTH"]
     return version
 
 

@@ -119,6 +119,16 @@ def test_join_refuses_a_node_that_does_not_see_the_work_directory_or_an_older_st
         assert refused.returncode == 1 and words in refused.stderr and str(work) in refused.stderr
 
 
+def test_a_site_belongs_to_one_host_and_a_head_on_loopback_cannot_be_joined(head: Path, tmp_path: Path) -> None:
+    theirs = json.loads((head / "settings.json").read_text()) | {"node": "another-host"}
+    (tmp_path / "settings.json").write_text(json.dumps(theirs))
+    for command in (["up"], ["down"], ["serve", "head"]):
+        refused = gptline(*command, "--site", str(tmp_path))
+        assert refused.returncode == 2 and "is that of host another-host" in refused.stderr
+    refused = gptline("join", "127.0.0.1", "--site", str(tmp_path / "site"))
+    assert refused.returncode == 2 and "make up HOST=address on the head" in refused.stderr
+
+
 def test_status_shows_the_site(head: Path) -> None:
     state = json.loads(done("status", "--json", "--recipe", "tiny", "--set", f"execution.site={head}"))["site"]
     assert {one["service"]: one["state"] for one in state["services"]} == {"ray": "answers", "mlflow": "answers"}
