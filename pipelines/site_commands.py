@@ -50,7 +50,7 @@ def up(
 
     folder = _own(site)
     given = {
-        "host": host, "registry": _absolute(registry), "artifacts": _absolute(artifacts), "ray_port": ray_port, "cpus": cpus,
+        "host": host and site_files.address(host), "registry": _absolute(registry), "artifacts": _absolute(artifacts), "ray_port": ray_port, "cpus": cpus,
         "dashboard_port": dashboard_port, "client_port": client_port, "mlflow_port": mlflow_port, "gpus": gpus, "temp": temp,
         "mlflow_workers": mlflow_workers, "mlflow": mlflow, "worker_ports": worker_ports, "work": _absolute(work),
     }  # fmt: skip
@@ -86,7 +86,7 @@ def join(
     folder = _own(site)
     name, _, port = head.partition(":")
     given = {
-        "head": f"{name}:{port or 6379}", "host": host or site_life.own_address(name), "cpus": cpus, "gpus": gpus,
+        "head": f"{name}:{port or 6379}", "host": site_files.address(host) if host else site_life.own_address(name), "cpus": cpus, "gpus": gpus,
         "temp": temp, "worker_ports": worker_ports,
     }  # fmt: skip
     if given["host"] == "127.0.0.1":

@@ -101,7 +101,7 @@ def settle(site: Path, given: dict[str, Any]) -> SiteSettings:
     """What is asked for now: what was `given`, else what was asked before, else the defaults. ConfigError."""
     before = settings(site).model_dump()
     asked = {**before, **{name: value for name, value in given.items() if value is not None}}
-    asked["node"], asked["host"] = socket.gethostname(), _address(asked["host"])
+    asked["node"], asked["host"] = socket.gethostname(), address(asked["host"])
     # Sockets have short names: Ray's folder is not below the site's, whose path may be long.
     asked["temp"] = asked["temp"] or f"/tmp/gptline-{os.getuid()}-{hashlib.sha256(str(site).encode()).hexdigest()[:8]}"
     asked["registry"] = str(Path(asked["registry"]).absolute())
@@ -110,7 +110,7 @@ def settle(site: Path, given: dict[str, Any]) -> SiteSettings:
     return made
 
 
-def _address(host: str) -> str:
+def address(host: str) -> str:
     """The address that a host's name means: Ray takes no names. ConfigError if it means none."""
     try:
         return socket.gethostbyname(host)
