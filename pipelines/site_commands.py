@@ -81,7 +81,7 @@ def join(
     prepare: Prepare = False,
 ) -> None:
     """Make this node a worker of the head, if it fits: same versions, same token, same work directory."""
-    from pipelines import site_life
+    from pipelines import site_files, site_life
 
     folder = _own(site)
     name, _, port = head.partition(":")
