@@ -56,6 +56,9 @@ def up(
     }  # fmt: skip
     for line in site_life.up(folder, given, os.environ.get("MLFLOW_DB"), start=not prepare):
         out.print(line, markup=False)
+    if prepare:
+        out.print("next: the units in cluster/systemd start its services (docs/operations.md)", markup=False)
+        return
     asked = site_files.settings(folder)
     if asked.mlflow:
         out.print(f"MLflow's administrator: {folder / 'admin'} (user and password, mode 0600)", markup=False)

@@ -98,9 +98,13 @@ def settings(site: Path) -> SiteSettings:
 
 
 def settle(site: Path, given: dict[str, Any]) -> SiteSettings:
-    """What is asked for now: what was `given`, else what was asked before, else the defaults. ConfigError."""
-    before = settings(site).model_dump()
-    asked = {**before, **{name: value for name, value in given.items() if value is not None}}
+    """What is asked for now: what was `given`, else what was asked before, else the defaults. ConfigError.
+
+    A head that was a worker before begins with the defaults: its address then was open to others.
+    """
+    before = settings(site)
+    before = before if before.role == given["role"] else SiteSettings()
+    asked = {**before.model_dump(), **{name: value for name, value in given.items() if value is not None}}
     asked["node"], asked["host"] = socket.gethostname(), address(asked["host"])
     # Sockets have short names: Ray's folder is not below the site's, whose path may be long.
     asked["temp"] = asked["temp"] or f"/tmp/gptline-{os.getuid()}-{hashlib.sha256(str(site).encode()).hexdigest()[:8]}"
