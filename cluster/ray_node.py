@@ -52,6 +52,7 @@ def command(node: RayNode) -> list[str]:
         else [
             "--head", f"--port={node.port}", f"--dashboard-host={LOOPBACK}", f"--dashboard-port={node.dashboard_port}",
             f"--ray-client-server-port={node.client_port}",
+            "--no-monitor",  # it serves autoscaling, which is a launcher's business, and opens a port of its own
         ]
     )  # fmt: skip
     amounts = [f"--num-cpus={node.cpus}"] if node.cpus is not None else []
