@@ -70,9 +70,10 @@ def end(process: Process, mark: str, patience: float) -> int:
             os.kill(process.pid, signal.SIGTERM)
         psutil.wait_procs([one for one in ours if one.pid == process.pid], timeout=patience)
     known = {one.pid: one for one in [*ours, *family(process, mark)]}
-    _, left = psutil.wait_procs(list(known.values()), timeout=2)
-    for one in left:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            one.kill()
-    psutil.wait_procs(left, timeout=10)
+    left = psutil.wait_procs(list(known.values()), timeout=0.2)[1]
+    for patience_left, tell in ((2, psutil.Process.terminate), (10, psutil.Process.kill)):
+        for one in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                tell(one)
+        left = psutil.wait_procs(left, timeout=patience_left)[1]
     return len(known)
