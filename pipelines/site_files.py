@@ -147,9 +147,9 @@ def _once(path: Path, secret: str) -> None:
 
 
 def ray_node(site: Path, asked: SiteSettings) -> RayNode:
-    """The Ray of this node."""
+    """The Ray of this node. Its folder lies in one that is open to its owner only, since Ray opens its own to everybody."""
     return RayNode(
-        asked.host, asked.ray_port, asked.head, asked.dashboard_port, asked.client_port, asked.temp,
+        asked.host, asked.ray_port, asked.head, asked.dashboard_port, asked.client_port, f"{asked.temp}/ray",
         str(site / "token"), asked.cpus, asked.gpus, asked.worker_ports,
     )  # fmt: skip
 

@@ -115,10 +115,7 @@ def _mlflow(site: Path, asked: SiteSettings, mark: str) -> None:
 
 def _record_ray(site: Path, asked: SiteSettings, mark: str) -> None:
     node, ours = site_files.ray_node(site, asked), processes.known(os.getpid())
-    Path(node.temp).mkdir(mode=0o700, parents=True, exist_ok=True)
-    if Path(node.temp).stat().st_uid != os.getuid():
-        raise ConfigError(f"{node.temp} belongs to another user; name another folder: --temp FOLDER")
-    Path(node.temp).chmod(0o700)  # Ray makes everything below it open to everybody
+    _private_folder(Path(asked.temp))
     log_file = str(site / "logs" / f"{asked.role}.log")
     site_files.record_service(
         site,
@@ -127,6 +124,14 @@ def _record_ray(site: Path, asked: SiteSettings, mark: str) -> None:
             asked.role, node.address, node.host, node.dashboard, node.token_file, log_file, node.temp, ours, mark
         ),
     )
+
+
+def _private_folder(path: Path) -> None:
+    """Make a folder that only its owner can enter. ConfigError if it is another user's."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if path.stat().st_uid != os.getuid() or path.is_symlink():
+        raise ConfigError(f"{path} belongs to another user; name another folder: --temp FOLDER")
+    path.chmod(0o700)
 
 
 def _environment(mark: str) -> dict[str, str]:
