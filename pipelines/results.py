@@ -17,7 +17,13 @@ from model import durable
 from pipelines.engine.record import Record
 from pipelines.engine.step import Planned
 
-_ELSEWHERE = ("execution.registry=", "execution.port=")  # settings that count for commands on the registry, too
+_ELSEWHERE = (
+    "execution.registry=",
+    "execution.credentials=",
+    "execution.site=",
+    "execution.port=",
+)  # settings that count for commands on the registry, too
+_SITE = "execution.site="  # which make gives for SITE
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,9 @@ class Given:
 
 
 def _set(settings: tuple[str, ...] | list[str]) -> list[str]:
-    return [f"SET={shlex.quote(' '.join(settings))}"] if settings else []
+    site = [f"SITE={shlex.quote(text.removeprefix(_SITE))}" for text in settings if text.startswith(_SITE)]
+    others = " ".join(text for text in settings if not text.startswith(_SITE))
+    return site + ([f"SET={shlex.quote(others)}"] if others else [])
 
 
 def figure(record: Record) -> str:
