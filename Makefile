@@ -10,13 +10,16 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 
 # What people give goes to the shell as environment variables, byte for byte: quotes, spaces and dollars in it are theirs.
-GIVEN := RECIPE WORK SET UNTIL MODEL DEST PROMPT WHAT KILLS SEED
+GIVEN := RECIPE WORK SET UNTIL MODEL DEST PROMPT WHAT KILLS SEED JOB FOLLOW
 $(foreach name,$(GIVEN),$(eval override $(name) := $$(value $(name))))
 export $(GIVEN)
 SETTINGS = $${SET:+--set "$$SET"}
+FOLLOWED = $${FOLLOW:+$$([ "$$FOLLOW" = no ] && echo --no-follow || echo --follow)}
+JOBS = $${JOB:+-- "$$JOB"}
 OPTIONS = --recipe "$$RECIPE" --work "$$WORK" $(SETTINGS)
 
 # Every target is phony: one named like a folder (tests, model) would silently do nothing.
+.PHONY: submit logs stop jobs
 .PHONY: help setup run plan dryrun status verify pull generate inspect ui backup integrity test thorough chaos check format bench clean
 
 help: ## list the targets
@@ -34,6 +37,18 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 run: setup ## make everything the recipe asks for; does only what is not done
 	@$(PY) -m pipelines run $(OPTIONS) $${UNTIL:+--until "$$UNTIL"}
+
+submit: setup ## the same on the cluster, as a job, and follow it (FOLLOW=no: start it and leave)
+	@$(PY) -m pipelines submit $(OPTIONS) $${UNTIL:+--until "$$UNTIL"} $(FOLLOWED)
+
+logs: setup ## follow the job that runs, or print the last one's log: JOB=id FOLLOW=no
+	@$(PY) -m pipelines logs $(FOLLOWED) $(JOBS)
+
+stop: setup ## ask the job that runs to save and leave: JOB=id
+	@$(PY) -m pipelines stop $(JOBS)
+
+jobs: setup ## the jobs that were submitted: running, done, failed
+	@$(PY) -m pipelines jobs
 
 plan: setup ## each step: done, or to do and why
 	@$(PY) -m pipelines plan $(OPTIONS)

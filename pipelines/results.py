@@ -22,11 +22,19 @@ _ELSEWHERE = ("execution.registry=", "execution.port=")  # settings that count f
 
 @dataclass(frozen=True)
 class Given:
-    """What was given on the command line: recipe, work directory and settings, each "field=value"."""
+    """What was given on the command line: recipe, work directory and settings, each "field=value".
+
+    `verb` is the target that makes the recipe: `run` here, `submit` on a cluster.
+    """
 
     recipe: str = "default"
     work: str = "work"
     settings: tuple[str, ...] = ()
+    verb: str = "run"
+
+    def again(self) -> str:
+        """The make command that goes on where this one ends."""
+        return self.make(self.verb)
 
     def make(self, target: str) -> str:
         """The make command for `target` on the same recipe, work directory and settings."""
@@ -99,7 +107,7 @@ def _next(planned: Mapping[str, Planned], kind: str, given: Given) -> dict[str, 
         given.make_elsewhere("ui"): "MLflow: runs, curves, versions",
         given.make_elsewhere(*pull): "the model elsewhere",
         given.make_elsewhere(*generate): "the base model continues a text",
-        given.make("run"): "again: does only what changed",
+        given.again(): "again: does only what changed",
     }
 
 
