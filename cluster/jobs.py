@@ -20,7 +20,6 @@ from typing import Any
 
 _PATIENCE = 20.0  # seconds in which a dashboard that does not answer has to be there again
 _ADDRESSES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")  # would override the address that a caller asks for
-_HEADER = re.compile(r"\S+ \S+\tINFO job_manager\.py|Running entrypoint for job ")
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -103,21 +102,21 @@ class Jobs:
     def log(self, id: str) -> str:
         """What a job has printed so far. JobGone if there is no such job."""
         with _asked():
-            return "".join(_without_header(iter([self._client.get_job_logs(id)])))
+            return "".join(_own_words(id, iter([self._client.get_job_logs(id)])))
 
     def follow(self, id: str) -> Iterator[str]:
         """What a job has printed and prints, piece by piece, until it has ended. HeadAway when the head is gone for good."""
-        yield from _without_header(self._pieces(id))
+        yield from _own_words(id, self._pieces(id))
 
     def _pieces(self, id: str) -> Iterator[str]:
         """The log from its beginning, taken up again where it broke off."""
         seen, lost_at = 0, None
-        with contextlib.closing(asyncio.new_event_loop()) as loop:
+        with asyncio.Runner() as runner:  # it ends what is under way when Ctrl-C comes
             while True:
                 try:
                     self.find(id)
                     with _asked():
-                        for piece in _steps(loop, self._client.tail_job_logs(id), skip=seen):
+                        for piece in _steps(runner, self._client.tail_job_logs(id), skip=seen):
                             seen, lost_at = seen + len(piece), None
                             yield piece
                         if not self.find(id).running:
@@ -164,37 +163,29 @@ def _asked() -> Iterator[None]:
         raise
 
 
-def _steps(loop: asyncio.AbstractEventLoop, pieces: Any, skip: int) -> Iterator[str]:
+def _steps(runner: asyncio.Runner, pieces: Any, skip: int) -> Iterator[str]:
     """An asynchronous iterator of text as a plain one, without its first `skip` characters."""
-    try:
-        while True:
-            try:
-                piece = loop.run_until_complete(anext(pieces))
-            except StopAsyncIteration:
-                return
-            if piece[skip:]:
-                yield piece[skip:]
-            skip = max(0, skip - len(piece))
-    finally:
-        loop.run_until_complete(pieces.aclose())
+
+    async def following() -> str | None:
+        return await anext(pieces, None)
+
+    while (piece := runner.run(following())) is not None:
+        if piece[skip:]:
+            yield piece[skip:]
+        skip = max(0, skip - len(piece))
 
 
-def _without_header(pieces: Iterator[str]) -> Iterator[str]:
-    """The text without the first lines, in which Ray says what it is going to run."""
-    head: str | None = ""
+def _own_words(id: str, pieces: Iterator[str]) -> Iterator[str]:
+    """The text of a job's log without the lines in which Ray says what it runs; they may come after the job's first ones."""
+    ray = re.compile(rf"\S+ \S+\tINFO job_manager\.py|Running entrypoint for job {re.escape(id)}: ")
+    rest = ""
     for piece in pieces:
-        if head is None:
-            yield piece
-            continue
-        lines = (head + piece).splitlines(keepends=True)
-        while lines and lines[0].endswith("\n") and _HEADER.match(lines[0]):
-            lines.pop(0)
-        head = "".join(lines)
-        if head.endswith("\n"):
-            yield head
-            head = None
-    if head:
-        yield head
+        lines = (rest + piece).splitlines(keepends=True)
+        rest = lines.pop() if lines and not lines[-1].endswith("\n") else ""
+        if told := "".join(line for line in lines if not ray.match(line)):
+            yield told
+    if rest:
+        yield rest
 
 
 def _job(details: Any) -> Job:

@@ -25,11 +25,13 @@ if TYPE_CHECKING:
 
 _DETACHED = 130  # what a shell says of a command that Ctrl-C ended
 
+SiteDir = Annotated[str, typer.Option("--site", help="folder of the services that `make up` has started")]
 Dashboard = Annotated[
-    str, typer.Option(envvar="GPTLINE_DASHBOARD", help="address of the head node's dashboard, http://host:port")
+    str | None,
+    typer.Option(envvar="GPTLINE_DASHBOARD", help="address of a head's dashboard (http://host:port), instead of --site"),
 ]
 TokenFile = Annotated[
-    Path | None, typer.Option(envvar="GPTLINE_TOKEN_FILE", help="file with the cluster's token, if it asks for one")
+    Path | None, typer.Option(envvar="GPTLINE_TOKEN_FILE", help="file with the token for --dashboard")
 ]
 JobName = Annotated[str | None, typer.Argument(help="a job's id; the running one, or the last, if not given")]
 Follow = Annotated[bool, typer.Option(help="go on until the job has ended, or leave at once")]
@@ -48,7 +50,8 @@ def submit(
     until: Until = None,
     wait: Wait = True,
     follow: Follow = True,
-    dashboard: Dashboard = "http://127.0.0.1:8265",
+    site: SiteDir = "site",
+    dashboard: Dashboard = None,
     token_file: TokenFile = None,
 ) -> None:
     """Run the pipeline on the cluster as a job and follow it; a running one is followed, not started twice."""
@@ -56,7 +59,7 @@ def submit(
     check_together(made, execution)
     given = Given(recipe, work, pairs(settings), "submit")
     wanted = submission.submission(made, execution, given, until, wait)
-    known = _jobs(dashboard, token_file)
+    known = _jobs(site, dashboard, token_file)
     job, started = submission.start_or_attach(known, wanted)
     _told_start(job, started, wanted)
     if not follow:
@@ -105,11 +108,12 @@ def _followed(known: Jobs, job: Job, given: Given) -> int:
 def logs(
     job: JobName = None,
     follow: Follow = True,
-    dashboard: Dashboard = "http://127.0.0.1:8265",
+    site: SiteDir = "site",
+    dashboard: Dashboard = None,
     token_file: TokenFile = None,
 ) -> None:
     """Print what a job has printed, and go on printing while it runs."""
-    known = _jobs(dashboard, token_file)
+    known = _jobs(site, dashboard, token_file)
     chosen = _chosen(known, job, "logs")
     if chosen is None:
         out.print("no job was submitted since the head node started; next: make submit", markup=False)
@@ -125,11 +129,12 @@ def logs(
 
 def stop(
     job: JobName = None,
-    dashboard: Dashboard = "http://127.0.0.1:8265",
+    site: SiteDir = "site",
+    dashboard: Dashboard = None,
     token_file: TokenFile = None,
 ) -> None:
     """Ask a job to save and leave, as SIGTERM does, and wait until it has."""
-    known = _jobs(dashboard, token_file)
+    known = _jobs(site, dashboard, token_file)
     chosen = _chosen(known, job, "stop")
     if chosen is None or not chosen.running:
         out.print("no job is running: nothing to stop; next: make jobs", markup=False)
@@ -144,10 +149,10 @@ def stop(
 
 
 def jobs(
-    as_json: AsJson = False, dashboard: Dashboard = "http://127.0.0.1:8265", token_file: TokenFile = None
+    as_json: AsJson = False, site: SiteDir = "site", dashboard: Dashboard = None, token_file: TokenFile = None
 ) -> None:
     """List the pipelines that were submitted since the head node started."""
-    found = submission.ours(_jobs(dashboard, token_file))
+    found = submission.ours(_jobs(site, dashboard, token_file))
     if as_json:
         sys.stdout.write(json.dumps({"jobs": [submission.as_json(job) for job in found]}, indent=1) + "\n")
         return
@@ -157,13 +162,27 @@ def jobs(
     out.print("next: make logs JOB=..., make stop JOB=..." if found else "no jobs; next: make submit", markup=False)
 
 
-def _jobs(dashboard: str, token_file: Path | None) -> Jobs:
+def _jobs(site: str, dashboard: str | None, token_file: Path | None) -> Jobs:
+    """The jobs of the head at `dashboard`, or of the one that `make up` started in this site. HeadAway if there is none."""
     from cluster.jobs import HeadAway, Jobs
 
+    if dashboard is None:
+        dashboard, token_file = _head(site)
     try:
         return Jobs(dashboard, token_file)
     except HeadAway as error:
         raise HeadAway(f"{error}\nnext: make up on the head node, or say where it is with --dashboard") from error
+
+
+def _head(site: str) -> tuple[str, Path]:
+    from cluster import site as sites
+
+    ray = sites.read(site).ray
+    if ray is None:
+        raise ConnectionError(f"no cluster is up here: {Path(site).absolute()} names no Ray; next: make up")
+    if ray.dashboard is None:
+        raise ConnectionError(f"this node is a worker of the head at {ray.address}: give the command on the head node")
+    return ray.dashboard, Path(ray.token_file)
 
 
 def _chosen(known: Jobs, id: str | None, verb: str) -> Job | None:

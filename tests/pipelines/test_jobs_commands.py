@@ -1,0 +1,139 @@
+"""`submit`, `logs`, `stop` and `jobs`, as a user gives them, on a real head.
+
+A pipeline that waits for a step that this test owns stands for a long one: it can be stopped at any time, and goes on
+when the step is given back.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pipelines import recipes, run
+from pipelines.engine import lease as leases
+from pipelines.execution import Execution
+from pipelines.submission import PIPELINE
+from tests.ray_head import ROOT, Head
+
+
+@dataclass(frozen=True)
+class Site:
+    """A head, a work directory, and the command line on them."""
+
+    head: Head
+    work: Path
+
+    def command(self, *words: str) -> list[str]:
+        return [sys.executable, "-m", "pipelines", *words]
+
+    def submit(self, *words: str) -> list[str]:
+        registry = f"execution.registry={self.work.parent / 'registry'}"
+        options = ["--recipe", "tiny", "--work", str(self.work), "--until", "prepare_task", "--set", registry]
+        return self.command("submit", *options, *words)
+
+    def __call__(self, words: list[str], expect: int = 0) -> str:
+        done = subprocess.run(
+            words, cwd=ROOT, env=self.head.environment, capture_output=True, text=True, check=False, timeout=120
+        )
+        assert done.returncode == expect, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def begin(self, words: list[str]) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            words, cwd=ROOT, env=self.head.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    def jobs(self) -> list[dict[str, object]]:
+        """The jobs of this work directory."""
+        listed = json.loads(self(self.command("jobs", "--json")))["jobs"]
+        return [job for job in listed if job["work"] == str(self.work)]
+
+
+@pytest.fixture
+def site(ray_head: Head, tmp_path: Path) -> Site:
+    return Site(ray_head, tmp_path / "work")
+
+
+@pytest.fixture
+def owned(site: Site) -> Iterator[leases.Lease]:
+    """The first step of the pipeline, owned by this process."""
+    workspace = run.open_workspace(recipes.tiny(), Execution(work=str(site.work)), fetch=True)
+    folder = run.plan(workspace)["prepare_task"].folder
+    assert folder is not None
+    lease = leases.acquire(folder, 30)
+    yield lease
+    if not lease._stop.is_set():
+        lease.release()
+
+
+def read_until(process: subprocess.Popen[str], words: str) -> str:
+    """What the process printed up to the line with these words."""
+    assert process.stdout
+    told = ""
+    for line in process.stdout:
+        told += line
+        if words in line:
+            return told
+    raise AssertionError(f"ended without {words!r}: {told}")
+
+
+def test_a_running_pipeline_is_attached_to_outlives_its_terminals_and_ends_as_it_ends(
+    site: Site, owned: leases.Lease
+) -> None:
+    first, second = (site.begin(site.submit()) for _ in range(2))
+    told = [read_until(process, "is at work on this step") for process in (first, second)]
+    assert sorted("attached" in text for text in told) == [False, True], told
+    assert len(site.jobs()) == 1
+
+    first.send_signal(signal.SIGHUP)
+    second.send_signal(signal.SIGINT)
+    assert first.wait(30) == -signal.SIGHUP and second.wait(30) == 130
+    assert "goes on" in str(second.stdout and second.stdout.read())
+    assert [job["state"] for job in site.jobs()] == ["RUNNING"]
+
+    # Where and how it runs is no other pipeline, but it is said.
+    other = site.begin(site.submit("--set", "execution.workers=1"))
+    assert "it was submitted as" in read_until(other, "is at work on this step")
+    owned.release()
+    rest = other.communicate(timeout=60)[0]
+    assert other.returncode == 0 and "1 of 1 steps done now" in rest and "exit code 0" in rest
+
+    assert "1 of 1 steps done now" in site(site.command("logs", "--no-follow", str(site.jobs()[0]["id"])))
+    assert "nothing to do" in site(site.submit())
+    assert [job["exit_code"] for job in site.jobs()] == [0, 0]
+
+
+def test_a_stopped_pipeline_leaves_with_75_and_the_same_submit_goes_on(site: Site, owned: leases.Lease) -> None:
+    follower = site.begin(site.submit())
+    read_until(follower, "is at work on this step")
+    told = site(site.command("stop"))
+    assert "30 s to save" in told and "was stopped" in told
+    rest = follower.communicate(timeout=60)[0]
+    assert follower.returncode == 75, rest
+    assert "stopped by a signal" in rest and "next: make submit RECIPE=tiny" in rest
+    assert "nothing to stop" in site(site.command("stop"))
+    owned.release()
+    assert "1 of 1 steps done now" in site(site.submit())
+
+
+def test_the_exit_code_is_that_of_the_pipeline(site: Site) -> None:
+    assert "no such step" in site([*site.submit(), "--until", "nonsense"], expect=2)
+
+
+def test_a_password_is_not_written_on_a_job(site: Site) -> None:
+    told = site(site.submit("--set", "execution.registry=https://me:hunter2@mlflow.example"), expect=2)
+    assert "dashboard" in told and "hunter2" not in told
+    assert all("hunter2" not in json.dumps(job) for job in site.jobs()) and PIPELINE
+
+
+def test_where_nothing_is_up_the_next_command_is_named(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "pipelines", "jobs", "--site", str(tmp_path)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "make up" in done.stderr
