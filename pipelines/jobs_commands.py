@@ -28,7 +28,9 @@ _DETACHED = 130  # what a shell says of a command that Ctrl-C ended
 SiteDir = Annotated[str, typer.Option("--site", help="folder of the services that `make up` has started")]
 Dashboard = Annotated[
     str | None,
-    typer.Option(envvar="GPTLINE_DASHBOARD", help="address of a head's dashboard (http://host:port), instead of --site"),
+    typer.Option(
+        envvar="GPTLINE_DASHBOARD", help="address of a head's dashboard (http://host:port), instead of --site"
+    ),
 ]
 TokenFile = Annotated[
     Path | None, typer.Option(envvar="GPTLINE_TOKEN_FILE", help="file with the token for --dashboard")
@@ -199,4 +201,4 @@ def _chosen(known: Jobs, id: str | None, verb: str) -> Job | None:
     if len(running) > 1:
         names = "\n".join(f"  make {verb} JOB={job.id}" for job in running)
         raise ConfigError(f"{len(running)} jobs run, say which:\n{names}")
-    return (running or found or [None])[-1]
+    return next(reversed(running or found), None)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from cluster.jobs import HeadAway, JobGone, Jobs
+from cluster.jobs import HeadAway, Job, JobGone, Jobs
+from pipelines import submission
 from tests.ray_head import Head
 
 # Saves for longer than Ray's own three seconds after SIGTERM.
@@ -26,35 +25,40 @@ time.sleep(60)
 
 
 @pytest.fixture(scope="module")
-def jobs(ray_head: Head) -> Iterator[Jobs]:
-    yield Jobs(ray_head.dashboard, ray_head.token_file)
-
-
-def test_a_job_says_what_it_prints_and_its_exit_code(jobs: Jobs) -> None:
-    assert jobs.start("speaks", "echo one; sleep 1.5; echo two; exit 3", {"color": "blue"}, 5)
-    assert "".join(jobs.follow("speaks")) == "one\ntwo\n" == jobs.log("speaks")
-    ended = jobs.find("speaks")
-    assert (ended.running, ended.exit_code, ended.metadata["color"]) == (False, 3, "blue")
-
-
-def test_an_id_is_given_once(jobs: Jobs) -> None:
-    assert jobs.start("once", "true", {}, 5)
-    assert not jobs.start("once", "echo again", {}, 5)
-    assert jobs.wait("once", 30).exit_code == 0
-    assert not jobs.start("once", "echo again", {}, 5)
-    assert "once" in [job.id for job in jobs.all()]
-
-
-def test_a_stopped_job_has_the_time_it_was_promised_to_save(jobs: Jobs, tmp_path: Path) -> None:
-    script = tmp_path / "slow.py"
+def jobs(ray_head: Head, tmp_path_factory: pytest.TempPathFactory) -> Jobs:
+    """The jobs of a head on which two were started: they take their time side by side."""
+    script = tmp_path_factory.mktemp("job") / "slow.py"
     script.write_text(SLOW_TO_LEAVE)
-    jobs.start("slow", f"exec {sys.executable} {script}", {}, 20)
+    found = Jobs(ray_head.dashboard, ray_head.token_file)
+    assert found.start("slow", f"exec {sys.executable} {script}", {}, 20)
+    assert found.start("speaks", "echo one; sleep 1.5; echo two; exit 3", {"color": "blue"}, 5)
+    return found
+
+
+def test_a_stopped_job_has_the_time_it_was_promised_to_save(jobs: Jobs) -> None:
     following = jobs.follow("slow")
     assert next(following) == "ready\n"
     begun = time.monotonic()
     jobs.stop("slow")
     assert "".join(following) == "saved\n"
-    assert jobs.find("slow").state == "STOPPED" and time.monotonic() - begun < 20
+    job = jobs.find("slow")
+    assert job.state == "STOPPED" and submission.exit_code(job) == 75 and time.monotonic() - begun < 20
+
+
+def test_a_job_says_what_it_prints_and_its_exit_code(jobs: Jobs) -> None:
+    assert "".join(jobs.follow("speaks")) == "one\ntwo\n" == jobs.log("speaks")
+    job = jobs.find("speaks")
+    assert not job.running and submission.exit_code(job) == 3 and job.metadata["color"] == "blue"
+
+
+def test_an_id_is_given_once(jobs: Jobs) -> None:
+    assert not jobs.start("speaks", "echo again", {}, 5)
+    assert [job.id for job in jobs.all()] == ["slow", "speaks"]
+
+
+@pytest.mark.parametrize(("state", "code", "said"), [("SUCCEEDED", 0, 0), ("FAILED", -9, 137), ("FAILED", None, 1)])
+def test_an_exit_code_is_said_as_a_shell_says_it(state: str, code: int | None, said: int) -> None:
+    assert submission.exit_code(Job("x-1", state, 0.0, 1.0, "true", {}, code, "")) == said
 
 
 def test_an_unknown_job_is_said_to_be_gone(jobs: Jobs) -> None:
@@ -72,5 +76,5 @@ def test_who_has_no_token_or_another_is_refused(ray_head: Head, tmp_path_factory
 
 
 def test_a_head_that_is_not_there_is_named() -> None:
-    with pytest.raises(HeadAway, match="127.0.0.1:9"):
+    with pytest.raises(HeadAway, match=r"127\.0\.0\.1:9"):
         Jobs("http://127.0.0.1:9")

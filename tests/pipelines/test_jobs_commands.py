@@ -10,16 +10,17 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from model import durable
 from pipelines import recipes, run
 from pipelines.engine import lease as leases
 from pipelines.execution import Execution
-from pipelines.submission import PIPELINE
 from tests.ray_head import ROOT, Head
 
 
@@ -84,56 +85,69 @@ def read_until(process: subprocess.Popen[str], words: str) -> str:
     raise AssertionError(f"ended without {words!r}: {told}")
 
 
-def test_a_running_pipeline_is_attached_to_outlives_its_terminals_and_ends_as_it_ends(
+def test_a_running_pipeline_is_attached_to_outlives_its_terminals_and_stops_to_be_gone_on_with(
     site: Site, owned: leases.Lease
 ) -> None:
     first, second = (site.begin(site.submit()) for _ in range(2))
     told = [read_until(process, "is at work on this step") for process in (first, second)]
     assert sorted("attached" in text for text in told) == [False, True], told
-    assert len(site.jobs()) == 1
 
     first.send_signal(signal.SIGHUP)
     second.send_signal(signal.SIGINT)
     assert first.wait(30) == -signal.SIGHUP and second.wait(30) == 130
-    assert "goes on" in str(second.stdout and second.stdout.read())
-    assert [job["state"] for job in site.jobs()] == ["RUNNING"]
+    assert second.stdout and "goes on" in second.stdout.read()
+    assert [job["state"] for job in site.jobs()] == ["RUNNING"], "one job, and it lives"
 
-    # Where and how it runs is no other pipeline, but it is said.
+    # Where and how it runs makes no other pipeline of it, but it is said.
     other = site.begin(site.submit("--set", "execution.workers=1"))
     assert "it was submitted as" in read_until(other, "is at work on this step")
-    owned.release()
+    stopped = site(site.command("stop"))
+    assert "30 s to save" in stopped and "was stopped" in stopped
     rest = other.communicate(timeout=60)[0]
-    assert other.returncode == 0 and "1 of 1 steps done now" in rest and "exit code 0" in rest
-
-    assert "1 of 1 steps done now" in site(site.command("logs", "--no-follow", str(site.jobs()[0]["id"])))
-    assert "nothing to do" in site(site.submit())
-    assert [job["exit_code"] for job in site.jobs()] == [0, 0]
-
-
-def test_a_stopped_pipeline_leaves_with_75_and_the_same_submit_goes_on(site: Site, owned: leases.Lease) -> None:
-    follower = site.begin(site.submit())
-    read_until(follower, "is at work on this step")
-    told = site(site.command("stop"))
-    assert "30 s to save" in told and "was stopped" in told
-    rest = follower.communicate(timeout=60)[0]
-    assert follower.returncode == 75, rest
-    assert "stopped by a signal" in rest and "next: make submit RECIPE=tiny" in rest
+    assert other.returncode == 75 and "stopped by a signal" in rest and "next: make submit RECIPE=tiny" in rest
     assert "nothing to stop" in site(site.command("stop"))
+
     owned.release()
     assert "1 of 1 steps done now" in site(site.submit())
-
-
-def test_the_exit_code_is_that_of_the_pipeline(site: Site) -> None:
-    assert "no such step" in site([*site.submit(), "--until", "nonsense"], expect=2)
+    assert [job["exit_code"] for job in site.jobs()] == [75, 0]
+    assert "1 of 1 steps done now" in site(site.command("logs", "--no-follow"))
 
 
 def test_a_password_is_not_written_on_a_job(site: Site) -> None:
     told = site(site.submit("--set", "execution.registry=https://me:hunter2@mlflow.example"), expect=2)
     assert "dashboard" in told and "hunter2" not in told
-    assert all("hunter2" not in json.dumps(job) for job in site.jobs()) and PIPELINE
+    assert all("hunter2" not in json.dumps(job) for job in site.jobs())
 
 
 def test_where_nothing_is_up_the_next_command_is_named(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "pipelines", "jobs", "--site", str(tmp_path)]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "make up" in done.stderr
+
+
+@pytest.mark.thorough
+def test_a_job_stopped_in_training_goes_on_and_ends_with_the_bytes_of_a_local_run(site: Site, tmp_path: Path) -> None:
+    def line(verb: str, folder: str) -> list[str]:
+        registry = f"execution.registry={tmp_path / folder / 'registry'}"
+        options = ["--recipe", "tiny", "--work", str(tmp_path / folder), "--set", registry]
+        return site.command(verb, *options, "--set", "execution.threads=1", "--set", "pretrain.max_steps=400")
+
+    follower = site.begin(line("submit", "cluster"))
+    read_until(follower, "pretrain ...")
+    progress = tmp_path / "cluster" / "steps"
+    while not list(progress.glob("pretrain-*/attempts/*/metrics.jsonl")) and follower.poll() is None:
+        time.sleep(0.1)
+    assert "was stopped" in site(site.command("stop"))
+    rest = follower.communicate(timeout=60)[0]
+    assert follower.returncode == 75, rest
+    assert site(line("submit", "cluster")).endswith("is done, exit code 0\n")
+    site(line("run", "local"))
+    made = [
+        {
+            record["step"]: {output["path"]: output["sha256"] for output in record["outputs"]}
+            for record in map(durable.read_json, (tmp_path / folder).glob("steps/*/record.json"))
+            if not record["step"].startswith("register")
+        }
+        for folder in ("cluster", "local")
+    ]
+    assert len(made[0]) >= 8 and made[0] == made[1]
