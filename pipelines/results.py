@@ -22,10 +22,7 @@ _ELSEWHERE = ("execution.registry=", "execution.port=")  # settings that count f
 
 @dataclass(frozen=True)
 class Given:
-    """What was given on the command line: recipe, work directory and settings, each "field=value".
-
-    `verb` is the target that makes the recipe: `run` here, `submit` on a cluster.
-    """
+    """What was given on the command line: recipe, work directory and settings, each "field=value"."""
 
     recipe: str = "default"
     work: str = "work"
@@ -33,7 +30,7 @@ class Given:
     verb: str = "run"
 
     def again(self) -> str:
-        """The make command that goes on where this one ends."""
+        """The make command that was given."""
         return self.make(self.verb)
 
     def make(self, target: str) -> str:

@@ -7,6 +7,7 @@ when the step is given back.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from model import durable
 from pipelines import recipes, run
 from pipelines.engine import lease as leases
 from pipelines.execution import Execution
-from tests.ray_head import ROOT, Head
+from tests.ray_head import ROOT, Head, head
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,17 @@ def site(ray_head: Head, tmp_path: Path) -> Site:
     return Site(ray_head, tmp_path / "work")
 
 
-@pytest.fixture
-def owned(site: Site) -> Iterator[leases.Lease]:
-    """The first step of the pipeline, owned by this process."""
+def own_first_step(site: Site) -> leases.Lease:
     workspace = run.open_workspace(recipes.tiny(), Execution(work=str(site.work)), fetch=True)
     folder = run.plan(workspace)["prepare_task"].folder
     assert folder is not None
-    lease = leases.acquire(folder, 30)
+    return leases.acquire(folder, 30)
+
+
+@pytest.fixture
+def owned(site: Site) -> Iterator[leases.Lease]:
+    """The first step of the pipeline, owned by this process."""
+    lease = own_first_step(site)
     yield lease
     if not lease._stop.is_set():
         lease.release()
@@ -151,3 +156,20 @@ def test_a_job_stopped_in_training_goes_on_and_ends_with_the_bytes_of_a_local_ru
         for folder in ("cluster", "local")
     ]
     assert len(made[0]) >= 8 and made[0] == made[1]
+
+
+@pytest.mark.thorough
+def test_who_follows_a_job_whose_head_is_lost_is_told_and_the_same_submit_goes_on_on_another(
+    tmp_path: Path,
+) -> None:
+    with head() as first:
+        site = Site(first, tmp_path / "work")
+        lease = own_first_step(site)
+        follower = site.begin(site.submit())
+        read_until(follower, "is at work on this step")
+        os.killpg(first.process.pid, signal.SIGKILL)
+        rest = follower.communicate(timeout=90)[0]
+        assert follower.returncode == 75 and "out of sight" in rest and "next:" in rest, rest
+    lease.release()
+    with head() as second:
+        assert "1 of 1 steps done now" in (again := Site(second, tmp_path / "work"))(again.submit())
