@@ -5,13 +5,13 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 RECIPE ?= default
 WORK ?= work
-SITE ?= site
 PYTHON ?= $(shell command -v python3.11 >/dev/null 2>&1 && python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
 VENV ?= .venv
 PY := $(VENV)/bin/python
 
 # What people give goes to the shell as environment variables, byte for byte: quotes, spaces and dollars in it are theirs.
-GIVEN := RECIPE WORK SET UNTIL MODEL DEST PROMPT WHAT KILLS SEED JOB FOLLOW SITE
+GIVEN := RECIPE WORK SET UNTIL MODEL DEST PROMPT WHAT KILLS SEED
+GIVEN += JOB FOLLOW SITE
 $(foreach name,$(GIVEN),$(eval override $(name) := $$(value $(name))))
 export $(GIVEN)
 SETTINGS = $${SET:+--set "$$SET"}
@@ -40,16 +40,16 @@ run: setup ## make everything the recipe asks for; does only what is not done
 	@$(PY) -m pipelines run $(OPTIONS) $${UNTIL:+--until "$$UNTIL"}
 
 submit: setup ## the same on the cluster, as a job, and follow it (FOLLOW=no: start it and leave)
-	@$(PY) -m pipelines submit --site "$$SITE" $(OPTIONS) $${UNTIL:+--until "$$UNTIL"} $(FOLLOWED)
+	@$(PY) -m pipelines submit --site "$${SITE:-site}" $(OPTIONS) $${UNTIL:+--until "$$UNTIL"} $(FOLLOWED)
 
 logs: setup ## follow the job that runs, or print the last one's log: JOB=id FOLLOW=no
-	@$(PY) -m pipelines logs --site "$$SITE" $(FOLLOWED) $(JOBS)
+	@$(PY) -m pipelines logs --site "$${SITE:-site}" $(FOLLOWED) $(JOBS)
 
 stop: setup ## ask the job that runs to save and leave: JOB=id
-	@$(PY) -m pipelines stop --site "$$SITE" $(JOBS)
+	@$(PY) -m pipelines stop --site "$${SITE:-site}" $(JOBS)
 
 jobs: setup ## the jobs that were submitted: running, done, failed
-	@$(PY) -m pipelines jobs --site "$$SITE"
+	@$(PY) -m pipelines jobs --site "$${SITE:-site}"
 
 plan: setup ## each step: done, or to do and why
 	@$(PY) -m pipelines plan $(OPTIONS)

@@ -14,14 +14,17 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import psutil
+
+from cluster import ray_node
 
 _OURS = ("raylet", "gcs_server")  # the processes of a local Ray without which it is none
 _STARTS = 3  # of a local Ray, before it is given up
 _PATIENCE = 60.0  # seconds in which a Ray that was lost has to be there again
 log = logging.getLogger(__name__)
-_last: list[tuple[str, int]] = []  # what `connect` was last called with
+_last: list[tuple[str, int, str]] = []  # what `connect` was last called with
 _watched: list[psutil.Process] = []
 _told: list[str] = []  # what Ray itself said about its own loss
 
@@ -30,10 +33,10 @@ class RayLost(ConnectionError):
     """The Ray under this process is gone: its raylet or its control store was killed. `reconnect`, and start again."""
 
 
-def connect(address: str, cpus: int) -> None:
+def connect(address: str, cpus: int, token_file: str = "") -> None:
     """Start a local Ray with room for `cpus` (address 'local'), or join the one at `address`. Once a process.
 
-    ConnectionError names the address when nothing answers there.
+    `token_file` holds the token of the Ray that is joined. ConnectionError names the address when nothing answers there.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray warns about this future default at each start; we reserve no GPUs for tasks that ask for none.
@@ -44,13 +47,28 @@ def connect(address: str, cpus: int) -> None:
         return
     # That token authentication is on is as it should be, and no warning.
     logging.getLogger("ray").setLevel(logging.ERROR)
-    _last[:] = [(address, cpus)]
+    _last[:] = [(address, cpus, token_file)]
     if address == "local":
         _start(cpus)
     else:
+        if token_file:
+            _present_token(token_file, address.partition(":")[0])
         with _own_sigterm():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     _told.clear()
+
+
+def _present_token(file: str, host: str) -> None:
+    """Have this process answer with the token in `file`. Ray reads its environment when it is imported, and here again."""
+    from ray import _raylet
+    from ray._private import ray_constants
+
+    os.environ.update(ray_node.environment(file, host))
+    compiled: Any = _raylet
+    compiled.Config.initialize("")
+    compiled.AuthenticationTokenLoader.instance().reset_cache()
+    if host in ("localhost", ray_node.LOOPBACK):
+        ray_constants.ENABLE_RAY_CLUSTER = False  # or Ray looks for a head on loopback at the machine's outer address
 
 
 def _start(cpus: int) -> None:

@@ -44,6 +44,7 @@ class RayService:
     log: str
     temp: str  # Ray's own files and logs
     process: Process
+    mark: str  # in the environment of all its processes
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class MlflowService:
     credentials: str
     log: str
     process: Process
+    mark: str
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,8 @@ def read(folder: str | Path) -> Site:
         return Site(path.parent)
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}); remove it and give `make up` again") from error
-    ray, mlflow = (_with_process(found.get(name)) for name in ("ray", "mlflow"))
-    return Site(path.parent, ray and RayService(**ray), mlflow and MlflowService(**mlflow))
+    ray, mlflow = _with_process(found.get("ray")), _with_process(found.get("mlflow"))
+    return Site(path.parent, RayService(**ray) if ray else None, MlflowService(**mlflow) if mlflow else None)
 
 
 def _with_process(service: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -118,6 +118,13 @@ def write_bytes(path: Path, data: bytes) -> None:
         draft.write_bytes(data)
 
 
+def write_private(path: Path, data: bytes) -> None:
+    """Write `path` whole or not at all, for its owner's eyes only (mode 0600), from the first byte on."""
+    with writing(path) as draft:
+        with open(draft, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            file.write(data)
+
+
 def sweep_drafts(path: Path) -> None:
     """Remove the drafts of `path` that the dead have left: those an hour older than `path`, by the file system's clock.
 

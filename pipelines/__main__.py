@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines import jobs_commands, run
+from pipelines import jobs_commands, run, site_commands
 from pipelines.config import ConfigError, check_together
 from pipelines.errors import DAMAGED, INTERRUPTED, exit_code, told
 from pipelines.options import (
@@ -247,7 +247,11 @@ def registry_backup(
         raise typer.Exit(DAMAGED)
 
 
-jobs_commands.register(app)
+for command in (
+    *(jobs_commands.submit, jobs_commands.logs, jobs_commands.stop, jobs_commands.jobs),
+    *(site_commands.up, site_commands.join, site_commands.down, site_commands.serve, site_commands.user),
+):
+    app.command()(command)
 
 
 def _stop(number: int, frame: Any) -> None:

@@ -36,11 +36,24 @@ class Execution(Config):
         validate_default=True,
         description="MLflow store: a folder (sqlite and artifacts), or a tracking server's http address",
     )
+    credentials: str = Field(
+        "",
+        validate_default=True,
+        description="file (mode 0600) with user and password for that server, in the format of ~/.mlflow/credentials",
+    )
+    site: str = Field(
+        "",
+        validate_default=True,
+        description="folder of a site that is up here: its MLflow server, its Ray and their secrets are used where nothing else is given",
+    )
     registry_patience: float = Field(
         120.0, ge=0, description="seconds for which registering and pulling are tried again while MLflow is away"
     )
     cache: str = Field(".cache/gptline", validate_default=True, description="folder for fetched sample data")
     ray_address: str = Field("local", description="'local' starts a Ray here; 'auto' or host:port joins one")
+    ray_token: str = Field(
+        "", validate_default=True, description="file (mode 0600) with the token of the Ray at ray_address"
+    )
     workers: int = Field(default_factory=_cores, ge=1, description="Ray tasks in flight at once")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where training and evaluation compute")
     ranks: int = Field(
@@ -88,7 +101,7 @@ class Execution(Config):
     )
     port: int = Field(5000, ge=1, le=65535, description="of the MLflow UI, on loopback")
 
-    @field_validator("work", "registry", "cache")
+    @field_validator("work", "registry", "cache", "credentials", "site", "ray_token")
     @classmethod
     def _absolute(cls, value: str) -> str:
-        return value if "://" in value else str(Path(value).expanduser().absolute())
+        return value if not value or "://" in value else str(Path(value).expanduser().absolute())

@@ -19,13 +19,13 @@ from pipelines.config import ConfigError, check_together
 from pipelines.errors import StepInterrupted
 from pipelines.options import AsJson, RecipeName, Settings, Until, Wait, WorkDir, configured, out, pairs
 from pipelines.results import Given
+from pipelines.site_commands import SiteFolder
 
 if TYPE_CHECKING:
     from cluster.jobs import Job, Jobs
 
 _DETACHED = 130  # what a shell says of a command that Ctrl-C ended
 
-SiteDir = Annotated[str, typer.Option("--site", help="folder of the services that `make up` has started")]
 Dashboard = Annotated[
     str | None,
     typer.Option(
@@ -39,12 +39,6 @@ JobName = Annotated[str | None, typer.Argument(help="a job's id; the running one
 Follow = Annotated[bool, typer.Option(help="go on until the job has ended, or leave at once")]
 
 
-def register(app: typer.Typer) -> None:
-    """Make the commands known to the command line."""
-    for command in (submit, logs, stop, jobs):
-        app.command()(command)
-
-
 def submit(
     recipe: RecipeName = "default",
     work: WorkDir = "work",
@@ -52,16 +46,19 @@ def submit(
     until: Until = None,
     wait: Wait = True,
     follow: Follow = True,
-    site: SiteDir = "site",
+    site: SiteFolder = "site",
     dashboard: Dashboard = None,
     token_file: TokenFile = None,
 ) -> None:
     """Run the pipeline on the cluster as a job and follow it; a running one is followed, not started twice."""
-    made, execution = configured(recipe, work, settings)
+    chosen = pairs(settings)
+    if dashboard is None and not any(pair.startswith("execution.site=") for pair in chosen):
+        chosen = (f"execution.site={site}", *chosen)  # the cluster's own registry, with its credentials
+    made, execution = configured(recipe, work, list(chosen))
     check_together(made, execution)
-    given = Given(recipe, work, pairs(settings), "submit")
+    given = Given(recipe, work, chosen, "submit")
     wanted = submission.submission(made, execution, given, until, wait)
-    known = _jobs(site, dashboard, token_file)
+    known = _jobs(execution.site or site, dashboard, token_file)
     job, started = submission.start_or_attach(known, wanted)
     _told_start(job, started, wanted)
     if not follow:
@@ -110,7 +107,7 @@ def _followed(known: Jobs, job: Job, given: Given) -> int:
 def logs(
     job: JobName = None,
     follow: Follow = True,
-    site: SiteDir = "site",
+    site: SiteFolder = "site",
     dashboard: Dashboard = None,
     token_file: TokenFile = None,
 ) -> None:
@@ -131,7 +128,7 @@ def logs(
 
 def stop(
     job: JobName = None,
-    site: SiteDir = "site",
+    site: SiteFolder = "site",
     dashboard: Dashboard = None,
     token_file: TokenFile = None,
 ) -> None:
@@ -151,7 +148,7 @@ def stop(
 
 
 def jobs(
-    as_json: AsJson = False, site: SiteDir = "site", dashboard: Dashboard = None, token_file: TokenFile = None
+    as_json: AsJson = False, site: SiteFolder = "site", dashboard: Dashboard = None, token_file: TokenFile = None
 ) -> None:
     """List the pipelines that were submitted since the head node started."""
     found = submission.ours(_jobs(site, dashboard, token_file))

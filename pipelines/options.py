@@ -11,7 +11,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from pipelines import recipes
+from cluster import site as sites
+from pipelines import credentials, recipes
 from pipelines.config import ConfigError, Recipe
 from pipelines.execution import Execution
 from pipelines.settings import override
@@ -51,8 +52,24 @@ def configured(recipe: str, work: str, settings: list[str] | None) -> tuple[Reci
 
 
 def execution_of(work: str, settings: list[str] | None) -> Execution:
-    """The execution after `--set`; settings of the recipe are passed over."""
+    """The execution after `--set`; settings of the recipe are passed over. This process answers its registry's server with its credentials."""
     values = dict(pair.split("=", 1) for pair in pairs(settings))
     ours = {path.removeprefix("execution."): text for path, text in values.items() if path.startswith("execution.")}
     execution = Execution(work=work)
-    return override(execution, ours) if ours else execution
+    if ours:
+        execution = at_site(override(execution, ours), set(ours))
+    credentials.use(execution.registry, execution.credentials)
+    return execution
+
+
+def at_site(execution: Execution, given: set[str]) -> Execution:
+    """The execution with what its site has running, where nothing else was `given`. ConfigError if nothing runs there."""
+    if not execution.site:
+        return execution
+    found = sites.read(execution.site)
+    ray, mlflow = (service if service and service.process.alive() else None for service in (found.ray, found.mlflow))
+    if ray is None and mlflow is None:
+        raise ConfigError(f"site {execution.site} is not up; next: make up SITE={execution.site}, or leave SITE out")
+    theirs = {"ray_address": ray.address, "ray_token": ray.token_file} if ray else {}
+    theirs |= {"registry": mlflow.address, "credentials": mlflow.credentials} if mlflow else {}
+    return execution.model_copy(update={name: value for name, value in theirs.items() if name not in given})

@@ -17,7 +17,12 @@ from model import durable
 from pipelines.engine.record import Record
 from pipelines.engine.step import Planned
 
-_ELSEWHERE = ("execution.registry=", "execution.port=")  # settings that count for commands on the registry, too
+_ELSEWHERE = (
+    "execution.registry=",
+    "execution.credentials=",
+    "execution.site=",
+    "execution.port=",
+)  # settings that count for commands on the registry, too
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ made anew or mended in silence: it cannot be rebuilt, only put back from a backu
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import functools
 import json
@@ -23,10 +22,12 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from model import durable
+from pipelines import credentials
 
 EXPERIMENT = "gptline"
 SQLITE = "sqlite:///"
 DATABASE = "mlflow.db"
+_AUTH = "gptline"  # our name among MLflow's ways of authentication
 _DAMAGED = ("malformed", "not a database", "no such table", "no such column")  # in sqlite's words
 
 _server = threading.RLock()  # between the threads of this process: a server's other clients cannot be locked out
@@ -85,6 +86,8 @@ def connect(location: str | Path) -> Any:
         with lock(uri), damage_named(uri):
             follow_the_move(database(uri))
     set_up_mlflow()
+    if credentials.given(uri):
+        _answer_with_credentials()
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -154,9 +157,8 @@ def ask(uri: str, what: str, **values: Any) -> dict[str, Any] | None:
     """The model version that a tracking server answers with; None if it has no such thing. ConnectionError."""
     query = urllib.parse.urlencode(values)
     request = urllib.request.Request(f"{uri.rstrip('/')}/api/2.0/mlflow/{what}?{query}")
-    user, password = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_PASSWORD")
-    if user and password:
-        request.add_header("Authorization", "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode())
+    if who := credentials.of(uri):
+        request.add_header("Authorization", who.header())
     elif token := os.environ.get("MLFLOW_TRACKING_TOKEN"):
         request.add_header("Authorization", f"Bearer {token}")
     try:
@@ -166,6 +168,8 @@ def ask(uri: str, what: str, **values: Any) -> dict[str, Any] | None:
         said = error.read().decode(errors="replace")
         if error.code == 404 or (error.code == 400 and "not found" in said):  # an unknown alias is a 400 to MLflow
             return None
+        if error.code in (401, 403):
+            raise credentials.Rejected(uri, error.code) from error
         raise ConnectionError(
             f"{uri} answered {error.code} to a question for {', '.join(map(str, values.values()))}: {error.reason}"
         ) from error
@@ -197,6 +201,33 @@ def set_up_mlflow() -> None:
 
     for noisy in ("mlflow", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _answer_with_credentials() -> None:
+    """Have MLflow's requests carry the credentials that were given for their server, and no other server's."""
+    from mlflow.tracking.request_auth import registry
+    from requests import PreparedRequest
+    from requests.auth import AuthBase
+
+    class FromFile(AuthBase):
+        """Asked by MLflow for each request: its plugin for authentication, by the name in MLFLOW_TRACKING_AUTH."""
+
+        def get_name(self) -> str:
+            return _AUTH
+
+        def get_auth(self) -> AuthBase:
+            return self
+
+        def __call__(self, request: PreparedRequest) -> PreparedRequest:
+            if who := credentials.of_request(request.url or ""):
+                request.headers["Authorization"] = who.header()
+            return request
+
+    if os.environ.get("MLFLOW_TRACKING_AUTH") != _AUTH or not any(
+        provider.get_name() == _AUTH for provider in registry._request_auth_provider_registry
+    ):
+        os.environ["MLFLOW_TRACKING_AUTH"] = _AUTH
+        registry._request_auth_provider_registry.register(FromFile)
 
 
 def _create_database(path: Path) -> None:

@@ -22,7 +22,8 @@ def run(attempt: Attempt) -> dict[str, Any]:
     """Write metrics.json and what was predicted or generated; return the metrics."""
     from cluster import services
 
-    services.connect(attempt.execution["ray_address"], attempt.execution["cpus"])
+    execution = attempt.execution
+    services.connect(execution["ray_address"], execution["cpus"], execution["ray_token"])
     measure = {"language_model": language_model, "classification": classification}[attempt.config["kind"]]
     metrics = measure(attempt)
     durable.write_json(attempt.outputs / "metrics.json", metrics)

@@ -21,7 +21,7 @@ def fan_out(attempt: Attempt, function: str, items: Sequence[Any]) -> Iterator[t
 
     execution, logs = attempt.execution, attempt.scratch / "logs"
     logs.mkdir(exist_ok=True)
-    services.connect(execution["ray_address"], execution["cpus"])
+    services.connect(execution["ray_address"], execution["cpus"], execution["ray_token"])
     yield from ray_map.map_units(
         function,
         items,

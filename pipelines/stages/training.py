@@ -31,7 +31,7 @@ def train(attempt: Attempt, job: dict[str, Any]) -> dict[str, Any]:
     from pipelines.stages.recovery import supervised
 
     execution = attempt.execution
-    services.connect(execution["ray_address"], execution["cpus"])
+    services.connect(execution["ray_address"], execution["cpus"], execution["ray_token"])
     job = job | {
         "attempt": str(attempt.scratch),
         "outputs": str(attempt.outputs),

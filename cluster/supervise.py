@@ -1,0 +1,65 @@
+"""Keep one command running in the foreground: started again when it ends by itself, ended when we are told to end.
+
+The one idea: a machine with systemd and one without run the very same thing. Under either, a service that dies comes
+back by itself, more slowly each time it dies young, and SIGTERM ends it with everything it started.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
+
+from cluster import processes
+
+_YOUNG = 60.0  # seconds; what lived longer is started again at once
+_LONGEST = 30.0  # seconds between two starts
+GRACE = 20.0  # seconds that a service has to end in, before it is killed
+log = logging.getLogger(__name__)
+
+
+class Told(Exception):
+    """SIGTERM or SIGINT came."""
+
+
+def supervise(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    before: Callable[[], None] = lambda: None,
+    after: Callable[[Callable[[], bool]], None] | None = None,
+) -> None:
+    """Run the command until SIGTERM or SIGINT, again whenever it ends; then end it.
+
+    `before` each start may raise, which ends all. `after` each start runs in a thread; it is given a function that
+    says whether the started process still runs.
+    """
+    told = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, frame: _told(told, frame))
+    pause = 1.0
+    try:
+        while True:
+            before()
+            began, child = time.monotonic(), processes.start_below(command, environment)
+            ours = processes.known(child.pid)
+            log.info("process %d runs: %s", child.pid, " ".join(command))
+            if after is not None:
+                threading.Thread(target=after, args=(ours.alive,), daemon=True).start()
+            try:
+                code = child.wait()
+            finally:
+                processes.end(ours, environment[processes.MARK], GRACE)  # and what it may have left
+            pause = 1.0 if time.monotonic() - began > _YOUNG else min(2 * pause, _LONGEST)
+            log.warning("process %d ended by itself with %d; starting it again in %.0f s", child.pid, code, pause)
+            time.sleep(pause)
+    except Told:
+        log.info("ended as told")
+
+
+def _told(told: threading.Event, frame: FrameType | None) -> None:
+    if not told.is_set():  # a second signal must not interrupt the ending
+        told.set()
+        raise Told

@@ -1,0 +1,127 @@
+"""The services of a site in the foreground: `gptline serve head|worker|mlflow`, under `up`, `join` or systemd.
+
+The one idea: whoever starts a service starts this same supervisor. It says in services.json that it runs, keeps one
+command running (see `cluster/supervise.py`), and takes its name off when it is told to end.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from cluster import head_facts, processes, ray_node, shared_folder, supervise
+from cluster.site import MlflowService, RayService
+from pipelines import mlflow_server, site_files, versions
+from pipelines.config import ConfigError
+from pipelines.site_files import SiteSettings
+from pipelines.stamps import stamp
+
+SERVICES = ("head", "worker", "mlflow")
+RECORDED = {"head": "ray", "worker": "ray", "mlflow": "mlflow"}  # under which name services.json has it
+log = logging.getLogger(__name__)
+
+
+class Refused(ConfigError):
+    """This node cannot join the cluster as it is. The message says what differs, with both values."""
+
+
+def serve(site: Path, service: str) -> None:
+    """Run one service of the site until SIGTERM. Refused where a worker does not fit its head any more."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    asked = site_files.settings(site)
+    lock = site_files.the_only(site, service)
+    run: Callable[[Path, SiteSettings, str], None] = {"head": _head, "worker": _worker, "mlflow": _mlflow}[service]
+    try:
+        run(site, asked, secrets.token_hex(8))
+    finally:
+        site_files.record_service(site, RECORDED[service], None)
+        lock.release()
+
+
+def _head(site: Path, asked: SiteSettings, mark: str) -> None:
+    _record_ray(site, asked, mark)
+    node = site_files.ray_node(site, asked)
+    ask = dict(ray_node.environment(node.token_file, node.host))
+
+    def publish(alive: Callable[[], bool]) -> None:
+        facts = {"versions": versions.ours(), "work": asked.work}
+        while alive():
+            try:
+                if asked.work:
+                    facts["stamp"] = stamp(Path(asked.work))
+                return head_facts.publish(node.address, facts, ask)
+            except (ConnectionError, OSError) as error:
+                log.info("not told to the head yet: %s", error)
+                time.sleep(1)
+
+    supervise.supervise(ray_node.command(node), _environment(mark) | ask, after=publish)
+
+
+def _worker(site: Path, asked: SiteSettings, mark: str) -> None:
+    _record_ray(site, asked, mark)
+    node = site_files.ray_node(site, asked)
+    supervise.supervise(
+        ray_node.command(node),
+        _environment(mark) | dict(ray_node.environment(node.token_file, node.host)),
+        before=lambda: _admitted(site, asked),
+    )
+
+
+def _admitted(site: Path, asked: SiteSettings) -> None:
+    """Wait until the head answers, however long it is away, and check that this node still fits it."""
+    while True:
+        try:
+            return check_head(site, asked)
+        except head_facts.HeadAway as error:
+            log.info("waiting: %s", error)
+            time.sleep(2)
+
+
+def check_head(site: Path, asked: SiteSettings) -> None:
+    """Whether this node may join its head. Refused, TokenRefused, NotShared say why not; HeadAway if nobody answers."""
+    node = site_files.ray_node(site, asked)
+    facts = head_facts.read(node.address, ray_node.environment(node.token_file, node.host))
+    differences = list(versions.skew(versions.ours(), facts["versions"]))
+    if differences:
+        raise Refused(
+            f"this node does not fit the head {asked.head}:\n  " + "\n  ".join(differences) + "\n"
+            "next: bring this node to the head's versions (the same checkout, then `make setup`), and join again"
+        )
+    if facts["work"]:
+        shared_folder.check(facts["work"], facts["stamp"])
+
+
+def _mlflow(site: Path, asked: SiteSettings, mark: str) -> None:
+    mlflow_server.prepare(site, asked)
+    log_file = str(site / "logs" / "mlflow.log")
+    ours = processes.known(os.getpid())
+    site_files.record_service(
+        site,
+        "mlflow",
+        MlflowService(mlflow_server.address(asked), str(site / "admin"), log_file, ours, mark),
+    )
+    supervise.supervise(mlflow_server.command(asked), _environment(mark) | mlflow_server.environment(site, asked))
+
+
+def _record_ray(site: Path, asked: SiteSettings, mark: str) -> None:
+    node, ours = site_files.ray_node(site, asked), processes.known(os.getpid())
+    Path(node.temp).mkdir(mode=0o700, parents=True, exist_ok=True)
+    if Path(node.temp).stat().st_uid != os.getuid():
+        raise ConfigError(f"{node.temp} belongs to another user; name another folder: --temp FOLDER")
+    Path(node.temp).chmod(0o700)  # Ray makes everything below it open to everybody
+    log_file = str(site / "logs" / f"{asked.role}.log")
+    site_files.record_service(
+        site,
+        "ray",
+        RayService(
+            asked.role, node.address, node.host, node.dashboard, node.token_file, log_file, node.temp, ours, mark
+        ),
+    )
+
+
+def _environment(mark: str) -> dict[str, str]:
+    return site_files.environment() | {processes.MARK: mark, "PYTHONUNBUFFERED": "1"}
