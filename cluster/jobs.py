@@ -114,18 +114,19 @@ class Jobs:
         with asyncio.Runner() as runner:  # it ends what is under way when Ctrl-C comes
             while True:
                 try:
-                    self.find(id)
+                    if not self.find(id).running:
+                        with _asked():
+                            yield self._client.get_job_logs(id)[seen:]
+                        return
                     with _asked():
                         for piece in _steps(runner, self._client.tail_job_logs(id), skip=seen):
                             seen, lost_at = seen + len(piece), None
                             yield piece
-                        if not self.find(id).running:
-                            return
                 except HeadAway:
                     lost_at = lost_at or time.monotonic()
                     if time.monotonic() - lost_at > _PATIENCE:
                         raise
-                time.sleep(1)
+                time.sleep(0.5)
 
 
 def _client(dashboard: str, token_file: Path | None) -> Any:
