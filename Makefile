@@ -1,5 +1,5 @@
 # gptline: raw text in, registered models out. `make` lists the targets.
-# Variables: RECIPE=default  WORK=work  SET="pretrain.max_steps=50 execution.ranks=1"  UNTIL=tokenize  PYTHON=python3.11
+# Variables: SITE=site  RECIPE=default  WORK=work  SET="pretrain.max_steps=50 execution.ranks=1"  UNTIL=tokenize  PYTHON=python3.11
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -9,12 +9,21 @@ PYTHON ?= $(shell command -v python3.11 >/dev/null 2>&1 && python3.11 -c '' 2>/d
 VENV ?= .venv
 PY := $(VENV)/bin/python
 
+# Of a site. HOST counts on make's command line only: some shells have a variable of that name.
+ifneq ($(origin HOST),command line)
+override HOST :=
+endif
+# A default would send every node to a folder that is not shared.
+SHARED := $(if $(filter command line environment,$(origin WORK)),yes)
+
 # What people give goes to the shell as environment variables, byte for byte: quotes, spaces and dollars in it are theirs.
 GIVEN := RECIPE WORK SET UNTIL MODEL DEST PROMPT WHAT KILLS SEED
-GIVEN += JOB FOLLOW SITE
+GIVEN += JOB FOLLOW
+GIVEN += SITE HOST HEAD TOKEN NAME REMOVE REGISTRY MLFLOW_DB MLFLOW_ARTIFACTS RAY_PORT DASHBOARD_PORT MLFLOW_PORT CPUS GPUS PREPARE SHARED
 $(foreach name,$(GIVEN),$(eval override $(name) := $$(value $(name))))
 export $(GIVEN)
-SETTINGS = $${SET:+--set "$$SET"}
+SETTINGS = $${SITE:+--set "execution.site=$$SITE"} $${SET:+--set "$$SET"}
+NODE = --site "$${SITE:-site}" $${HOST:+--host "$$HOST"} $${CPUS:+--cpus "$$CPUS"} $${GPUS:+--gpus "$$GPUS"} $${PREPARE:+--prepare}
 FOLLOWED = $${FOLLOW:+$$([ "$$FOLLOW" = no ] && echo --no-follow || echo --follow)}
 JOBS = $${JOB:+-- "$$JOB"}
 OPTIONS = --recipe "$$RECIPE" --work "$$WORK" $(SETTINGS)
@@ -22,6 +31,8 @@ OPTIONS = --recipe "$$RECIPE" --work "$$WORK" $(SETTINGS)
 # Every target is phony: one named like a folder (tests, model) would silently do nothing.
 .PHONY: submit logs stop jobs
 .PHONY: help setup run plan dryrun status verify pull generate inspect ui backup integrity test thorough chaos check format bench clean
+
+.PHONY: up join down user
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -80,6 +91,19 @@ backup: setup ## copy the MLflow store to <registry>-backups, verified
 
 integrity: setup ## check the MLflow store: database, packages, aliases, runs
 	@$(PY) -m pipelines registry-check $(SETTINGS)
+
+up: setup ## this node's Ray head and MLflow server: HOST=address WORK=shared-folder MLFLOW_ARTIFACTS=folder-or-bucket
+	@$(PY) -m pipelines up $(NODE) $${SHARED:+--work "$$WORK"} $${REGISTRY:+--registry "$$REGISTRY"} $${MLFLOW_ARTIFACTS:+--artifacts "$$MLFLOW_ARTIFACTS"} \
+	  $${RAY_PORT:+--ray-port "$$RAY_PORT"} $${DASHBOARD_PORT:+--dashboard-port "$$DASHBOARD_PORT"} $${MLFLOW_PORT:+--mlflow-port "$$MLFLOW_PORT"}
+
+join: setup ## make this node a worker of HEAD=host[:port]; TOKEN=copy of the head's site/token
+	@$(PY) -m pipelines join $(NODE) $${TOKEN:+--token "$$TOKEN"} -- "$${HEAD:?say which head: make join HEAD=host}"
+
+down: setup ## end what up or join started on this node
+	@$(PY) -m pipelines down --site "$${SITE:-site}"
+
+user: setup ## a user who can read the registry and change nothing: NAME=team (REMOVE=1 takes it away)
+	@$(PY) -m pipelines user --site "$${SITE:-site}" $${REMOVE:+--remove} -- "$${NAME:?say who: make user NAME=team}"
 
 test: setup ## all tests
 	@$(PY) -m pytest

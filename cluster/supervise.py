@@ -21,6 +21,10 @@ GRACE = 20.0  # seconds that a service has to end in, before it is killed
 log = logging.getLogger(__name__)
 
 
+class DiedYoung(ChildProcessError):
+    """The command cannot run here: it ended each time it was started."""
+
+
 class Told(Exception):
     """SIGTERM or SIGINT came."""
 
@@ -39,7 +43,7 @@ def supervise(
     told = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: _told(told, frame))
-    pause = 1.0
+    pause, old = 1.0, False
     try:
         while True:
             before()
@@ -52,6 +56,11 @@ def supervise(
                 code = child.wait()
             finally:
                 processes.end(ours, environment[processes.MARK], GRACE)  # and what it may have left
+            old = old or time.monotonic() - began > _YOUNG
+            if not old and pause > 1:
+                raise DiedYoung(
+                    f"{command[:4]} ended by itself twice, the last time with {code}, and never lived a minute"
+                )
             pause = 1.0 if time.monotonic() - began > _YOUNG else min(2 * pause, _LONGEST)
             log.warning("process %d ended by itself with %d; starting it again in %.0f s", child.pid, code, pause)
             time.sleep(pause)

@@ -67,7 +67,8 @@ def at_site(execution: Execution, given: set[str]) -> Execution:
     if not execution.site:
         return execution
     found = sites.read(execution.site)
-    ray, mlflow = (service if service and service.process.alive() else None for service in (found.ray, found.mlflow))
+    ray = found.ray if found.ray and found.ray.process.alive() else None
+    mlflow = found.mlflow if found.mlflow and found.mlflow.process.alive() else None
     if ray is None and mlflow is None:
         raise ConfigError(f"site {execution.site} is not up; next: make up SITE={execution.site}, or leave SITE out")
     theirs = {"ray_address": ray.address, "ray_token": ray.token_file} if ray else {}
