@@ -18,7 +18,7 @@ SHARED := $(if $(filter command line environment,$(origin WORK)),yes)
 
 # What people give goes to the shell as environment variables, byte for byte: quotes, spaces and dollars in it are theirs.
 GIVEN := RECIPE WORK SET UNTIL MODEL DEST PROMPT WHAT KILLS SEED
-GIVEN += JOB FOLLOW
+GIVEN += JOB FOLLOW AUTOSCALING
 GIVEN += SITE HOST HEAD TOKEN NAME REMOVE REGISTRY MLFLOW_DB MLFLOW_ARTIFACTS RAY_PORT DASHBOARD_PORT MLFLOW_PORT CPUS GPUS PREPARE SHARED
 $(foreach name,$(GIVEN),$(eval override $(name) := $$(value $(name))))
 export $(GIVEN)
@@ -94,7 +94,7 @@ integrity: setup ## check the MLflow store: database, packages, aliases, runs
 
 up: setup ## this node's Ray head and MLflow server: HOST=address WORK=shared-folder MLFLOW_ARTIFACTS=folder-or-bucket
 	@$(PY) -m pipelines up $(NODE) $${SHARED:+--work "$$WORK"} $${REGISTRY:+--registry "$$REGISTRY"} $${MLFLOW_ARTIFACTS:+--artifacts "$$MLFLOW_ARTIFACTS"} \
-	  $${RAY_PORT:+--ray-port "$$RAY_PORT"} $${DASHBOARD_PORT:+--dashboard-port "$$DASHBOARD_PORT"} $${MLFLOW_PORT:+--mlflow-port "$$MLFLOW_PORT"}
+	  $${RAY_PORT:+--ray-port "$$RAY_PORT"} $${DASHBOARD_PORT:+--dashboard-port "$$DASHBOARD_PORT"} $${MLFLOW_PORT:+--mlflow-port "$$MLFLOW_PORT"} $${AUTOSCALING:+--autoscaling "$$AUTOSCALING"}
 
 join: setup ## make this node a worker of HEAD=host[:port]; TOKEN=copy of the head's site/token
 	@$(PY) -m pipelines join $(NODE) $${TOKEN:+--token "$$TOKEN"} -- "$${HEAD:?say which head: make join HEAD=host}"

@@ -31,6 +31,7 @@ class RayNode:
     cpus: int | None  # None: all of the machine
     gpus: int | None
     worker_ports: str  # "low-high"; "0-0" lets the system choose
+    autoscaling: str | None = None  # the file with which Ray's cluster launcher tells its head what to start
 
     @property
     def address(self) -> str:
@@ -54,6 +55,8 @@ def command(node: RayNode) -> list[str]:
             f"--ray-client-server-port={node.client_port}",
         ]
     )  # fmt: skip
+    if node.autoscaling and not node.head:
+        role.append(f"--autoscaling-config={node.autoscaling}")
     amounts = [f"--num-cpus={node.cpus}"] if node.cpus is not None else []
     amounts += [f"--num-gpus={node.gpus}"] if node.gpus is not None else []
     start = "from ray.scripts.scripts import main; main()"

@@ -45,7 +45,8 @@ def test_every_node_is_started_by_our_own_targets_with_a_token_that_only_its_use
     called = {target for command in given for target in re.findall(r"\bmake ([a-z]+)", command)}
     assert called == {"setup", "up", "join"} and called <= targets, called - targets
     assert not [command for command in given if re.search(r"\bray (start|stop)\b", command)]
-    assert "chmod 600 ~/.ray/auth_token" in config["setup_commands"]
+    assert list(config["file_mounts"]) == ["~/gptline-site/token"]
+    assert "chmod 700 ~/gptline-site && chmod 600 ~/gptline-site/token" in config["setup_commands"]
 
 
 @pytest.mark.parametrize("name", FILES)
