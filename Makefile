@@ -18,7 +18,7 @@ SHARED := $(if $(filter command line environment,$(origin WORK)),yes)
 
 # What people give goes to the shell as environment variables, byte for byte: quotes, spaces and dollars in it are theirs.
 GIVEN := RECIPE WORK SET UNTIL MODEL DEST PROMPT WHAT KILLS SEED
-GIVEN += JOB FOLLOW AUTOSCALING
+GIVEN += JOB FOLLOW RETRAIN AUTOSCALING
 GIVEN += SITE HOST HEAD TOKEN NAME REMOVE REGISTRY MLFLOW_DB MLFLOW_ARTIFACTS RAY_PORT DASHBOARD_PORT MLFLOW_PORT CPUS GPUS PREPARE SHARED
 $(foreach name,$(GIVEN),$(eval override $(name) := $$(value $(name))))
 export $(GIVEN)
@@ -50,8 +50,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 run: setup ## make everything the recipe asks for; does only what is not done
 	@$(PY) -m pipelines run $(OPTIONS) $${UNTIL:+--until "$$UNTIL"}
 
-submit: setup ## the same on the cluster, as a job, and follow it (FOLLOW=no: start it and leave)
-	@$(PY) -m pipelines submit --site "$${SITE:-site}" $(OPTIONS) $${UNTIL:+--until "$$UNTIL"} $(FOLLOWED)
+submit: setup ## the same on the cluster, as a job, and follow it (FOLLOW=no: start it and leave; RETRAIN=1: make retrain)
+	@$(PY) -m pipelines submit --site "$${SITE:-site}" $(OPTIONS) $${UNTIL:+--until "$$UNTIL"} $${RETRAIN:+--retrain} $(FOLLOWED)
 
 logs: setup ## follow the job that runs, or print the last one's log: JOB=id FOLLOW=no
 	@$(PY) -m pipelines logs --site "$${SITE:-site}" $(FOLLOWED) $(JOBS)

@@ -45,19 +45,25 @@ def submit(
     settings: Settings = None,
     until: Until = None,
     wait: Wait = True,
+    retrain: Annotated[bool, typer.Option("--retrain", help="give `retrain` instead of `run`")] = False,
     follow: Follow = True,
     site: SiteFolder = "site",
     dashboard: Dashboard = None,
     token_file: TokenFile = None,
 ) -> None:
     """Run the pipeline on the cluster as a job and follow it; a running one is followed, not started twice."""
+    if retrain and (until or not wait):
+        raise ConfigError(
+            "--retrain takes neither --until nor --no-wait: it runs whole, and leaves where another one is at work"
+        )
     chosen = pairs(settings)
     if dashboard is None and not any(pair.startswith("execution.site=") for pair in chosen):
         chosen = (f"execution.site={site}", *chosen)  # the cluster's own registry, with its credentials
     made, execution = configured(recipe, work, list(chosen))
     check_together(made, execution)
     given = Given(recipe, work, chosen, "submit")
-    wanted = submission.submission(made, execution, given, until, wait)
+    command = submission.retrain_command() if retrain else submission.run_command(until, wait)
+    wanted = submission.submission(made, execution, given, command)
     known = _jobs(execution.site or site, dashboard, token_file)
     job, started = submission.start_or_attach(known, wanted)
     _told_start(job, started, wanted)

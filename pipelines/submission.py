@@ -55,13 +55,24 @@ class Submission:
         return f"{self.recipe}-{self.pipeline[:12]}-{number}"
 
 
-def submission(recipe: Recipe, execution: Execution, given: Given, until: str | None, wait: bool) -> Submission:
-    """The job that makes `recipe`. ConfigError where what was given holds a password: a job's command is no secret."""
+def submission(recipe: Recipe, execution: Execution, given: Given, command: list[str]) -> Submission:
+    """The job that gives `command` for `recipe`. ConfigError where what was given holds a password: a job's command is no secret."""
     _refuse_secrets(given, recipe)
     work = os.path.realpath(execution.work)
-    made = {"recipe": recipe.model_dump(mode="json"), "until": until}
+    # Whether to wait for others is no part of what is made.
+    made = {"recipe": recipe.model_dump(mode="json"), "command": [word for word in command if word != "--no-wait"]}
     pipeline = digest(made | {"work": work, "registry": execution.registry})
-    return Submission(recipe.name, work, pipeline, _entrypoint(given, until, wait), execution.grace_seconds)
+    return Submission(recipe.name, work, pipeline, _entrypoint(given, command), execution.grace_seconds)
+
+
+def run_command(until: str | None, wait: bool) -> list[str]:
+    """`run` as a job's command: on the Ray of the job."""
+    return ["run", "--submitted", *(["--until", until] if until else []), *([] if wait else ["--no-wait"])]
+
+
+def retrain_command() -> list[str]:
+    """`retrain` as a job's command: on the Ray of the job."""
+    return ["retrain", "--set", "execution.ray_address=auto"]
 
 
 def _refuse_secrets(given: Given, recipe: Recipe) -> None:
@@ -73,12 +84,10 @@ def _refuse_secrets(given: Given, recipe: Recipe) -> None:
             )
 
 
-def _entrypoint(given: Given, until: str | None, wait: bool) -> str:
+def _entrypoint(given: Given, command: list[str]) -> str:
     """The shell command: the same folder, the same Python, the same words. `exec`: the signal reaches Python itself."""
-    words = [sys.executable, "-m", "pipelines", "run", "--submitted", "--recipe", given.recipe, "--work", given.work]
+    words = [sys.executable, "-m", "pipelines", *command, "--recipe", given.recipe, "--work", given.work]
     words += [word for setting in given.settings for word in ("--set", setting)]
-    words += ["--until", until] if until else []
-    words += [] if wait else ["--no-wait"]
     return f"cd {shlex.quote(os.getcwd())} && exec {shlex.join(words)}"
 
 
