@@ -1,6 +1,6 @@
 """What a head tells the nodes that want to join it: its versions, and the stamp of its work directory.
 
-    python -m cluster.head_facts publish|read HOST:PORT     (JSON on standard input / output; RAY_AUTH_* in the environment)
+    python -m cluster.head_facts publish|read|nodes HOST:PORT     (JSON on standard input / output; RAY_AUTH_* in the environment)
 
 The one idea: it is asked by a process of its own, before anything is started: Ray's client waits for a head that is
 not there for most of a minute, and cannot be interrupted.
@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _KEY, _SPACE = b"head", b"gptline"
+_ALIVE = 0  # of Ray's GcsNodeInfo.state
 _REFUSED, _NOTHING = 10, 11  # exit codes of the process
 
 
@@ -35,6 +36,11 @@ def publish(address: str, facts: Mapping[str, Any], environment: Mapping[str, st
 def read(address: str, environment: Mapping[str, str], seconds: float = 20.0) -> dict[str, Any]:
     """What the head said of itself. HeadAway, TokenRefused."""
     return dict(json.loads(_ask("read", address, environment, "", seconds)))
+
+
+def nodes(address: str, environment: Mapping[str, str]) -> list[str]:
+    """The addresses of the nodes that live, as the head sees it. HeadAway, TokenRefused."""
+    return list(json.loads(_ask("nodes", address, environment, "")))
 
 
 def _ask(what: str, address: str, environment: Mapping[str, str], given: str, seconds: float = 20.0) -> str:
@@ -65,6 +71,10 @@ def _main(what: str, address: str) -> int:
         store: Any = getattr(_raylet, "GcsClient")(address=address)  # noqa: B009 (compiled: mypy does not see it)
         if what == "publish":
             store.internal_kv_put(_KEY, sys.stdin.buffer.read(), True, _SPACE)
+            return 0
+        if what == "nodes":
+            known = store.get_all_node_info(timeout=10).values()
+            sys.stdout.write(json.dumps([node.node_manager_address for node in known if node.state == _ALIVE]))
             return 0
         found = store.internal_kv_get(_KEY, _SPACE)
     except AuthenticationError:

@@ -53,10 +53,10 @@ def command(node: RayNode) -> list[str]:
         else [
             "--head", f"--port={node.port}", f"--dashboard-host={LOOPBACK}", f"--dashboard-port={node.dashboard_port}",
             f"--ray-client-server-port={node.client_port}",
+            # Ray's monitor opens a port of its own, and scales only what a launcher describes.
+            f"--autoscaling-config={node.autoscaling}" if node.autoscaling else "--no-monitor",
         ]
     )  # fmt: skip
-    if node.autoscaling and not node.head:
-        role.append(f"--autoscaling-config={node.autoscaling}")
     amounts = [f"--num-cpus={node.cpus}"] if node.cpus is not None else []
     amounts += [f"--num-gpus={node.gpus}"] if node.gpus is not None else []
     start = "from ray.scripts.scripts import main; main()"

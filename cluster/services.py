@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from cluster import ray_node
+from cluster import control_store, ray_node
 
 _OURS = ("raylet", "gcs_server")  # the processes of a local Ray without which it is none
 _STARTS = 3  # of a local Ray, before it is given up
@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 _last: list[tuple[str, int, str]] = []  # what `connect` was last called with
 _watched: list[psutil.Process] = []
 _told: list[str] = []  # what Ray itself said about its own loss
+_HANGING = 30.0  # seconds in which the loss of a local Ray's control store is noticed; then this process hangs on it
+_AWAY = 50.0  # the same for another's, which may come back; after 60 Ray itself ends this process
+_store: list[control_store.Watch] = []
 
 
 class RayLost(ConnectionError):
@@ -55,6 +58,8 @@ def connect(address: str, cpus: int, token_file: str = "") -> None:
             _present_token(token_file, address.partition(":")[0])
         with _own_sigterm():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    patience = _HANGING if address == "local" else _AWAY
+    _store.append(control_store.Watch(ray.get_runtime_context().gcs_address, patience))
     _told.clear()
 
 
@@ -90,7 +95,7 @@ def _start_once(cpus: int) -> None:
     import ray
 
     try:
-        with _own_sigterm():
+        with _own_sigterm(), control_store.unanswered_requests_survived():
             ray.init(
                 address="local",
                 num_cpus=cpus,
@@ -178,3 +183,6 @@ def disconnect() -> None:
         if _alive(process):
             process.kill()
     _watched.clear()
+    for watch in _store:
+        watch.end()
+    _store.clear()

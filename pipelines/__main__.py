@@ -110,9 +110,9 @@ def status(
     """Say what is made, what is being made and by whom, and what it measured."""
     from pipelines import narrate
 
-    made, execution = configured(recipe, work, settings)
+    made, execution = configured(recipe, work, settings, only_looks=True)
     workspace = run.open_workspace(made, execution, fetch=False)
-    narrate.status(workspace, out, as_json, Given(recipe, work, pairs(settings)))
+    narrate.status(workspace, out, as_json, Given(recipe, work, pairs(settings)), site_commands.state(execution))
 
 
 @app.command()
@@ -195,6 +195,9 @@ def ui(settings: Settings = None) -> None:
     execution = execution_of("work", settings)
 
     uri = registry.tracking_uri(execution.registry)
+    if uri.startswith("http"):
+        out.print(f"MLflow's own server has its UI: {uri} (user and password: {execution.credentials})", markup=False)
+        return
     out.print(f"MLflow at http://127.0.0.1:{execution.port} (Ctrl-C ends it)", markup=False)
     os.execv(
         sys.executable,
@@ -218,7 +221,7 @@ def registry_check(settings: Settings = None, as_json: AsJson = False) -> None:
     """Check the MLflow store: its database, every registered package, aliases, runs without a process."""
     from pipelines import store_check
 
-    report = store_check.check(store_check.local_database(execution_of("work", settings).registry))
+    report = store_check.check(store_check.local_database(site_commands.store_folder(execution_of("work", settings))))
     if as_json:
         sys.stdout.write(json.dumps(report.as_json(), indent=1) + "\n")
     else:
@@ -237,7 +240,7 @@ def registry_backup(
     """Copy the MLflow store to a new folder, verified; older copies share what has not changed."""
     from pipelines import store_backup, store_check
 
-    database = store_check.local_database(execution_of("work", settings).registry)
+    database = store_check.local_database(site_commands.store_folder(execution_of("work", settings)))
     made = store_backup.back_up(database, Path(dest) if dest else None, keep)
     for line in made.report.lines():
         out.print(line, markup=False)

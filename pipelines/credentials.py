@@ -19,6 +19,10 @@ from model import durable
 from pipelines.config import ConfigError
 
 _USUAL = "~/.mlflow/credentials"  # where MLflow itself looks
+_ADVICE = (
+    f"next: execution.credentials=FILE (mode 0600, in the format of {_USUAL}; the server's operator makes one for readers: "
+    "make user NAME=team), or SITE=folder where the server runs"
+)
 _files: dict[str, Path] = {}  # server -> the file that was given for it
 
 
@@ -81,6 +85,15 @@ def of_request(url: str) -> Credentials | None:
 def given(uri: str) -> bool:
     """Whether a file was given to `use` for this server, and the environment does not overrule it."""
     return _server(uri) in _files and not os.environ.get("MLFLOW_TRACKING_USERNAME")
+
+
+def refusal(error: BaseException) -> str | None:
+    """What to say of MLflow's own exception if the server refused us; None for any other error."""
+    status = error.get_http_status_code() if hasattr(error, "get_http_status_code") else 0
+    if status not in (401, 403):
+        return None
+    what = "takes no request without the right credentials" if status == 401 else "lets this user not do that"
+    return f"the MLflow server {what} ({status}: {str(error).splitlines()[0]}); {_ADVICE}"
 
 
 def read(file: Path) -> Credentials:

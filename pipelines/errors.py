@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 
+from pipelines import credentials
 from pipelines.config import ConfigError
 from pipelines.engine.lease import Busy, Overtaken
 from pipelines.engine.record import RecordDamaged, UnknownSchema
@@ -62,7 +63,7 @@ def disk_trouble(error: BaseException) -> str | None:
 
 def told(error: BaseException) -> str | None:
     """What to say of an error that was to be expected; None for a bug, which keeps its traceback."""
-    return str(error) if isinstance(error, EXPECTED) else disk_trouble(error)
+    return str(error) if isinstance(error, EXPECTED) else disk_trouble(error) or credentials.refusal(error)
 
 
 def exit_code(error: BaseException) -> int:

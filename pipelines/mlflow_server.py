@@ -7,6 +7,7 @@ server starts for the first time; its database's address, which may hold a passw
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import socket
 import sys
@@ -33,8 +34,10 @@ def address(asked: SiteSettings) -> str:
 
 def command(asked: SiteSettings) -> list[str]:
     """`mlflow server` in the foreground. Nothing secret is in it."""
-    names = [asked.host, "localhost", "127.0.0.1", socket.gethostname(), socket.getfqdn()]
-    allowed = ",".join(dict.fromkeys(f"{name}:{asked.mlflow_port}" for name in names))
+    # A server behind a proxy has other names: whoever sets it up so says which, in MLflow's own variable.
+    names = dict.fromkeys([asked.host, "localhost", "127.0.0.1", socket.gethostname(), socket.getfqdn()])
+    known = ",".join(f"{name}:{asked.mlflow_port}" for name in names)
+    allowed = os.environ.get("MLFLOW_SERVER_ALLOWED_HOSTS") or known
     return [
         sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", "--host", asked.host,
         "--port", str(asked.mlflow_port), "--workers", str(asked.mlflow_workers),

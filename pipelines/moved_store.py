@@ -13,7 +13,7 @@ import sqlite3
 from pathlib import Path
 
 # Every place at which MLflow keeps the address of files.
-_PATHS = (
+PATHS = (
     ("experiments", "artifact_location"),
     ("runs", "artifact_uri"),
     ("model_versions", "source"),
@@ -34,8 +34,8 @@ def follow_the_move(database: Path) -> None:
             if old.is_dir() and old.samefile(ours):
                 continue  # the same folder under another name, through a link: both are right
             with store:  # one transaction
-                for table, column in _PATHS:
-                    _rewrite(store, table, column, str(old), str(ours))
+                for table, column in PATHS:
+                    rewrite(store, table, column, str(old), str(ours))
             log.warning("the MLflow store was moved: its database named files in %s, now it names %s", old, ours)
 
 
@@ -46,7 +46,8 @@ def _named(store: sqlite3.Connection, experiment: str) -> list[Path]:
     return [Path(location).parent for location in found if location.endswith(f"/artifacts/{experiment}")]
 
 
-def _rewrite(store: sqlite3.Connection, table: str, column: str, old: str, new: str) -> None:
+def rewrite(store: sqlite3.Connection, table: str, column: str, old: str, new: str) -> None:
+    """Replace the beginning `old` of the addresses in a column, where a "/" follows it, by `new`."""
     # Table and column are ours; the values are bound.
     store.execute(
         f"update {table} set {column} = ? || substr({column}, ?) where substr({column}, 1, ?) = ?",

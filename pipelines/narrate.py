@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines import run as runs
+from pipelines import site_status
 from pipelines.engine import lease as leases
 from pipelines.engine import record as records
 from pipelines.engine.fingerprint import digest
@@ -275,8 +276,10 @@ def _summary(workspace: Workspace, outcomes: list[Outcome], out: Console, second
     out.print(f"\n{len(done)} of {len(outcomes)} steps done now, {seconds:.1f} s in all", markup=False)
 
 
-def status(workspace: Workspace, out: Console, as_json: bool, given: Given) -> None:
-    """What is made, what is being made and by whom, what it measured."""
+def status(
+    workspace: Workspace, out: Console, as_json: bool, given: Given, site: Mapping[str, Any] | None = None
+) -> None:
+    """What is made, what is being made and by whom, what it measured; and how the site stands, if there is one."""
     rows: list[dict[str, Any]] = []
     for name, planned in runs.plan(workspace).items():
         owner = leases.current_owner(planned.folder) if planned.folder else None
@@ -288,7 +291,10 @@ def status(workspace: Workspace, out: Console, as_json: bool, given: Given) -> N
         )  # fmt: skip
     if as_json:
         sys.stdout.write(
-            json.dumps({"recipe": workspace.recipe.name, "work": str(workspace.root), "steps": rows}, indent=1) + "\n"
+            json.dumps(
+                {"recipe": workspace.recipe.name, "work": str(workspace.root), "steps": rows, "site": site}, indent=1
+            )
+            + "\n"
         )
         return
     table = Table(box=None, pad_edge=False)
@@ -301,6 +307,8 @@ def status(workspace: Workspace, out: Console, as_json: bool, given: Given) -> N
         )
     out.print(table)
     out.print(f"work directory {_size(workspace.root)}", markup=False)
+    for line in site_status.lines(site) if site else ():
+        out.print(line, markup=False)
     out.print(f"next: {given.make('plan')} (why), {given.make('run')} (do it)", markup=False)
 
 

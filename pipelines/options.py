@@ -43,33 +43,38 @@ def pairs(settings: list[str] | None) -> tuple[str, ...]:
     return tuple(found)
 
 
-def configured(recipe: str, work: str, settings: list[str] | None) -> tuple[Recipe, Execution]:
+def configured(
+    recipe: str, work: str, settings: list[str] | None, only_looks: bool = False
+) -> tuple[Recipe, Execution]:
     """The recipe and the execution after `--set`. ConfigError says which field is wrong."""
-    made, execution = recipes.load(recipe), execution_of(work, settings)
+    made, execution = recipes.load(recipe), execution_of(work, settings, only_looks)
     values = dict(pair.split("=", 1) for pair in pairs(settings))
     theirs = {path: text for path, text in values.items() if not path.startswith("execution.")}
     return override(made, theirs) if theirs else made, execution
 
 
-def execution_of(work: str, settings: list[str] | None) -> Execution:
+def execution_of(work: str, settings: list[str] | None, only_looks: bool = False) -> Execution:
     """The execution after `--set`; settings of the recipe are passed over. This process answers its registry's server with its credentials."""
     values = dict(pair.split("=", 1) for pair in pairs(settings))
     ours = {path.removeprefix("execution."): text for path, text in values.items() if path.startswith("execution.")}
     execution = Execution(work=work)
     if ours:
-        execution = at_site(override(execution, ours), set(ours))
+        execution = at_site(override(execution, ours), set(ours), only_looks)
     credentials.use(execution.registry, execution.credentials)
     return execution
 
 
-def at_site(execution: Execution, given: set[str]) -> Execution:
-    """The execution with what its site has running, where nothing else was `given`. ConfigError if nothing runs there."""
+def at_site(execution: Execution, given: set[str], only_looks: bool = False) -> Execution:
+    """The execution with what its site has running, where nothing else was `given`.
+
+    ConfigError if nothing runs there, unless the command `only_looks`.
+    """
     if not execution.site:
         return execution
     found = sites.read(execution.site)
     ray = found.ray if found.ray and found.ray.process.alive() else None
     mlflow = found.mlflow if found.mlflow and found.mlflow.process.alive() else None
-    if ray is None and mlflow is None:
+    if ray is None and mlflow is None and not only_looks:
         raise ConfigError(f"site {execution.site} is not up; next: make up SITE={execution.site}, or leave SITE out")
     theirs = {"ray_address": ray.address, "ray_token": ray.token_file} if ray else {}
     theirs |= {"registry": mlflow.address, "credentials": mlflow.credentials} if mlflow else {}

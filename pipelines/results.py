@@ -23,6 +23,7 @@ _ELSEWHERE = (
     "execution.site=",
     "execution.port=",
 )  # settings that count for commands on the registry, too
+_SITE = "execution.site="  # which make gives for SITE
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,9 @@ class Given:
 
 
 def _set(settings: tuple[str, ...] | list[str]) -> list[str]:
-    return [f"SET={shlex.quote(' '.join(settings))}"] if settings else []
+    site = [f"SITE={shlex.quote(text.removeprefix(_SITE))}" for text in settings if text.startswith(_SITE)]
+    others = " ".join(text for text in settings if not text.startswith(_SITE))
+    return site + ([f"SET={shlex.quote(others)}"] if others else [])
 
 
 def figure(record: Record) -> str:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from cluster import site as sites
 from pipelines.config import ConfigError
+from pipelines.execution import Execution
 from pipelines.options import out
 
 SiteFolder = Annotated[str, typer.Option("--site", help="folder of this node's site: settings, secrets, logs")]
@@ -50,15 +52,18 @@ def up(
     """Start this node's Ray head and MLflow server, and wait until they answer. MLflow's database: MLFLOW_DB, in the environment."""
     from pipelines import site_files, site_life
 
-    folder = site_files.folder(site)
+    folder = _own(site)
     given = {
-        "host": host, "registry": _absolute(registry), "artifacts": _absolute(artifacts), "ray_port": ray_port, "cpus": cpus,
+        "host": host and site_files.address(host), "registry": _absolute(registry), "artifacts": _absolute(artifacts), "ray_port": ray_port, "cpus": cpus,
         "dashboard_port": dashboard_port, "client_port": client_port, "mlflow_port": mlflow_port, "gpus": gpus, "temp": temp,
         "mlflow_workers": mlflow_workers, "mlflow": mlflow, "worker_ports": worker_ports, "work": _absolute(work),
         "autoscaling": _absolute(autoscaling),
     }  # fmt: skip
     for line in site_life.up(folder, given, os.environ.get("MLFLOW_DB"), start=not prepare):
         out.print(line, markup=False)
+    if prepare:
+        out.print("next: the units in cluster/systemd start its services (docs/operations.md)", markup=False)
+        return
     asked = site_files.settings(folder)
     if asked.mlflow:
         out.print(f"MLflow's administrator: {folder / 'admin'} (user and password, mode 0600)", markup=False)
@@ -86,32 +91,37 @@ def join(
     """Make this node a worker of the head, if it fits: same versions, same token, same work directory."""
     from pipelines import site_files, site_life
 
-    folder = site_files.folder(site)
+    folder = _own(site)
     name, _, port = head.partition(":")
     given = {
-        "head": f"{name}:{port or 6379}", "host": host or site_life.own_address(name), "cpus": cpus, "gpus": gpus,
+        "head": f"{name}:{port or 6379}", "host": site_files.address(host) if host else site_life.own_address(name), "cpus": cpus, "gpus": gpus,
         "temp": temp, "worker_ports": worker_ports,
     }  # fmt: skip
+    if given["host"] == "127.0.0.1":
+        raise ConfigError(
+            f"HEAD={head} is on loopback, and can be reached from nowhere else; next: make up HOST=address on the head, "
+            "then make join HEAD=address"
+        )
     for line in site_life.join(folder, given, Path(token) if token else None, start=not prepare):
         out.print(line, markup=False)
 
 
 def down(site: SiteFolder = "site") -> None:
     """End what `up` or `join` started on this node, and nothing else."""
-    from pipelines import site_files, site_life
+    from pipelines import site_life
 
-    ended = list(site_life.down(site_files.folder(site)))
+    ended = list(site_life.down(_own(site)))
     for line in ended or [f"nothing of site {site} runs"]:
         out.print(line, markup=False)
 
 
 def serve(service: Annotated[str, typer.Argument(help="head, worker or mlflow")], site: SiteFolder = "site") -> None:
     """Run one service of a prepared site in the foreground, for systemd: what `up` and `join` start."""
-    from pipelines import site_files, site_services
+    from pipelines import site_services
 
     if service not in site_services.SERVICES:
         raise ConfigError(f"serve {service}: no such service; there are {', '.join(site_services.SERVICES)}")
-    site_services.serve(site_files.folder(site), service)
+    site_services.serve(_own(site), service)
 
 
 def user(
@@ -120,7 +130,6 @@ def user(
     remove: Annotated[bool, typer.Option(help="take the user's access away")] = False,
 ) -> None:
     """Make a user who can read the registry and change nothing; prints the path of its credentials."""
-    from cluster import site as sites
     from pipelines import credentials, mlflow_server, site_files
 
     folder = site_files.folder(site)
@@ -142,6 +151,37 @@ def user(
         "next: hand the file over safely; it serves as ~/.mlflow/credentials, and as execution.credentials",
         markup=False,
     )
+
+
+def _own(site: str) -> Path:
+    """The folder of this node's site. ConfigError if it is another node's."""
+    from pipelines import site_files
+
+    folder = site_files.folder(site)
+    site_files.assert_ours(folder)
+    return folder
+
+
+def store_folder(execution: Execution) -> str:
+    """The registry folder of the execution, or that of its site, whose server keeps its database there. ConfigError."""
+    from pipelines import site_files
+
+    if not execution.site or not execution.registry.startswith("http"):
+        return execution.registry
+    if (Path(execution.site) / "database").exists():
+        raise ConfigError(
+            f"the database of site {execution.site} is a PostgreSQL server's: back it up and check it with its own tools "
+            "(pg_dump), together with the folder or bucket of artifacts"
+        )
+    return site_files.settings(Path(execution.site)).registry
+
+
+def state(execution: Execution) -> dict[str, Any] | None:
+    """How the site stands that the execution names, or the one in `site`; None if nothing was ever started there."""
+    from pipelines import site_status
+
+    folder = Path(execution.site or "site").absolute()
+    return site_status.describe(folder, Path(execution.work)) if (folder / sites.SERVICES).exists() else None
 
 
 def _absolute(path: str | None) -> str | None:

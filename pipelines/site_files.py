@@ -20,6 +20,7 @@ import contextlib
 import hashlib
 import os
 import secrets
+import socket
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -42,6 +43,7 @@ SETTINGS = "settings.json"
 class SiteSettings(Config):
     """What a node was asked to be. Kept in the site's folder, and holds no secret."""
 
+    node: str = Field("", description="name of the host whose site this is")
     role: Literal["head", "worker"] = Field("head", description="what this node is")
     host: str = Field(
         LOOPBACK, description="address at which this node's services are reached; loopback: not from outside"
@@ -76,6 +78,16 @@ def folder(site: str | Path) -> Path:
     return path
 
 
+def assert_ours(site: Path) -> None:
+    """ConfigError if the site is another host's: on a shared file system each node needs a folder of its own."""
+    theirs = settings(site).node
+    if theirs and theirs != socket.gethostname():
+        raise ConfigError(
+            f"the site {site} is that of host {theirs}, and this is {socket.gethostname()}; next: give each node a folder "
+            f"of its own, best on a local disk: SITE=/var/lib/gptline (or, if the host was renamed, remove {site / SETTINGS})"
+        )
+
+
 def settings(site: Path) -> SiteSettings:
     """What the site was asked for before; the defaults if nothing was."""
     try:
@@ -87,15 +99,28 @@ def settings(site: Path) -> SiteSettings:
 
 
 def settle(site: Path, given: dict[str, Any]) -> SiteSettings:
-    """What is asked for now: what was `given`, else what was asked before, else the defaults. ConfigError."""
-    before = settings(site).model_dump()
-    asked = {**before, **{name: value for name, value in given.items() if value is not None}}
+    """What is asked for now: what was `given`, else what was asked before, else the defaults. ConfigError.
+
+    A head that was a worker before begins with the defaults: its address then was open to others.
+    """
+    before = settings(site)
+    before = before if before.role == given["role"] else SiteSettings()
+    asked = {**before.model_dump(), **{name: value for name, value in given.items() if value is not None}}
+    asked["node"], asked["host"] = socket.gethostname(), address(asked["host"])
     # Sockets have short names: Ray's folder is not below the site's, whose path may be long.
     asked["temp"] = asked["temp"] or f"/tmp/gptline-{os.getuid()}-{hashlib.sha256(str(site).encode()).hexdigest()[:8]}"
     asked["registry"] = str(Path(asked["registry"]).absolute())
     made: SiteSettings = validated(SiteSettings, asked, "the site's settings")
     durable.write_json(site / SETTINGS, made.model_dump())
     return made
+
+
+def address(host: str) -> str:
+    """The address that a host's name means: Ray takes no names. ConfigError if it means none."""
+    try:
+        return socket.gethostbyname(host)
+    except OSError as error:
+        raise ConfigError(f"HOST={host}: this name means no address here ({error.strerror or error})") from error
 
 
 def ensure_secrets(site: Path, asked: SiteSettings) -> None:

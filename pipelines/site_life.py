@@ -154,8 +154,13 @@ def _answers(name: str) -> Callable[[Any], bool]:
 
 
 def _worker_answers(ray: RayService) -> bool:
-    """Whether this node's raylet runs: Ray says so in its supervisor's log only, so its process is looked for."""
-    return any("raylet" in process.name() for process in processes.family(ray.process, ray.mark))
+    """Whether this node's raylet runs and the head counts it among its nodes."""
+    if not any("raylet" in process.name() for process in processes.family(ray.process, ray.mark)):
+        return False
+    try:
+        return ray.node in head_facts.nodes(ray.address, ray_node.environment(ray.token_file, ray.node))
+    except ConnectionError:
+        return False
 
 
 def _where(name: str, service: Any) -> str:

@@ -15,10 +15,11 @@ from pathlib import Path
 
 from cluster import head_facts, processes, ray_node, shared_folder, supervise
 from cluster.site import MlflowService, RayService
-from pipelines import mlflow_server, site_files, versions
+from pipelines import mlflow_server, served_store, site_files, versions
 from pipelines.config import ConfigError
 from pipelines.site_files import SiteSettings
 from pipelines.stamps import stamp
+from pipelines.store import DATABASE
 
 SERVICES = ("head", "worker", "mlflow")
 RECORDED = {"head": "ray", "worker": "ray", "mlflow": "mlflow"}  # under which name services.json has it
@@ -37,6 +38,9 @@ def serve(site: Path, service: str) -> None:
     run: Callable[[Path, SiteSettings, str], None] = {"head": _head, "worker": _worker, "mlflow": _mlflow}[service]
     try:
         run(site, asked, secrets.token_hex(8))
+    except supervise.DiedYoung as error:  # said in one line: what the command itself said stands above it in the log
+        log.error("%s", error)
+        raise SystemExit(1) from None
     finally:
         site_files.record_service(site, RECORDED[service], None)
         lock.release()
@@ -97,6 +101,8 @@ def check_head(site: Path, asked: SiteSettings) -> None:
 
 def _mlflow(site: Path, asked: SiteSettings, mark: str) -> None:
     mlflow_server.prepare(site, asked)
+    if not (site / "database").exists() and asked.artifacts is None:
+        served_store.name_by_address(Path(asked.registry) / DATABASE)
     log_file = str(site / "logs" / "mlflow.log")
     ours = processes.known(os.getpid())
     site_files.record_service(

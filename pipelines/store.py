@@ -80,11 +80,13 @@ def assert_readable(location: str | Path) -> None:
 def connect(location: str | Path) -> Any:
     """An MlflowClient of the store. Imports mlflow: seconds, the first time. StoreDamaged."""
     from pipelines.moved_store import follow_the_move
+    from pipelines.served_store import assert_direct
 
     uri = ensure_store(location)
     if uri.startswith(SQLITE):
         with lock(uri), damage_named(uri):
             follow_the_move(database(uri))
+            assert_direct(database(uri))
     set_up_mlflow()
     if credentials.given(uri):
         _answer_with_credentials()

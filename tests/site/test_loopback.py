@@ -1,0 +1,51 @@
+"""A head without HOST: everything of it stays on loopback, and this machine can still work on it."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cluster import site as sites
+from tests.site import running
+from tests.site.test_site import DRIVER
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of a site that is up with the default address, without MLflow."""
+    folder = tmp_path_factory.mktemp("alone")
+    options = running.head_options(folder, running.HEAD)
+    at = options.index("--host")
+    try:
+        running.done("up", *options[:at], *options[at + 2 :], "--no-mlflow")
+        yield folder / "site"
+    finally:
+        running.gptline("down", "--site", str(folder / "site"))
+
+
+def listening(one: psutil.Process) -> set[str]:
+    """The addresses at which a process listens."""
+    return {found.laddr.ip for found in one.net_connections(kind="inet") if found.status == psutil.CONN_LISTEN}
+
+
+def test_without_host_nothing_listens_outside_loopback(alone: Path) -> None:
+    ray = sites.read(alone).ray
+    assert ray is not None
+    command = [sys.executable, "-c", DRIVER, ray.address, ray.token_file, str(alone)]
+    ran = subprocess.run(command, cwd=running.ROOT, capture_output=True, text=True, check=False, timeout=120)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert json.loads(ran.stdout.splitlines()[-1]) == ["127.0.0.1"] * 2
+
+    seen = {one.name(): listening(one) for one in running.members(alone)}
+    assert sum(map(len, seen.values())) >= 4, "its control store, its node and its dashboard listen somewhere"
+    for name, addresses in seen.items():
+        for address in addresses:
+            plain = ipaddress.ip_address(address.removeprefix("::ffff:"))
+            assert plain.is_loopback, f"{name} listens at {address}"
