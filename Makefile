@@ -18,14 +18,18 @@ SHARED := $(if $(filter command line environment,$(origin WORK)),yes)
 
 # What people give goes to the shell as environment variables, byte for byte: quotes, spaces and dollars in it are theirs.
 GIVEN := RECIPE WORK SET UNTIL MODEL DEST PROMPT WHAT KILLS SEED
+GIVEN += JOB FOLLOW RETRAIN AUTOSCALING
 GIVEN += SITE HOST HEAD TOKEN NAME REMOVE REGISTRY MLFLOW_DB MLFLOW_ARTIFACTS RAY_PORT DASHBOARD_PORT MLFLOW_PORT CPUS GPUS PREPARE SHARED
 $(foreach name,$(GIVEN),$(eval override $(name) := $$(value $(name))))
 export $(GIVEN)
 SETTINGS = $${SITE:+--set "execution.site=$$SITE"} $${SET:+--set "$$SET"}
 NODE = --site "$${SITE:-site}" $${HOST:+--host "$$HOST"} $${CPUS:+--cpus "$$CPUS"} $${GPUS:+--gpus "$$GPUS"} $${PREPARE:+--prepare}
+FOLLOWED = $${FOLLOW:+$$([ "$$FOLLOW" = no ] && echo --no-follow || echo --follow)}
+JOBS = $${JOB:+-- "$$JOB"}
 OPTIONS = --recipe "$$RECIPE" --work "$$WORK" $(SETTINGS)
 
 # Every target is phony: one named like a folder (tests, model) would silently do nothing.
+.PHONY: submit logs stop jobs
 .PHONY: help setup run plan dryrun status verify pull generate inspect ui backup integrity test thorough chaos check format bench clean
 
 .PHONY: up join down user
@@ -45,6 +49,18 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 run: setup ## make everything the recipe asks for; does only what is not done
 	@$(PY) -m pipelines run $(OPTIONS) $${UNTIL:+--until "$$UNTIL"}
+
+submit: setup ## the same on the cluster, as a job, and follow it (FOLLOW=no: start it and leave; RETRAIN=1: make retrain)
+	@$(PY) -m pipelines submit --site "$${SITE:-site}" $(OPTIONS) $${UNTIL:+--until "$$UNTIL"} $${RETRAIN:+--retrain} $(FOLLOWED)
+
+logs: setup ## follow the job that runs, or print the last one's log: JOB=id FOLLOW=no
+	@$(PY) -m pipelines logs --site "$${SITE:-site}" $(FOLLOWED) $(JOBS)
+
+stop: setup ## ask the job that runs to save and leave: JOB=id
+	@$(PY) -m pipelines stop --site "$${SITE:-site}" $(JOBS)
+
+jobs: setup ## the jobs that were submitted: running, done, failed
+	@$(PY) -m pipelines jobs --site "$${SITE:-site}"
 
 plan: setup ## each step: done, or to do and why
 	@$(PY) -m pipelines plan $(OPTIONS)
@@ -78,7 +94,7 @@ integrity: setup ## check the MLflow store: database, packages, aliases, runs
 
 up: setup ## this node's Ray head and MLflow server: HOST=address WORK=shared-folder MLFLOW_ARTIFACTS=folder-or-bucket
 	@$(PY) -m pipelines up $(NODE) $${SHARED:+--work "$$WORK"} $${REGISTRY:+--registry "$$REGISTRY"} $${MLFLOW_ARTIFACTS:+--artifacts "$$MLFLOW_ARTIFACTS"} \
-	  $${RAY_PORT:+--ray-port "$$RAY_PORT"} $${DASHBOARD_PORT:+--dashboard-port "$$DASHBOARD_PORT"} $${MLFLOW_PORT:+--mlflow-port "$$MLFLOW_PORT"}
+	  $${RAY_PORT:+--ray-port "$$RAY_PORT"} $${DASHBOARD_PORT:+--dashboard-port "$$DASHBOARD_PORT"} $${MLFLOW_PORT:+--mlflow-port "$$MLFLOW_PORT"} $${AUTOSCALING:+--autoscaling "$$AUTOSCALING"}
 
 join: setup ## make this node a worker of HEAD=host[:port]; TOKEN=copy of the head's site/token
 	@$(PY) -m pipelines join $(NODE) $${TOKEN:+--token "$$TOKEN"} -- "$${HEAD:?say which head: make join HEAD=host}"

@@ -31,6 +31,7 @@ class RayNode:
     cpus: int | None  # None: all of the machine
     gpus: int | None
     worker_ports: str  # "low-high"; "0-0" lets the system choose
+    autoscaling: str | None = None  # the file with which Ray's cluster launcher tells its head what to start
 
     @property
     def address(self) -> str:
@@ -52,7 +53,8 @@ def command(node: RayNode) -> list[str]:
         else [
             "--head", f"--port={node.port}", f"--dashboard-host={LOOPBACK}", f"--dashboard-port={node.dashboard_port}",
             f"--ray-client-server-port={node.client_port}",
-            "--no-monitor",  # it serves autoscaling, which is a launcher's business, and opens a port of its own
+            # Ray's monitor opens a port of its own, and scales only what a launcher describes.
+            f"--autoscaling-config={node.autoscaling}" if node.autoscaling else "--no-monitor",
         ]
     )  # fmt: skip
     amounts = [f"--num-cpus={node.cpus}"] if node.cpus is not None else []

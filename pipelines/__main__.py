@@ -17,10 +17,22 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines import run, site_commands
+from pipelines import jobs_commands, run, site_commands
 from pipelines.config import ConfigError, check_together
 from pipelines.errors import DAMAGED, INTERRUPTED, exit_code, told
-from pipelines.options import AsJson, RecipeName, Settings, WorkDir, configured, err, execution_of, out, pairs
+from pipelines.options import (
+    AsJson,
+    RecipeName,
+    Settings,
+    Until,
+    Wait,
+    WorkDir,
+    configured,
+    err,
+    execution_of,
+    out,
+    pairs,
+)
 from pipelines.results import Given, after_pull
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -31,16 +43,20 @@ def run_command(
     recipe: RecipeName = "default",
     work: WorkDir = "work",
     settings: Settings = None,
-    until: Annotated[str | None, typer.Option(help="name of the last step to do; all if not given")] = None,
-    wait: Annotated[bool, typer.Option(help="wait for whoever is at work on a step, or leave with their name")] = True,
+    until: Until = None,
+    wait: Wait = True,
+    submitted: Annotated[bool, typer.Option("--submitted", hidden=True, help="this is the command of a job")] = False,
 ) -> None:
     """Make everything that the recipe asks for and that is not made yet."""
     from pipelines import narrate, store
 
     made, execution = configured(recipe, work, settings)
+    if submitted:  # a job's work runs on the Ray that runs the job
+        execution = execution.model_copy(update={"ray_address": "auto"})
     store.assert_readable(execution.registry)  # before hours of training for it, not after
     workspace = run.until(run.open_workspace(made, execution, fetch=True), until)
-    narrate.run(workspace, out, err, Given(recipe, work, pairs(settings)), wait)
+    given = Given(recipe, work, pairs(settings), "submit" if submitted else "run")
+    narrate.run(workspace, out, err, given, wait)
 
 
 @app.command("dry-run")
@@ -234,7 +250,10 @@ def registry_backup(
         raise typer.Exit(DAMAGED)
 
 
-for command in (site_commands.up, site_commands.join, site_commands.down, site_commands.serve, site_commands.user):
+for command in (
+    *(jobs_commands.submit, jobs_commands.logs, jobs_commands.stop, jobs_commands.jobs),
+    *(site_commands.up, site_commands.join, site_commands.down, site_commands.serve, site_commands.user),
+):
     app.command()(command)
 
 

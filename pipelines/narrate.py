@@ -39,7 +39,7 @@ def run(workspace: Workspace, out: Console, err: Console, given: Given, wait: bo
     try:
         outcomes = _run(workspace, out, err, wait)
     except (KeyboardInterrupt, SystemExit) as stop:  # SystemExit: Ray's own answer to SIGTERM, and ours
-        raise StepInterrupted(f"stopped by a signal; what is finished is kept\nnext: {given.make('run')}") from stop
+        raise StepInterrupted(f"stopped by a signal; what is finished is kept\nnext: {given.again()}") from stop
     _summary(workspace, outcomes, out, time.monotonic() - started, given)
 
 

@@ -26,6 +26,8 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", help="field=value of the recipe, or execution.field=value; may be repeated"),
 ]
+Until = Annotated[str | None, typer.Option(help="name of the last step to do; all if not given")]
+Wait = Annotated[bool, typer.Option(help="wait for whoever is at work on a step, or leave with their name")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 # White space outside of double quotes before a field's name and "=": SET holds several settings, some with JSON in them.

@@ -33,6 +33,11 @@ class Given:
     recipe: str = "default"
     work: str = "work"
     settings: tuple[str, ...] = ()
+    verb: str = "run"
+
+    def again(self) -> str:
+        """The make command that was given."""
+        return self.make(self.verb)
 
     def make(self, target: str) -> str:
         """The make command for `target` on the same recipe, work directory and settings."""
@@ -107,7 +112,7 @@ def _next(planned: Mapping[str, Planned], kind: str, given: Given) -> dict[str, 
         given.make_elsewhere("ui"): "MLflow: runs, curves, versions",
         given.make_elsewhere(*pull): "the model elsewhere",
         given.make_elsewhere(*generate): "the base model continues a text",
-        given.make("run"): "again: does only what changed",
+        given.again(): "again: does only what changed",
     }
 
 

@@ -43,6 +43,10 @@ def up(
     gpus: Gpus = None,
     temp: Temp = None,
     worker_ports: Ports = None,
+    autoscaling: Annotated[
+        str | None,
+        typer.Option(help="file of Ray's cluster launcher (ray_bootstrap_config.yaml), which starts workers"),
+    ] = None,
     prepare: Prepare = False,
 ) -> None:
     """Start this node's Ray head and MLflow server, and wait until they answer. MLflow's database: MLFLOW_DB, in the environment."""
@@ -53,6 +57,7 @@ def up(
         "host": host and site_files.address(host), "registry": _absolute(registry), "artifacts": _absolute(artifacts), "ray_port": ray_port, "cpus": cpus,
         "dashboard_port": dashboard_port, "client_port": client_port, "mlflow_port": mlflow_port, "gpus": gpus, "temp": temp,
         "mlflow_workers": mlflow_workers, "mlflow": mlflow, "worker_ports": worker_ports, "work": _absolute(work),
+        "autoscaling": _absolute(autoscaling),
     }  # fmt: skip
     for line in site_life.up(folder, given, os.environ.get("MLFLOW_DB"), start=not prepare):
         out.print(line, markup=False)

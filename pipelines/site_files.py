@@ -65,6 +65,7 @@ class SiteSettings(Config):
     mlflow_workers: int = Field(2, ge=1, description="processes of the MLflow server that answer")
     registry: str = Field("registry", description="folder of the MLflow store: its sqlite database, its artifacts")
     artifacts: str | None = Field(None, description="folder or bucket for artifacts, if not the registry folder")
+    autoscaling: str | None = Field(None, description="file of Ray's cluster launcher, if that one starts the workers")
     work: str | None = Field(None, description="shared work directory, which every node that joins must see")
 
 
@@ -150,7 +151,7 @@ def ray_node(site: Path, asked: SiteSettings) -> RayNode:
     """The Ray of this node. Its folder lies in one that is open to its owner only, since Ray opens its own to everybody."""
     return RayNode(
         asked.host, asked.ray_port, asked.head, asked.dashboard_port, asked.client_port, f"{asked.temp}/ray",
-        str(site / "token"), asked.cpus, asked.gpus, asked.worker_ports,
+        str(site / "token"), asked.cpus, asked.gpus, asked.worker_ports, asked.autoscaling,
     )  # fmt: skip
 
 

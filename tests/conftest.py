@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.ray_head import Head, head
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
@@ -29,3 +31,10 @@ def local_ray() -> Iterator[None]:
     services.connect("local", 4)
     yield
     services.disconnect()
+
+
+@pytest.fixture(scope="session")
+def ray_head() -> Iterator[Head]:
+    """One real head with a dashboard and token authentication, for all tests of jobs: it takes 12 seconds."""
+    with head() as started:
+        yield started
