@@ -16,7 +16,7 @@ from pipelines.pull import PullRefused
 from pipelines.registry import UnknownModel
 from pipelines.samples import SampleUnavailable
 from pipelines.sources import SourceError
-from pipelines.store import StoreDamaged
+from pipelines.store import AccessDenied, StoreDamaged
 
 FAILED, USAGE, DAMAGED, INTERRUPTED = 1, 2, 3, 75
 
@@ -31,7 +31,7 @@ class StepInterrupted(RuntimeError):
 
 EXPECTED = (
     ConfigError, SourceError, SampleUnavailable, Busy, Overtaken, Damaged, RecordDamaged, UnknownSchema, UnknownModel,
-    PullRefused, PackageDamaged, StepFailed, StepInterrupted, StoreDamaged, ConnectionError,
+    PullRefused, PackageDamaged, StepFailed, StepInterrupted, StoreDamaged, AccessDenied, ConnectionError,
 )  # fmt: skip
 
 

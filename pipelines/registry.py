@@ -165,7 +165,8 @@ def alias_version(location: str | Path, name: str, alias: str) -> int | None:
 
 def _tags_in_sqlite(uri: str, name: str, version: int) -> dict[str, str] | None:
     where = "where name = ? and version = ?"
-    if not store.select(uri, f"select 1 from model_versions {where}", name, version):
+    alive = f"{where} and current_stage != '{store.DELETED}'"  # MLflow keeps the rows of a deleted version, and its tags
+    if not store.select(uri, f"select 1 from model_versions {alive}", name, version):
         return None
     return dict(store.select(uri, f"select key, value from model_version_tags {where}", name, version))
 

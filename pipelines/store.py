@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import functools
+import http.client
 import json
 import logging
 import os
@@ -18,7 +19,7 @@ import threading
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -27,6 +28,7 @@ from model import durable
 EXPERIMENT = "gptline"
 SQLITE = "sqlite:///"
 DATABASE = "mlflow.db"
+DELETED = "Deleted_Internal"  # the stage that MLflow gives to a version that was deleted
 _DAMAGED = ("malformed", "not a database", "no such table", "no such column")  # in sqlite's words
 
 _server = threading.RLock()  # between the threads of this process: a server's other clients cannot be locked out
@@ -36,6 +38,10 @@ Answer = TypeVar("Answer")
 
 class StoreDamaged(RuntimeError):
     """The store's database cannot be read. The message names it, and its newest backup."""
+
+
+class AccessDenied(RuntimeError):
+    """The tracking server knows this user not, or does not allow it. The message says what to set."""
 
 
 def tracking_uri(location: str | Path) -> str:
@@ -150,18 +156,14 @@ def select(uri: str, query: str, *values: Any) -> list[Any]:
         return opened.execute(query, values).fetchall()
 
 
-def ask(uri: str, what: str, **values: Any) -> dict[str, Any] | None:
-    """The model version that a tracking server answers with; None if it has no such thing. ConnectionError."""
-    query = urllib.parse.urlencode(values)
-    request = urllib.request.Request(f"{uri.rstrip('/')}/api/2.0/mlflow/{what}?{query}")
-    user, password = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_PASSWORD")
-    if user and password:
-        request.add_header("Authorization", "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode())
-    elif token := os.environ.get("MLFLOW_TRACKING_TOKEN"):
-        request.add_header("Authorization", f"Bearer {token}")
+def ask(uri: str, what: str, answer: str = "model_version", **values: Any) -> dict[str, Any] | None:
+    """The model version (or what else `answer` names) that a tracking server answers with; None if it has none.
+
+    ConnectionError if it is away or in trouble, AccessDenied.
+    """
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            return dict(json.load(answer)["model_version"])
+        with open_url(uri, f"api/2.0/mlflow/{what}?{urllib.parse.urlencode(values)}") as answered:
+            return dict(json.load(answered)[answer])
     except urllib.error.HTTPError as error:
         said = error.read().decode(errors="replace")
         if error.code == 404 or (error.code == 400 and "not found" in said):  # an unknown alias is a 400 to MLflow
@@ -169,7 +171,35 @@ def ask(uri: str, what: str, **values: Any) -> dict[str, Any] | None:
         raise ConnectionError(
             f"{uri} answered {error.code} to a question for {', '.join(map(str, values.values()))}: {error.reason}"
         ) from error
-    except (OSError, ValueError, KeyError) as error:  # no answer, half an answer, or somebody else's
+    except ConnectionError:
+        raise
+    except (OSError, ValueError, KeyError, http.client.HTTPException) as error:  # half an answer, or somebody else's
+        raise ConnectionError(f"{uri} cannot be understood ({error}); is it an MLflow server?") from error
+
+
+def open_url(uri: str, path: str, headers: Mapping[str, str] | None = None, timeout: float = 10.0) -> Any:
+    """GET `path` below a tracking server's address, as this user: the open answer. The one place that sends credentials.
+
+    `timeout` is in seconds without a byte. AccessDenied, ConnectionError; HTTPError for any other status than 2xx.
+    """
+    request = urllib.request.Request(f"{uri.rstrip('/')}/{path}", headers=dict(headers or {}))
+    user, password = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_PASSWORD")
+    # Unredirected: a server that sends us elsewhere does not send our password along.
+    if user and password:
+        basic = base64.b64encode(f"{user}:{password}".encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {basic}")
+    elif token := os.environ.get("MLFLOW_TRACKING_TOKEN"):
+        request.add_unredirected_header("Authorization", f"Bearer {token}")
+    try:
+        return urllib.request.urlopen(request, timeout=timeout)
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 403):
+            raise AccessDenied(
+                f"{uri} refuses this user ({error.code} {error.reason}); set MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD, or ask whoever runs the server for the right to read"
+            ) from error
+        raise
+    except (OSError, http.client.HTTPException) as error:
         raise ConnectionError(f"{uri} cannot be reached ({error}); is the MLflow server up?") from error
 
 
