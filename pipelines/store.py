@@ -84,16 +84,21 @@ def assert_readable(location: str | Path) -> None:
 
 def connect(location: str | Path) -> Any:
     """An MlflowClient of the store. Imports mlflow: seconds, the first time. StoreDamaged."""
-    from pipelines.moved_store import follow_the_move
-
     uri = ensure_store(location)
-    if uri.startswith(SQLITE):
-        with lock(uri), damage_named(uri):
-            follow_the_move(database(uri))
+    settle(uri)
     set_up_mlflow()
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def settle(uri: str) -> None:
+    """Let a local store that was moved find its artifacts again; one that is not there stays so. StoreDamaged."""
+    from pipelines.moved_store import follow_the_move
+
+    if uri.startswith(SQLITE) and database(uri).exists():
+        with lock(uri), damage_named(uri):
+            follow_the_move(database(uri))
 
 
 def backups(folder: Path) -> list[Path]:

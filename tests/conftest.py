@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("GPTLINE_MODEL_CACHE", "")  # no test fills this user's cache of models
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 
