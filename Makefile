@@ -10,14 +10,14 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 
 # What people give goes to the shell as environment variables, byte for byte: quotes, spaces and dollars in it are theirs.
-GIVEN := RECIPE WORK SET UNTIL MODEL DEST PROMPT WHAT KILLS SEED
+GIVEN := RECIPE WORK SET UNTIL MODEL DEST PROMPT WHAT KILLS SEED OFFLINE NEWER_THAN
 $(foreach name,$(GIVEN),$(eval override $(name) := $$(value $(name))))
 export $(GIVEN)
 SETTINGS = $${SET:+--set "$$SET"}
 OPTIONS = --recipe "$$RECIPE" --work "$$WORK" $(SETTINGS)
 
 # Every target is phony: one named like a folder (tests, model) would silently do nothing.
-.PHONY: help setup run plan dryrun status verify pull generate inspect ui backup integrity test thorough chaos check format bench clean
+.PHONY: help setup run plan dryrun status verify pull lineage generate inspect ui backup integrity test thorough chaos check format bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -47,8 +47,11 @@ status: setup ## what is made, by whom something is being made, what it measured
 verify: setup ## hash everything under WORK and compare with the records
 	@$(PY) -m pipelines verify $(OPTIONS)
 
-pull: setup ## download a model: MODEL=sentiment@champion DEST=folder
-	@$(PY) -m pipelines pull $(SETTINGS) -- "$${MODEL:?say which: make pull MODEL=sentiment@champion DEST=folder}" "$${DEST:?say where to: make pull MODEL=sentiment@champion DEST=folder}"
+pull: setup ## download a model: MODEL=sentiment@champion DEST=folder (OFFLINE=1: from the cache; NEWER_THAN=3: waits)
+	@$(PY) -m pipelines pull $(SETTINGS) $${OFFLINE:+--offline} $${NEWER_THAN:+--wait-newer-than "$$NEWER_THAN"} -- "$${MODEL:?say which: make pull MODEL=sentiment@champion DEST=folder}" "$${DEST:?say where to: make pull MODEL=sentiment@champion DEST=folder}"
+
+lineage: setup ## WHAT=sentiment@champion: what it was made from; WHAT=file or SHA-256: which models were made from it
+	@$(PY) -m pipelines lineage $(SETTINGS) -- "$${WHAT:?say what: make lineage WHAT=sentiment@champion, or WHAT=path/to/file}"
 
 generate: setup ## continue a text: MODEL=base@champion PROMPT="To be"
 	@$(PY) -m pipelines generate $(SETTINGS) -- "$${MODEL:-base@champion}" "$${PROMPT:?say what to continue: make generate PROMPT=\"To be\"}"

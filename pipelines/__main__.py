@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines import pull_commands, run
+from pipelines import lineage_commands, pull_commands, run
 from pipelines.config import ConfigError, check_together
 from pipelines.errors import DAMAGED, INTERRUPTED, exit_code, told
 from pipelines.options import AsJson, RecipeName, Settings, WorkDir, configured, err, execution_of, out, pairs
@@ -25,6 +25,7 @@ from pipelines.results import Given
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 app.command("pull")(pull_commands.pull)
+app.command("lineage")(lineage_commands.lineage)
 
 
 @app.command("run")

@@ -162,6 +162,10 @@ class ModelCache:
         """Where the MANIFEST.json of a package is, or is to be, kept."""
         return self.folder / "packages" / f"{digest}.json"
 
+    def touch(self, digest: str) -> None:
+        """Say that the package is used now: what no pull uses for long is removed (`model_cache_cleaning.py`)."""
+        self.manifest(digest).touch()
+
     def remember(self, spec: str, resolution: Mapping[str, Any]) -> None:
         """Keep what `spec` meant, for when nobody can be asked."""
         durable.write_json(self._resolution(spec), dict(resolution))

@@ -58,15 +58,20 @@ def build_package(export: Path, outdir: Path, card: Card) -> str:
 
 def read_manifest(path: Path) -> dict[str, Any]:
     """A MANIFEST.json, checked: schema, digest of itself, and that it lists only what a package may hold."""
+    return parsed_manifest(path.read_bytes(), str(path))
+
+
+def parsed_manifest(data: bytes, where: str) -> dict[str, Any]:
+    """`read_manifest`, of its bytes; `where` they are from is for the messages."""
     try:
-        manifest = durable.read_json(path)
-    except ValueError as error:
-        raise PackageDamaged(str(error)) from error
+        manifest = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise PackageDamaged(f"{where} is not valid JSON ({error}); it was damaged or edited by hand") from error
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA or manifest.get("kind") != "model_package":
-        raise PackageDamaged(f"{path} is no package manifest of schema {SCHEMA}; pull with the gptline that wrote it")
+        raise PackageDamaged(f"{where} is no package manifest of schema {SCHEMA}; pull with the gptline that wrote it")
     if manifest.get("digest") != _digest(manifest):
-        raise PackageDamaged(f"{path}: its content does not give the digest that it states; it was changed")
-    package_rules.check_files(manifest.get("files"), path)
+        raise PackageDamaged(f"{where}: its content does not give the digest that it states; it was changed")
+    package_rules.check_files(manifest.get("files"), where)
     return manifest
 
 
@@ -133,7 +138,7 @@ def _run_or_installed() -> dict[str, bytes]:
     }
 
 
-def check_code(manifest: dict[str, Any], where: Path) -> None:
+def check_code(manifest: dict[str, Any], where: str) -> None:
     """PackageRefused if MLflow would run or install something of this package that no gptline has written."""
     ours = {name: hashlib.sha256(data).hexdigest() for name, data in _run_or_installed().items()}
     package_rules.check_code(manifest["files"], ours, where)

@@ -55,8 +55,8 @@ def refusal(name: str) -> str | None:
     return None
 
 
-def check_files(files: Any, where: Path) -> None:
-    """PackageRefused if a manifest lists what a package may not hold; PackageDamaged if it is none. `where` is its path."""
+def check_files(files: Any, where: str) -> None:
+    """PackageRefused if a manifest lists what a package may not hold; PackageDamaged if it is none. `where` is for the messages."""
     if not isinstance(files, dict) or not all(isinstance(name, str) for name in files):
         raise PackageDamaged(f"{where}: its files are no table; pull or build it again")
     if len(files) > _FILES:
@@ -68,13 +68,13 @@ def check_files(files: Any, where: Path) -> None:
     _check_one_name_each(files, where)
 
 
-def _check_stated(name: str, stated: Any, where: Path) -> None:
+def _check_stated(name: str, stated: Any, where: str) -> None:
     size, sha256 = (stated.get("size"), stated.get("sha256")) if isinstance(stated, dict) else (None, None)
     if type(size) is not int or size < 0 or not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
         raise PackageRefused(f"{where}: {name!r} has no size and SHA-256 that could be checked; do not use it")
 
 
-def _check_one_name_each(files: Iterable[str], where: Path) -> None:
+def _check_one_name_each(files: Iterable[str], where: str) -> None:
     """No two names that are one on a file system without case, and no file that is a folder of another."""
     seen: dict[str, str] = {}
     for name in files:
@@ -87,7 +87,7 @@ def _check_one_name_each(files: Iterable[str], where: Path) -> None:
                 raise PackageRefused(f"{where}: {seen[folder]!r} is a file and a folder; do not use it")
 
 
-def check_code(files: Mapping[str, Any], ours: Mapping[str, str], where: Path) -> None:
+def check_code(files: Mapping[str, Any], ours: Mapping[str, str], where: str) -> None:
     """PackageRefused if what MLflow would run or install is not what a gptline wrote.
 
     `ours` has the SHA-256 of those files as this gptline writes them.

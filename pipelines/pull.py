@@ -19,7 +19,7 @@ from typing import Any
 from model import durable
 from pipelines import fetching, versions
 from pipelines.model_cache import ModelCache, Wanted
-from pipelines.package import MANIFEST, PackageDamaged, check_code, read_manifest, verify_file, verify_package
+from pipelines.package import MANIFEST, PackageDamaged, check_code, parsed_manifest, verify_file, verify_package
 from pipelines.package_rules import MANIFEST_BYTES
 from pipelines.patience import patiently
 from pipelines.remembered import recall, remember
@@ -141,9 +141,11 @@ def _fetching_cache(origin: From, dest: Path) -> Iterator[ModelCache]:
 def _assemble(origin: From, wanted: ModelVersion, folder: Path, dest: Path) -> None:
     """Fill the staged folder with the package's files, each hashed since it was last touched."""
     with _fetching_cache(origin, dest) as cache:
-        manifest = _manifest(origin, wanted, cache, folder)
+        manifest, data = _manifest(origin, wanted, cache)
         if not origin.trust_code:
-            check_code(manifest, folder / MANIFEST)
+            check_code(manifest, f"{wanted.name} version {wanted.version}")
+        cache.touch(manifest["digest"])
+        durable.write_bytes(folder / MANIFEST, data)
         lacking = {file["sha256"]: file["size"] for file in manifest["files"].values()}
         _refuse_without_room(
             cache, {name: size for name, size in lacking.items() if not (cache.folder / name).exists()}
@@ -162,30 +164,33 @@ def _wanted(origin: From, wanted: ModelVersion, name: str, stated: dict[str, Any
     return Wanted(name, stated["size"], stated["sha256"], None if origin.offline else at)
 
 
-def _manifest(origin: From, wanted: ModelVersion, cache: ModelCache, folder: Path) -> dict[str, Any]:
-    """The version's manifest, from the cache or fetched, checked, in `folder` and in the cache."""
+def manifest_of(origin: From, wanted: ModelVersion) -> dict[str, Any]:
+    """The manifest of a version alone, out of the cache or fetched, checked. PackageDamaged, ConnectionError."""
+    return _manifest(origin, wanted, _cache(origin) if origin.cache else None)[0]
+
+
+def _manifest(origin: From, wanted: ModelVersion, cache: ModelCache | None) -> tuple[dict[str, Any], bytes]:
+    """The version's manifest and its bytes, checked, which are in the cache now."""
     assert wanted.digest is not None
-    kept, target = cache.manifest(wanted.digest), folder / MANIFEST
-    with contextlib.suppress(FileNotFoundError, PackageDamaged):
-        if (manifest := read_manifest(kept))["digest"] == wanted.digest:
-            durable.write_bytes(target, kept.read_bytes())
-            kept.touch()
-            return manifest
+    if cache is not None:
+        with contextlib.suppress(FileNotFoundError, PackageDamaged):
+            kept = cache.manifest(wanted.digest).read_bytes()
+            if (manifest := parsed_manifest(kept, "the cache"))["digest"] == wanted.digest:
+                return manifest, kept
+    title = f"{wanted.name} version {wanted.version}"
     if origin.offline:
-        raise PackageDamaged(
-            f"{wanted.name} version {wanted.version} is not whole in the cache; pull once without --offline"
-        )
-    what = f"pulling {MANIFEST} of {wanted.name}@{wanted.version}"
+        raise PackageDamaged(f"{title} is not whole in the cache; pull once without --offline")
+    what = f"asking for the {MANIFEST} of {title}"
     data = patiently(origin.location, origin.patience, what, lambda: _manifest_bytes(origin.location, wanted))
-    durable.write_bytes(target, data)
-    manifest = read_manifest(target)
+    manifest = parsed_manifest(data, f"{wanted.source}/{MANIFEST}")
     if manifest["digest"] != wanted.digest:
         raise PackageDamaged(
-            f"{wanted.name} version {wanted.version}: the files at {wanted.source} are package {manifest['digest']}, "
-            f"the registry says {wanted.digest}; somebody changed them, register the model again"
+            f"{title}: the files at {wanted.source} are package {manifest['digest']}, the registry says {wanted.digest}; "
+            "somebody changed them, register the model again"
         )
-    durable.write_bytes(kept, data)
-    return manifest
+    if cache is not None:
+        durable.write_bytes(cache.manifest(wanted.digest), data)
+    return manifest, data
 
 
 def _manifest_bytes(location: str | Path, wanted: ModelVersion) -> bytes:

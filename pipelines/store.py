@@ -166,9 +166,17 @@ def ask(uri: str, what: str, answer: str = "model_version", **values: Any) -> di
 
     ConnectionError if it is away or in trouble, AccessDenied.
     """
+    found = ask_whole(uri, what, **values)
+    if found is not None and answer not in found:
+        raise ConnectionError(f"{uri} answers {what} without {answer}; is it an MLflow server?")
+    return None if found is None else dict(found[answer])
+
+
+def ask_whole(uri: str, what: str, **values: Any) -> dict[str, Any] | None:
+    """`ask`, the whole answer."""
     try:
         with open_url(uri, f"api/2.0/mlflow/{what}?{urllib.parse.urlencode(values)}") as answered:
-            return dict(json.load(answered)[answer])
+            return dict(json.load(answered))
     except urllib.error.HTTPError as error:
         said = error.read().decode(errors="replace")
         if error.code == 404 or (error.code == 400 and "not found" in said):  # an unknown alias is a 400 to MLflow
@@ -178,7 +186,7 @@ def ask(uri: str, what: str, answer: str = "model_version", **values: Any) -> di
         ) from error
     except ConnectionError:
         raise
-    except (OSError, ValueError, KeyError, http.client.HTTPException) as error:  # half an answer, or somebody else's
+    except (OSError, ValueError, http.client.HTTPException) as error:  # half an answer, or somebody else's
         raise ConnectionError(f"{uri} cannot be understood ({error}); is it an MLflow server?") from error
 
 

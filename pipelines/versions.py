@@ -6,7 +6,7 @@ then. So whoever pulls while an alias moves gets one version or the other, whole
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,69 @@ def _in_sqlite(uri: str, name: str, which: str) -> ModelVersion | None:
         uri, "select key, value from model_version_tags where name = ? and version = ?", name, int(which)
     )
     return _version({"name": name, "version": which, "source": rows[0][0], "run_id": rows[0][1]}, dict(tags))
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A registered version with its tags and the aliases that point at it."""
+
+    version: ModelVersion
+    tags: Mapping[str, str]
+    aliases: tuple[str, ...]
+
+
+@store.names_damage
+def all_versions(location: str | Path) -> list[Listed]:
+    """Every version of every model, by name and number. ConnectionError if a server cannot be asked."""
+    uri = store.tracking_uri(location)
+    if uri.startswith(store.SQLITE):
+        store.settle(uri)
+    found = list((_all_over_http if uri.startswith("http") else _all_in_sqlite)(uri))
+    return sorted(found, key=lambda listed: (listed.version.name, listed.version.version))
+
+
+def _all_over_http(uri: str) -> Iterator[Listed]:
+    aliases: dict[tuple[str, int], list[str]] = {}
+    for model in _pages(uri, "registered-models/search", "registered_models"):
+        for alias in model.get("aliases", []):
+            aliases.setdefault((model["name"], int(alias["version"])), []).append(alias["alias"])
+    for found in _pages(uri, "model-versions/search", "model_versions"):
+        tags = {tag["key"]: tag["value"] for tag in found.get("tags", [])}
+        version = _version(found, tags)
+        yield Listed(version, tags, tuple(sorted(aliases.get((version.name, version.version), []))))
+
+
+def _pages(uri: str, what: str, answer: str) -> Iterator[dict[str, Any]]:
+    token = ""
+    while True:
+        found = store.ask_whole(uri, what, max_results=200, **({"page_token": token} if token else {})) or {}
+        yield from found.get(answer, [])
+        token = found.get("next_page_token", "")
+        if not token:
+            return
+
+
+def _all_in_sqlite(uri: str) -> Iterator[Listed]:
+    tags: dict[tuple[str, int], dict[str, str]] = {}
+    for name, number, key, value in store.select(uri, "select name, version, key, value from model_version_tags"):
+        tags.setdefault((name, int(number)), {})[key] = value
+    aliases: dict[tuple[str, int], list[str]] = {}
+    for name, number, alias in store.select(uri, "select name, version, alias from registered_model_aliases"):
+        aliases.setdefault((name, int(number)), []).append(alias)
+    query = f"select name, version, source, run_id from model_versions where current_stage != '{store.DELETED}'"
+    for name, number, source, run in store.select(uri, query):
+        known = (name, int(number))
+        version = _version({"name": name, "version": number, "source": source, "run_id": run}, tags.get(known, {}))
+        yield Listed(version, tags.get(known, {}), tuple(sorted(aliases.get(known, []))))
+
+
+def run_tags(location: str | Path, run: str) -> dict[str, str]:
+    """The tags of an MLflow run; none if there is no such run. ConnectionError if a server cannot be asked."""
+    uri = store.tracking_uri(location)
+    if not uri.startswith("http"):
+        return dict(store.select(uri, "select key, value from tags where run_uuid = ?", run))
+    found = store.ask(uri, "runs/get", "run", run_id=run)
+    return {tag["key"]: tag["value"] for tag in found["data"].get("tags", [])} if found else {}
 
 
 def _version(found: Mapping[str, Any], tags: Mapping[str, str]) -> ModelVersion:
