@@ -98,7 +98,11 @@ class ModelCache:
         if seen != wanted.sha256:
             durable.remove(part)
             raise PackageDamaged(f"{wanted.name}: SHA-256 {seen}, the manifest says {wanted.sha256}; register it again")
-        check_content(wanted.name, part)
+        try:
+            check_content(wanted.name, part)
+        except PackageDamaged:
+            durable.remove(part)
+            raise
         if self.shared:
             part.chmod(0o444)
         durable.rename(part, path)
@@ -131,8 +135,12 @@ class ModelCache:
                 _append(part, answer, wanted)
             except ConnectionError as error:  # what came until then is kept, and counts
                 cut = error
-        if _size(part) <= best and _size(part) < wanted.size:
-            raise cut or ConnectionError(f"{wanted.name}: the connection was cut before anything new came")
+        if cut is None and _size(part) < wanted.size:
+            raise PackageDamaged(
+                f"{wanted.name}: it ends after {_size(part):,} bytes, the manifest says {wanted.size:,}; register it again"
+            )
+        if cut is not None and _size(part) <= best:
+            raise cut
 
     @contextlib.contextmanager
     def _locked(self, wanted: Wanted) -> Iterator[None]:
