@@ -17,7 +17,7 @@ endif
 SHARED := $(if $(filter command line environment,$(origin WORK)),yes)
 
 # What people give goes to the shell as environment variables, byte for byte: quotes, spaces and dollars in it are theirs.
-GIVEN := RECIPE WORK SET UNTIL MODEL DEST PROMPT WHAT KILLS SEED
+GIVEN := RECIPE WORK SET UNTIL MODEL DEST PROMPT WHAT KILLS SEED OFFLINE NEWER_THAN
 GIVEN += JOB FOLLOW RETRAIN AUTOSCALING
 GIVEN += SITE HOST HEAD TOKEN NAME REMOVE REGISTRY MLFLOW_DB MLFLOW_ARTIFACTS RAY_PORT DASHBOARD_PORT MLFLOW_PORT CPUS GPUS PREPARE SHARED
 $(foreach name,$(GIVEN),$(eval override $(name) := $$(value $(name))))
@@ -29,10 +29,8 @@ JOBS = $${JOB:+-- "$$JOB"}
 OPTIONS = --recipe "$$RECIPE" --work "$$WORK" $(SETTINGS)
 
 # Every target is phony: one named like a folder (tests, model) would silently do nothing.
-.PHONY: submit logs stop jobs
-.PHONY: help setup run plan dryrun status verify pull generate inspect ui backup integrity test thorough chaos check format bench clean
-
-.PHONY: up join down user
+.PHONY: help setup run plan dryrun status verify pull lineage generate inspect ui backup integrity test thorough chaos check format bench clean
+.PHONY: submit logs stop jobs up join down user
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -74,8 +72,11 @@ status: setup ## what is made, by whom something is being made, what it measured
 verify: setup ## hash everything under WORK and compare with the records
 	@$(PY) -m pipelines verify $(OPTIONS)
 
-pull: setup ## download a model: MODEL=sentiment@champion DEST=folder
-	@$(PY) -m pipelines pull $(SETTINGS) -- "$${MODEL:?say which: make pull MODEL=sentiment@champion DEST=folder}" "$${DEST:?say where to: make pull MODEL=sentiment@champion DEST=folder}"
+pull: setup ## download a model: MODEL=sentiment@champion DEST=folder (OFFLINE=1: from the cache; NEWER_THAN=3: waits)
+	@$(PY) -m pipelines pull $(SETTINGS) $${OFFLINE:+--offline} $${NEWER_THAN:+--wait-newer-than "$$NEWER_THAN"} -- "$${MODEL:?say which: make pull MODEL=sentiment@champion DEST=folder}" "$${DEST:?say where to: make pull MODEL=sentiment@champion DEST=folder}"
+
+lineage: setup ## WHAT=sentiment@champion: what it was made from; WHAT=file or SHA-256: which models were made from it
+	@$(PY) -m pipelines lineage $(SETTINGS) -- "$${WHAT:?say what: make lineage WHAT=sentiment@champion, or WHAT=path/to/file}"
 
 generate: setup ## continue a text: MODEL=base@champion PROMPT="To be"
 	@$(PY) -m pipelines generate $(SETTINGS) -- "$${MODEL:-base@champion}" "$${PROMPT:?say what to continue: make generate PROMPT=\"To be\"}"

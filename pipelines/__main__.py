@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines import jobs_commands, run, site_commands
+from pipelines import jobs_commands, lineage_commands, pull_commands, run, site_commands
 from pipelines.config import ConfigError, check_together
 from pipelines.errors import DAMAGED, INTERRUPTED, exit_code, told
 from pipelines.options import (
@@ -33,9 +33,11 @@ from pipelines.options import (
     out,
     pairs,
 )
-from pipelines.results import Given, after_pull
+from pipelines.results import Given
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+app.command("pull")(pull_commands.pull)
+app.command("lineage")(lineage_commands.lineage)
 
 
 @app.command("run")
@@ -130,24 +132,6 @@ def verify(
             out.print(line, markup=False)
     if report.damaged or report.missing:
         raise typer.Exit(DAMAGED)
-
-
-@app.command()
-def pull(
-    model: Annotated[str, typer.Argument(help="name@alias or name@version")],
-    dest: Annotated[str, typer.Argument(help="folder to create")],
-    settings: Settings = None,
-) -> None:
-    """Download a registered model, verified against its manifest, into a folder of its own."""
-    from pipelines import pull as pulling
-
-    execution = execution_of("work", settings)
-    pulled = pulling.pull(execution.registry, model, Path(dest), execution.registry_patience)
-    out.print(
-        f"{pulled.name} version {pulled.version} is in {dest}, verified (package digest {pulled.digest[:12]})",
-        markup=False,
-    )
-    out.print(f"next: {after_pull(pulled.dest)}", markup=False)
 
 
 @app.command()

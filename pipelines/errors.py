@@ -12,6 +12,7 @@ from pipelines.config import ConfigError
 from pipelines.engine.lease import Busy, Overtaken
 from pipelines.engine.record import RecordDamaged, UnknownSchema
 from pipelines.engine.step import Damaged
+from pipelines.follow import NotYet
 from pipelines.package import PackageDamaged
 from pipelines.pull import PullRefused
 from pipelines.registry import UnknownModel
@@ -32,7 +33,7 @@ class StepInterrupted(RuntimeError):
 
 EXPECTED = (
     ConfigError, SourceError, SampleUnavailable, Busy, Overtaken, Damaged, RecordDamaged, UnknownSchema, UnknownModel,
-    PullRefused, PackageDamaged, StepFailed, StepInterrupted, StoreDamaged, ConnectionError,
+    PullRefused, PackageDamaged, StepFailed, StepInterrupted, StoreDamaged, NotYet, ConnectionError,
 )  # fmt: skip
 
 
@@ -68,7 +69,7 @@ def told(error: BaseException) -> str | None:
 
 def exit_code(error: BaseException) -> int:
     """The exit code that says what kind of error it was."""
-    if isinstance(error, StepInterrupted):
+    if isinstance(error, StepInterrupted | NotYet):
         return INTERRUPTED
     if isinstance(error, PackageDamaged | Damaged | RecordDamaged | StoreDamaged):
         return DAMAGED

@@ -27,6 +27,13 @@ def _ranks() -> int:
     return gpus() or 2
 
 
+def _model_cache() -> str:
+    given = os.environ.get("GPTLINE_MODEL_CACHE")
+    if given is not None:
+        return given
+    return str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gptline" / "models")
+
+
 class Execution(Config):
     """Where and how a recipe is made. Nothing here enters a fingerprint."""
 
@@ -50,6 +57,13 @@ class Execution(Config):
         120.0, ge=0, description="seconds for which registering and pulling are tried again while MLflow is away"
     )
     cache: str = Field(".cache/gptline", validate_default=True, description="folder for fetched sample data")
+    model_cache: str = Field(
+        default_factory=_model_cache,
+        description="folder in which pulled models are kept by their digests, shared by all pulls; empty: none is kept",
+    )
+    model_cache_days: float = Field(
+        30.0, ge=0, description="days after which what no pull has used is removed from the model cache; 0: never"
+    )
     ray_address: str = Field("local", description="'local' starts a Ray here; 'auto' or host:port joins one")
     ray_token: str = Field(
         "", validate_default=True, description="file (mode 0600) with the token of the Ray at ray_address"
@@ -101,7 +115,7 @@ class Execution(Config):
     )
     port: int = Field(5000, ge=1, le=65535, description="of the MLflow UI, on loopback")
 
-    @field_validator("work", "registry", "cache", "credentials", "site", "ray_token")
+    @field_validator("work", "registry", "cache", "model_cache", "credentials", "site", "ray_token")
     @classmethod
     def _absolute(cls, value: str) -> str:
         return value if not value or "://" in value else str(Path(value).expanduser().absolute())

@@ -20,32 +20,29 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from model import durable
+from pipelines import package_rules
 from pipelines.model_card import Card, render
+from pipelines.package_rules import ENTRY, LOADER, MLMODEL
+from pipelines.package_rules import PackageDamaged as PackageDamaged
 
 MANIFEST = "MANIFEST.json"
 SCHEMA = 1
-_ENTRY = "pyfunc_entry.py"
 # Ranges, not what is installed here: equal exports must give equal packages on every machine.
 _REQUIREMENTS = ("mlflow>=3.17,<4", "torch>=2.9", "transformers>=5,<6")
 _PYTHON = "3.11"
-_UNPICKLED = {".bin", ".ckpt", ".dill", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth"}
 # What MLflow and Python leave in a folder that a model is loaded from; it is no part of the package.
 _LITTER = {"registered_model_meta", "__pycache__"}
-
-
-class PackageDamaged(Exception):
-    """A package is not what its MANIFEST.json says. The message names the folder, the file and what differs."""
 
 
 def build_package(export: Path, outdir: Path, card: Card) -> str:
     """Write the package of `export` to the new folder `outdir` and return its digest (SHA-256, hex).
 
-    FileExistsError if `outdir` exists; ValueError if the export holds a pickle, a link or a file of ours.
+    FileExistsError if `outdir` exists; ValueError if the export holds what a package may not, or a file of ours.
     """
     outdir.mkdir()
     for name in sorted(_regular_files(export)):
-        if Path(name).suffix in _UNPICKLED:
-            raise ValueError(f"{export / name}: a package may hold no pickle; export weights as .safetensors")
+        if why := package_rules.refusal(name):
+            raise ValueError(f"{export / name}: {why}; export weights as .safetensors, and nothing that is run")
         target = outdir / name
         target.parent.mkdir(parents=True, exist_ok=True)
         with durable.writing(target) as draft:
@@ -60,21 +57,21 @@ def build_package(export: Path, outdir: Path, card: Card) -> str:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """A MANIFEST.json, checked: schema, digest of itself, and that no path in it leaves the folder."""
+    """A MANIFEST.json, checked: schema, digest of itself, and that it lists only what a package may hold."""
+    return parsed_manifest(path.read_bytes(), str(path))
+
+
+def parsed_manifest(data: bytes, where: str) -> dict[str, Any]:
+    """`read_manifest`, of its bytes; `where` they are from is for the messages."""
     try:
-        manifest = durable.read_json(path)
-    except ValueError as error:
-        raise PackageDamaged(str(error)) from error
+        manifest = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise PackageDamaged(f"{where} is not valid JSON ({error}); it was damaged or edited by hand") from error
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA or manifest.get("kind") != "model_package":
-        raise PackageDamaged(f"{path} is no package manifest of schema {SCHEMA}; pull with the gptline that wrote it")
+        raise PackageDamaged(f"{where} is no package manifest of schema {SCHEMA}; pull with the gptline that wrote it")
     if manifest.get("digest") != _digest(manifest):
-        raise PackageDamaged(f"{path}: its content does not give the digest that it states; it was changed")
-    for name in manifest["files"]:
-        where = PurePosixPath(name)
-        if where.is_absolute() or ".." in where.parts or "\\" in name or str(where) != name or name == MANIFEST:
-            raise PackageDamaged(f"{path}: lists {name!r}, which is no plain path inside the package; do not use it")
-        if where.suffix in _UNPICKLED:
-            raise PackageDamaged(f"{path}: lists {name!r}, a kind of file that may hold a pickle; do not use it")
+        raise PackageDamaged(f"{where}: its content does not give the digest that it states; it was changed")
+    package_rules.check_files(manifest.get("files"), where)
     return manifest
 
 
@@ -122,6 +119,11 @@ def _digest(manifest: dict[str, Any]) -> str:
 
 def _our_files(card: Card) -> dict[str, bytes]:
     """What is added to the export: the card, and what MLflow reads."""
+    return {"README.md": render(card).encode(), MLMODEL: _yaml(_mlmodel(card)), **_run_or_installed()}
+
+
+def _run_or_installed() -> dict[str, bytes]:
+    """What MLflow runs, and what it installs to run it: the same in every package."""
     environment = {"python": _PYTHON, "dependencies": ["-r requirements.txt"]}
     conda = {
         "name": "mlflow-env",
@@ -129,20 +131,24 @@ def _our_files(card: Card) -> dict[str, bytes]:
         "dependencies": [f"python={_PYTHON}", "pip", {"pip": list(_REQUIREMENTS)}],
     }
     return {
-        "README.md": render(card).encode(),
-        "MLmodel": _yaml(_mlmodel(card)),
-        _ENTRY: Path(__file__).with_name(_ENTRY).read_bytes(),
+        ENTRY: Path(__file__).with_name(ENTRY).read_bytes(),
         "requirements.txt": "".join(f"{line}\n" for line in _REQUIREMENTS).encode(),
         "python_env.yaml": _yaml(environment),
         "conda.yaml": _yaml(conda),
     }
 
 
+def check_code(manifest: dict[str, Any], where: str) -> None:
+    """PackageRefused if MLflow would run or install something of this package that no gptline has written."""
+    ours = {name: hashlib.sha256(data).hexdigest() for name, data in _run_or_installed().items()}
+    package_rules.check_code(manifest["files"], ours, where)
+
+
 def _mlmodel(card: Card) -> dict[str, Any]:
     """MLflow's own description of a model, without the times and ids that it would add."""
     flavor = {
-        "loader_module": "mlflow.pyfunc.loaders.code_model",
-        "model_code_path": _ENTRY,
+        "loader_module": LOADER,
+        "model_code_path": ENTRY,
         "python_version": f"{_PYTHON}.0",
         "artifacts": {"export": {"path": ".", "uri": "."}},
         "env": {"conda": "conda.yaml", "virtualenv": "python_env.yaml"},

@@ -1,52 +1,95 @@
 """Fetch a registered version into a folder, whole and verified, or not at all.
 
 The one idea: nothing is fetched that MANIFEST.json does not list, nothing is believed that does not hash to it, and
-the manifest itself must have the digest that the registry states. The folder appears under its name by one rename.
-No code of the model is run and nothing is unpickled.
+the manifest itself must have the digest that the registry states. Files come through a cache by digest, in which a cut
+download goes on where it was (see `model_cache.py`). The folder appears under its name by one rename. What the package
+holds is taken for hostile (see `package_rules.py`); no code of the model is run and nothing is unpickled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import errno
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from model import durable
-from pipelines import registry
-from pipelines.package import MANIFEST, PackageDamaged, read_manifest, verify_package
+from pipelines import fetching, versions
+from pipelines.model_cache import ModelCache, Wanted
+from pipelines.package import MANIFEST, PackageDamaged, check_code, parsed_manifest, verify_file, verify_package
+from pipelines.package_rules import MANIFEST_BYTES
 from pipelines.patience import patiently
+from pipelines.remembered import recall, remember
 from pipelines.staging import staging, sweep
+from pipelines.versions import DIGEST_TAG, ModelVersion, UnknownModel
+
+_NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.EACCES)
 
 
 class PullRefused(Exception):
-    """The destination holds something that pulling would destroy. The message says what to do."""
+    """The destination holds something that pulling would destroy, or has no room. The message says what to do."""
 
 
 @dataclass(frozen=True)
 class Pulled:
-    """What `dest` holds now. `fetched` is False if it held that already."""
+    """What `dest` holds now. `fetched` is False if it held that already; `asked` is when the registry named the version."""
 
     name: str
     version: int
     digest: str
     dest: Path
     fetched: bool
+    asked: str = ""
+
+
+@dataclass(frozen=True)
+class From:
+    """Where models are pulled from and how.
+
+    `patience`: seconds without progress for which a registry that is away is asked again. `cache`: the folder of the
+    model cache, none: nothing is kept. `offline`: the cache alone. `trust_code`: also code that no gptline has written.
+    """
+
+    location: str | Path
+    patience: float = 0.0
+    cache: Path | None = None
+    offline: bool = False
+    trust_code: bool = False
 
 
 def pull(location: str | Path, spec: str, dest: Path, patience: float = 0.0) -> Pulled:
+    """`pull_from` a registry, with no cache."""
+    return pull_from(From(location, patience), spec, dest)
+
+
+def pull_from(origin: From, spec: str, dest: Path) -> Pulled:
     """Make `dest` the package of `spec` (`name@alias` or `name@version`).
 
-    An earlier pull in `dest` is replaced, if nobody changed it. A registry that is away is asked again for `patience`
-    seconds, for each file. UnknownModel, PullRefused, PackageDamaged, ConnectionError.
+    An earlier pull in `dest` is replaced, if nobody changed it. UnknownModel, PullRefused, PackageDamaged (or
+    PackageRefused), Rejected, ConnectionError.
     """
-    wanted = patiently(location, patience, f"pulling {spec}", lambda: registry.resolve(location, spec))
+    if origin.offline:
+        wanted, asked = recall(_cache(origin), spec)
+    else:
+        location, what = origin.location, f"pulling {spec}"
+        wanted, asked = patiently(location, origin.patience, what, lambda: versions.resolve(location, spec)), ""
+    return pull_version(origin, wanted, dest, spec, asked)
+
+
+def pull_version(origin: From, wanted: ModelVersion, dest: Path, spec: str, asked: str = "") -> Pulled:
+    """`pull_from`, of the version that `spec` was found to mean."""
     if wanted.digest is None:
-        raise registry.UnknownModel(
-            f"{spec} is version {wanted.version}, which carries no {registry.DIGEST_TAG}: it was not registered by gptline"
+        raise UnknownModel(
+            f"{spec} is version {wanted.version}, which carries no {DIGEST_TAG}: it was not registered by gptline"
         )
     dest = dest.absolute()
-    fetched = place(dest, wanted.digest, lambda folder: _fetch(location, wanted, folder, patience))
-    return Pulled(wanted.name, wanted.version, wanted.digest, dest, fetched)
+    if origin.cache and not origin.offline:
+        remember(_cache(origin), spec, wanted)
+    fetched = place(dest, wanted.digest, lambda folder: _assemble(origin, wanted, folder, dest))
+    return Pulled(wanted.name, wanted.version, wanted.digest, dest, fetched, asked)
 
 
 def place(dest: Path, digest: str, fetch: Callable[[Path], None]) -> bool:
@@ -62,6 +105,14 @@ def place(dest: Path, digest: str, fetch: Callable[[Path], None]) -> bool:
     return True
 
 
+def _cache(origin: From) -> ModelCache:
+    if origin.cache is None:
+        raise PullRefused("offline means from the cache alone, and none is set; set execution.model_cache to a folder")
+    cache = ModelCache(origin.cache, origin.location, origin.patience)
+    cache.prepare()
+    return cache
+
+
 def _held(dest: Path) -> str | None:
     """The digest of the package in `dest`; None if there is nothing. PullRefused if it is anything else."""
     if not dest.is_symlink() and (not dest.exists() or (dest.is_dir() and not any(dest.iterdir()))):
@@ -75,20 +126,102 @@ def _held(dest: Path) -> str | None:
         raise PullRefused(f"{dest} was pulled, and changed since: {error}; {advice}") from error
 
 
-def _fetch(location: str | Path, wanted: registry.ModelVersion, folder: Path, patience: float) -> None:
-    def fetched(file: str) -> Path:
-        what = f"pulling {file} of {wanted.name}@{wanted.version}"
-        return patiently(location, patience, what, lambda: registry.download(location, wanted, file, folder))
+@contextlib.contextmanager
+def _fetching_cache(origin: From, dest: Path) -> Iterator[ModelCache]:
+    """The model cache; without one, a folder beside `dest` that goes afterwards."""
+    if origin.cache is not None:
+        yield _cache(origin)
+        return
+    with staging(dest) as folder:
+        cache = ModelCache(folder, origin.location, origin.patience, shared=False)
+        cache.prepare()
+        yield cache
 
-    manifest = read_manifest(fetched(MANIFEST))
+
+def _assemble(origin: From, wanted: ModelVersion, folder: Path, dest: Path) -> None:
+    """Fill the staged folder with the package's files, each hashed since it was last touched."""
+    with _fetching_cache(origin, dest) as cache:
+        manifest, data = _manifest(origin, wanted, cache)
+        if not origin.trust_code:
+            check_code(manifest, f"{wanted.name} version {wanted.version}")
+        cache.touch(manifest["digest"])
+        durable.write_bytes(folder / MANIFEST, data)
+        lacking = {file["sha256"]: file["size"] for file in manifest["files"].values()}
+        _refuse_without_room(
+            cache, {name: size for name, size in lacking.items() if not (cache.folder / name).exists()}
+        )
+        # Small files first: what is refused is refused before the weights are fetched.
+        for name, stated in sorted(manifest["files"].items(), key=lambda item: item[1]["size"]):
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _take_out(cache, _wanted(origin, wanted, name, stated), target, stated)
+
+
+def _wanted(origin: From, wanted: ModelVersion, name: str, stated: dict[str, Any]) -> Wanted:
+    def at(start: int) -> contextlib.AbstractContextManager[fetching.Answer]:
+        return fetching.opened(origin.location, wanted, name, start)
+
+    return Wanted(name, stated["size"], stated["sha256"], None if origin.offline else at)
+
+
+def manifest_of(origin: From, wanted: ModelVersion) -> dict[str, Any]:
+    """The manifest of a version alone, out of the cache or fetched, checked. PackageDamaged, ConnectionError."""
+    return _manifest(origin, wanted, _cache(origin) if origin.cache else None)[0]
+
+
+def _manifest(origin: From, wanted: ModelVersion, cache: ModelCache | None) -> tuple[dict[str, Any], bytes]:
+    """The version's manifest and its bytes, checked, which are in the cache now."""
+    assert wanted.digest is not None
+    if cache is not None:
+        with contextlib.suppress(FileNotFoundError, PackageDamaged):
+            kept = cache.manifest(wanted.digest).read_bytes()
+            if (manifest := parsed_manifest(kept, "the cache"))["digest"] == wanted.digest:
+                return manifest, kept
+    title = f"{wanted.name} version {wanted.version}"
+    if origin.offline:
+        raise PackageDamaged(f"{title} is not whole in the cache; pull once without --offline")
+    what = f"asking for the {MANIFEST} of {title}"
+    data = patiently(origin.location, origin.patience, what, lambda: _manifest_bytes(origin.location, wanted))
+    manifest = parsed_manifest(data, f"{wanted.source}/{MANIFEST}")
     if manifest["digest"] != wanted.digest:
         raise PackageDamaged(
-            f"{wanted.name} version {wanted.version}: the files at {wanted.source} are package {manifest['digest']}, "
-            f"the registry says {wanted.digest}; somebody changed them, register the model again"
+            f"{title}: the files at {wanted.source} are package {manifest['digest']}, the registry says {wanted.digest}; "
+            "somebody changed them, register the model again"
         )
-    for file in manifest["files"]:
-        fetched(file)
-    verify_package(folder)
+    if cache is not None:
+        durable.write_bytes(cache.manifest(wanted.digest), data)
+    return manifest, data
+
+
+def _manifest_bytes(location: str | Path, wanted: ModelVersion) -> bytes:
+    with fetching.opened(location, wanted, MANIFEST, 0) as answer:
+        data = b"".join(iter(lambda: answer.read(MANIFEST_BYTES + 1), b""))
+    if len(data) > MANIFEST_BYTES:
+        raise PackageDamaged(f"{wanted.source}/{MANIFEST} is longer than any manifest; do not use it")
+    return data
+
+
+def _refuse_without_room(cache: ModelCache, lacking: dict[str, int]) -> None:
+    needed, free = sum(lacking.values()), shutil.disk_usage(cache.folder).free
+    if needed > free:
+        raise PullRefused(
+            f"{cache.folder}: the model needs {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free; make room there, or "
+            "set execution.model_cache to another disk"
+        )
+
+
+def _take_out(cache: ModelCache, wanted: Wanted, target: Path, stated: dict[str, Any]) -> None:
+    """A hard link to the cached file, or a copy of it where there can be none."""
+    try:
+        durable.link(cache.file(wanted), target)
+    except FileNotFoundError:  # the cache was cleaned in this moment
+        durable.link(cache.file(wanted), target)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        with durable.writing(target) as draft:
+            shutil.copyfile(cache.file(wanted), draft)
+        verify_file(target, stated)
 
 
 def _publish(staged: Path, dest: Path, digest: str) -> None:

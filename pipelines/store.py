@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import http.client
 import json
 import logging
 import os
@@ -17,7 +18,7 @@ import threading
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -28,6 +29,7 @@ EXPERIMENT = "gptline"
 SQLITE = "sqlite:///"
 DATABASE = "mlflow.db"
 _AUTH = "gptline"  # our name among MLflow's ways of authentication
+DELETED = "Deleted_Internal"  # the stage that MLflow gives to a version that was deleted
 _DAMAGED = ("malformed", "not a database", "no such table", "no such column")  # in sqlite's words
 
 _server = threading.RLock()  # between the threads of this process: a server's other clients cannot be locked out
@@ -79,20 +81,28 @@ def assert_readable(location: str | Path) -> None:
 
 def connect(location: str | Path) -> Any:
     """An MlflowClient of the store. Imports mlflow: seconds, the first time. StoreDamaged."""
-    from pipelines.moved_store import follow_the_move
-    from pipelines.served_store import assert_direct
-
     uri = ensure_store(location)
-    if uri.startswith(SQLITE):
-        with lock(uri), damage_named(uri):
-            follow_the_move(database(uri))
-            assert_direct(database(uri))
+    settle(uri)
     set_up_mlflow()
     if credentials.given(uri):
         _answer_with_credentials()
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def settle(uri: str) -> None:
+    """Let a local store that was moved find its artifacts again; one that is not there stays so. StoreDamaged.
+
+    ConfigError if a server owns it.
+    """
+    from pipelines.moved_store import follow_the_move
+    from pipelines.served_store import assert_direct
+
+    if uri.startswith(SQLITE) and database(uri).exists():
+        with lock(uri), damage_named(uri):
+            follow_the_move(database(uri))
+            assert_direct(database(uri))
 
 
 def backups(folder: Path) -> list[Path]:
@@ -155,27 +165,53 @@ def select(uri: str, query: str, *values: Any) -> list[Any]:
         return opened.execute(query, values).fetchall()
 
 
-def ask(uri: str, what: str, **values: Any) -> dict[str, Any] | None:
-    """The model version that a tracking server answers with; None if it has no such thing. ConnectionError."""
-    query = urllib.parse.urlencode(values)
-    request = urllib.request.Request(f"{uri.rstrip('/')}/api/2.0/mlflow/{what}?{query}")
-    if who := credentials.of(uri):
-        request.add_header("Authorization", who.header())
-    elif token := os.environ.get("MLFLOW_TRACKING_TOKEN"):
-        request.add_header("Authorization", f"Bearer {token}")
+def ask(uri: str, what: str, answer: str = "model_version", **values: Any) -> dict[str, Any] | None:
+    """The model version (or what else `answer` names) that a tracking server answers with; None if it has none.
+
+    ConnectionError if it is away or in trouble, Rejected.
+    """
+    found = ask_whole(uri, what, **values)
+    if found is not None and answer not in found:
+        raise ConnectionError(f"{uri} answers {what} without {answer}; is it an MLflow server?")
+    return None if found is None else dict(found[answer])
+
+
+def ask_whole(uri: str, what: str, **values: Any) -> dict[str, Any] | None:
+    """`ask`, the whole answer."""
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            return dict(json.load(answer)["model_version"])
+        with open_url(uri, f"api/2.0/mlflow/{what}?{urllib.parse.urlencode(values)}") as answered:
+            return dict(json.load(answered))
     except urllib.error.HTTPError as error:
         said = error.read().decode(errors="replace")
         if error.code == 404 or (error.code == 400 and "not found" in said):  # an unknown alias is a 400 to MLflow
             return None
-        if error.code in (401, 403):
-            raise credentials.Rejected(uri, error.code) from error
         raise ConnectionError(
             f"{uri} answered {error.code} to a question for {', '.join(map(str, values.values()))}: {error.reason}"
         ) from error
-    except (OSError, ValueError, KeyError) as error:  # no answer, half an answer, or somebody else's
+    except ConnectionError:
+        raise
+    except (OSError, ValueError, http.client.HTTPException) as error:  # half an answer, or somebody else's
+        raise ConnectionError(f"{uri} cannot be understood ({error}); is it an MLflow server?") from error
+
+
+def open_url(uri: str, path: str, headers: Mapping[str, str] | None = None, timeout: float = 10.0) -> Any:
+    """GET `path` below a tracking server's address, as this user: the open answer. The one place that sends credentials.
+
+    `timeout` is in seconds without a byte. Rejected, ConnectionError; HTTPError for any other status than 2xx.
+    """
+    request = urllib.request.Request(f"{uri.rstrip('/')}/{path}", headers=dict(headers or {}))
+    # Unredirected: a server that sends us elsewhere does not send our password along.
+    if who := credentials.of(uri):
+        request.add_unredirected_header("Authorization", who.header())
+    elif token := os.environ.get("MLFLOW_TRACKING_TOKEN"):
+        request.add_unredirected_header("Authorization", f"Bearer {token}")
+    try:
+        return urllib.request.urlopen(request, timeout=timeout)
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 403):
+            raise credentials.Rejected(uri, error.code) from error
+        raise
+    except (OSError, http.client.HTTPException) as error:
         raise ConnectionError(f"{uri} cannot be reached ({error}); is the MLflow server up?") from error
 
 

@@ -1,20 +1,34 @@
-"""What tests share: one local Ray for a process, because starting one takes 8 seconds, and the order of the files."""
+"""What tests share, because it takes long to make: a local Ray, a Ray head, an empty MLflow store, an MLflow server. And the order of the files."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.mlflow_server import MlflowServer
 from tests.ray_head import Head, head
 
+ROOT = Path(__file__).parents[1]
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("GPTLINE_MODEL_CACHE", "")  # no test fills this user's cache of models
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 
 # `make test` hands out files to two processes: the longest first, or one of the two ends long after the other.
-LONGEST = ("test_end_to_end.py", "test_recovery.py", "test_mlflow_cuts.py", "test_world_sizes.py", "test_mlflow_away.py")
+LONGEST = (
+    "test_end_to_end.py",
+    "test_recovery.py",
+    "test_mlflow_cuts.py",
+    "test_world_sizes.py",
+    "test_mlflow_away.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -38,3 +52,43 @@ def ray_head() -> Iterator[Head]:
     """One real head with a dashboard and token authentication, for all tests of jobs: it takes 12 seconds."""
     with head() as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an sqlite store, made by two processes that both came first. To be copied, not to be used."""
+    folder = tmp_path_factory.mktemp("mlflow") / "registry"
+    code = f"from pipelines.registry import ensure_store; print(ensure_store({str(folder)!r}))"
+    command, environment = [sys.executable, "-c", code], os.environ | {"PYTHONPATH": str(ROOT)}
+    makers = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    answers = {maker.communicate(timeout=240)[0].strip() for maker in makers}
+    assert [maker.returncode for maker in makers] == [0, 0]
+    assert answers == {f"sqlite:///{folder}/mlflow.db"}
+    return folder
+
+
+@pytest.fixture(scope="module")
+def store(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an sqlite store for the tests of one file. Tests use names of their own in it."""
+    folder = tmp_path_factory.mktemp("store") / "registry"
+    shutil.copytree(empty_store, folder)
+    (folder / "artifacts" / "gptline").mkdir(parents=True, exist_ok=True)
+    from pipelines import store
+
+    store.settle(store.tracking_uri(folder))  # it was moved
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_server(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """The server of `mlflow_server`; it may be down."""
+    server = MlflowServer(empty_store, tmp_path_factory.mktemp("server"))
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def mlflow_server(shared_server: MlflowServer) -> MlflowServer:
+    """The MLflow server that all tests share, up. Tests may kill it and start it again; they use names of their own."""
+    shared_server.ensure_up()
+    return shared_server

@@ -6,6 +6,7 @@ lineage; registering it again finds the version that carries its digest.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,9 @@ from model import durable
 from pipelines.engine.record import Record
 from pipelines.engine.step import Attempt, Stage
 
-STAGE = Stage("register", 1, "pipelines.stages.register:run", check="pipelines.stages.register:check")
+STAGE = Stage("register", 2, "pipelines.stages.register:run", check="pipelines.stages.register:check")
+
+CODE_TAG = "gptline.code"  # on a version: which code made each step, JSON. Equal packages may come from other code
 
 _SUMMARY = {
     "base": "A causal language model, pre-trained from scratch on the text below by gptline.",
@@ -42,7 +45,7 @@ def run(attempt: Attempt) -> dict[str, Any]:
     package = attempt.outputs / "package"
     digest = build_package(attempt.inputs["export"].path("export"), package, card(attempt, metrics))
     uri = registry.ensure_store(attempt.execution["registry"])
-    tags = {"gptline.step": attempt.name, "gptline.fingerprint": attempt.fingerprint}
+    tags = {"gptline.step": attempt.name, "gptline.fingerprint": attempt.fingerprint, CODE_TAG: _code(attempt)}
     gates = [_gate(gate, metrics) for gate in attempt.config["gates"]]
 
     patience = attempt.execution["registry_patience"]
@@ -105,6 +108,14 @@ def _gate(gate: Mapping[str, Any], metrics: Mapping[str, Any]) -> Any:
     return GateResult(name, passed, f"{name} {metrics[name]:.4f}{compared} {'is' if passed else 'is not'} {asked}")
 
 
+def _code(attempt: Attempt) -> str:
+    """The code that made each step, by what it is called: steps are named where several made the model."""
+    made: dict[str, list[str]] = {}
+    for step, record in sorted(attempt.ancestors.items()):
+        made.setdefault(" ".join(f"{key} {value}" for key, value in sorted(record.code.items())), []).append(step)
+    return json.dumps(made, sort_keys=True)
+
+
 def card(attempt: Attempt, metrics: Mapping[str, Any]) -> Any:
     """The model card: only what two equal runs have in common."""
     from pipelines.model_card import Card
@@ -148,12 +159,13 @@ def _data(ancestors: Mapping[str, Record]) -> list[str]:
 
 
 def lineage(ancestors: Mapping[str, Record]) -> dict[str, Any]:
-    """Each step that the model stands on: its fingerprint, its inputs' digests, the digests of its raw sources."""
+    """Each step that the model stands on: fingerprint, configuration, its inputs' digests, the digests of its raw sources."""
     return {
         step: {
             "stage": record.stage,
             "version": record.version,
             "fingerprint": record.fingerprint,
+            "config": record.config,
             "inputs": record.inputs,
             "sources": {
                 group: sorted(file["sha256"] for file in files) for group, files in sorted(record.sources.items())

@@ -24,6 +24,7 @@ from pipelines.pull import pull
 from pipelines.registry import GateResult
 from pipelines.store import set_up_mlflow
 from pipelines.tracking import Tracker
+from tests.pipelines.tiny_exports import safetensors
 
 ROOT = Path(__file__).parents[2]
 RECIPE = {"name": "tiny", "pretrain": {"max_steps": 4}}
@@ -86,7 +87,7 @@ def write_package(folder: Path) -> None:
     export = folder / "export"
     export.mkdir()
     (export / "config.json").write_text("{}")
-    (export / "model.safetensors").write_bytes(bytes(range(256)) * 40)
+    (export / "model.safetensors").write_bytes(safetensors(bytes(range(256)) * 40))
     build_package(export, folder / "package", Card("small", "text-classification", "A test."))
 
 

@@ -15,17 +15,14 @@ from pipelines.stages import pull as pull_stage
 from pipelines.stages import register as register_stage
 from pipelines.tracking import Tracker
 from tests.faults.mlflow_life import RECIPE, release, released, write_package
-from tests.faults.mlflow_server import MlflowServer
-from tests.pipelines.conftest import store as store
+from tests.mlflow_server import MlflowServer
 from tests.pipelines.lossy_proxy import LossyProxy, waits
 from tests.pipelines.mlflow_views import history, line, runs
 
 
-@pytest.fixture(scope="module")
-def server(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    server = MlflowServer(store, tmp_path_factory.mktemp("server"))
-    yield server
-    server.kill()
+@pytest.fixture
+def server(mlflow_server: MlflowServer) -> MlflowServer:
+    return mlflow_server
 
 
 @pytest.fixture

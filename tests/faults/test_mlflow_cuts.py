@@ -15,8 +15,7 @@ from pipelines import mlflow_runs, patience, registry, tracking
 from pipelines.tracking import Tracker
 from tests.faults import mlflow_life
 from tests.faults.mlflow_life import POINTS, Drivers, released, tracked
-from tests.faults.mlflow_server import MlflowServer
-from tests.pipelines.conftest import store as store
+from tests.mlflow_server import MlflowServer
 from tests.pipelines.lossy_proxy import LossyProxy, Request, waits
 
 SIDES = ("before", "after")
@@ -40,18 +39,15 @@ def chosen(requests: list[Request], side: str) -> list[Request]:
 
 
 @pytest.fixture(scope="module")
-def proxy(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LossyProxy]:
-    server = MlflowServer(store, tmp_path_factory.mktemp("server"))
-    proxy = LossyProxy(server.port)
+def proxy(shared_server: MlflowServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LossyProxy]:
+    shared_server.ensure_up()
+    proxy = LossyProxy(shared_server.port)
     mlflow_runs.experiment_id(registry.connect(proxy.uri))  # who comes first makes it; see the test of that
     first = tmp_path_factory.mktemp("first")
     mlflow_life.write_package(first)
     mlflow_life.release(proxy.uri, str(first), "first")  # a process asks once what kind of server this is
-    try:
-        yield proxy
-    finally:
-        proxy.close()
-        server.kill()
+    yield proxy
+    proxy.close()
 
 
 @pytest.fixture(scope="module")

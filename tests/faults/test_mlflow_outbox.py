@@ -14,7 +14,6 @@ from pipelines import narrate
 from pipelines.outbox import Outbox
 from pipelines.wanted_runs import Outcome, WantedRun
 from tests.faults.mlflow_life import ROOT
-from tests.pipelines.conftest import store as store
 from tests.pipelines.engine import toys
 from tests.pipelines.mlflow_views import history, runs
 from tests.pipelines.test_narrate import QUIET, only, workspace

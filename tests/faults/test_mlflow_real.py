@@ -15,8 +15,7 @@ import pytest
 from model import durable
 from pipelines import registry, store_check
 from tests.faults.mlflow_life import ROOT
-from tests.faults.mlflow_server import MlflowServer
-from tests.pipelines.conftest import store as store
+from tests.mlflow_server import MlflowServer
 from tests.pipelines.lossy_proxy import LossyProxy, Request
 from tests.pipelines.mlflow_views import history, runs
 

@@ -21,7 +21,6 @@ from pipelines.registry import promote, register
 from pipelines.store import StoreDamaged, backups
 from pipelines.tracking import Tracker
 from tests.faults.mlflow_life import ROOT, write_package
-from tests.pipelines.conftest import store as store
 from tests.pipelines.mlflow_views import runs
 
 

@@ -18,7 +18,6 @@ from pipelines.engine import lease as leases
 from pipelines.registry import promote, register, resolve
 from pipelines.tracking import Tracker
 from tests.faults.mlflow_life import ROOT, write_package
-from tests.pipelines.conftest import store as store
 from tests.pipelines.lossy_proxy import waits
 from tests.pipelines.mlflow_views import runs
 

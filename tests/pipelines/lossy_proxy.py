@@ -28,6 +28,7 @@ class Request:
     number: int
     method: str
     path: str
+    range: str = ""  # the header, where a part of a file is asked for
 
     def __str__(self) -> str:
         """What is asked, without the ids that differ from run to run."""
@@ -51,6 +52,7 @@ class LossyProxy:
         self.lose: set[bytes] = set()  # the answer to the next request whose path contains one of these is lost
         self.before: Rule = lambda request: False
         self.after: Rule = lambda request: False
+        self.shorten: Callable[[Request], int | None] = lambda request: None  # bytes of an answer to send before a cut
         self.seen: list[Request] = []
         self._counting = threading.Lock()
         proxy = self
@@ -92,6 +94,7 @@ class LossyProxy:
         """Forward everything again, and count from 0."""
         self.away, self.lose = False, set()
         self.before = self.after = lambda request: False
+        self.shorten = lambda request: None
         self.seen = []
 
     def close(self) -> None:
@@ -102,7 +105,7 @@ class LossyProxy:
     def _serve(self, handler: Any) -> None:
         body = _body(handler)
         with self._counting:
-            request = Request(len(self.seen), handler.command, handler.path)
+            request = Request(len(self.seen), handler.command, handler.path, handler.headers.get("Range", ""))
             self.seen.append(request)
         if self.away or self._refused(handler, self.before(request)):
             handler.close_connection = True
@@ -126,7 +129,9 @@ class LossyProxy:
         handler.send_header("Content-Length", str(len(answer)))
         handler.end_headers()
         if handler.command != "HEAD":
-            handler.wfile.write(answer)
+            shortened = self.shorten(request)
+            handler.wfile.write(answer[:shortened])
+            handler.close_connection = handler.close_connection or shortened is not None
 
     def _refused(self, handler: Any, verdict: object) -> bool:
         """Whether the request ends here: cut off, or answered with the status that was asked for."""

@@ -123,5 +123,5 @@ def test_an_edited_manifest_is_refused(package: Path) -> None:
 def test_a_pickle_in_the_export_is_refused(export: Path, tmp_path: Path) -> None:
     shutil.copytree(export, tmp_path / "export")
     (tmp_path / "export" / "pytorch_model.bin").write_bytes(b"\x80\x04.")
-    with pytest.raises(ValueError, match=r"pytorch_model\.bin: a package may hold no pickle"):
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin.*may hold a pickle"):
         build_package(tmp_path / "export", tmp_path / "package", CARD)

@@ -13,22 +13,18 @@ from pipelines.model_card import Card
 from pipelines.package import build_package
 from pipelines.pull import pull
 from pipelines.tracking import Tracker
-from tests.faults.mlflow_server import MlflowServer
+from tests.mlflow_server import MlflowServer
 from tests.pipelines.lossy_proxy import LossyProxy
 from tests.pipelines.mlflow_views import RECIPE, eventually, history, line, runs
 from tests.pipelines.tiny_exports import write_classifier
 
 
-@pytest.fixture(scope="module")
-def served(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LossyProxy]:
+@pytest.fixture
+def served(mlflow_server: MlflowServer) -> Iterator[LossyProxy]:
     """An MLflow server behind a network that can fail."""
-    server = MlflowServer(store, tmp_path_factory.mktemp("server"))
-    proxy = LossyProxy(server.port)
-    try:
-        yield proxy
-    finally:
-        proxy.close()
-        server.kill()
+    proxy = LossyProxy(mlflow_server.port)
+    yield proxy
+    proxy.close()
 
 
 @pytest.fixture(scope="module")

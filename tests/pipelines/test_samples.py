@@ -143,3 +143,69 @@ def test_film_text_has_reviews_and_summaries_but_no_labels() -> None:
 def test_conversations_have_one_line_a_turn_in_a_fixed_order() -> None:
     lines = [json.loads(line) for line in samples._conversations(json.dumps(CHAT).encode()).splitlines()]
     assert lines == [{"text": "First"}, {"text": "Hi there.\nHello."}]
+
+
+def zipped(folder: Path, *entries: tuple[zipfile.ZipInfo, bytes]) -> Path:
+    """An archive as somebody hostile would write it."""
+    path = folder / "hostile.whl"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for entry, data in entries:
+            archive.writestr(entry, data, zipfile.ZIP_DEFLATED)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("names", "why"),
+    [
+        (["sampledata/../../../evil.txt"], None),
+        (["/sampledata/evil.txt"], None),
+        (["sampledata/a.txt", "sampledata/b/a.txt"], "there twice"),
+        (["sampledata/a.txt", "sampledata/b/A.TXT"], "there twice"),
+        (["sampledata/contents.json"], "no plain file name"),
+        (["sampledata/a\nb.txt"], "no plain file name"),
+        (["sampledata/.."], "no plain file name"),
+    ],
+)
+def test_what_an_archive_calls_its_files_cannot_lead_out_of_the_cache(
+    tmp_path: Path, names: list[str], why: str | None
+) -> None:
+    archive = zipped(tmp_path, *((zipfile.ZipInfo(name), b"evil") for name in names))
+    hostile, folder = sample_of(archive, members=("*",)), tmp_path / "cache" / "invented-1.0"
+    folder.parent.mkdir()
+    if why:
+        with pytest.raises(SampleUnavailable, match=why):
+            samples._unpack(hostile, archive, folder)
+        assert list(folder.parent.iterdir()) == []
+    else:
+        samples._unpack(hostile, archive, folder)
+        assert {path.name for path in folder.iterdir()} == {"evil.txt", "contents.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"cache", "hostile.whl"}
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_links_in_an_archive_are_passed_over(tmp_path: Path, kind: str) -> None:
+    if kind == "zip":
+        link, plain = zipfile.ZipInfo("sampledata/link.txt"), zipfile.ZipInfo("sampledata/plain.txt")
+        link.external_attr = 0o120777 << 16
+        archive = zipped(tmp_path, (link, b"/etc/passwd"), (plain, b"text"))
+    else:
+        archive = tmp_path / "hostile.tar.gz"
+        with tarfile.open(archive, "w:gz") as package:
+            for name, type in (("link", tarfile.SYMTYPE), ("hard", tarfile.LNKTYPE), ("fifo", tarfile.FIFOTYPE)):
+                entry = tarfile.TarInfo(f"sampledata/{name}.txt")
+                entry.type, entry.linkname = type, "/etc/passwd"
+                package.addfile(entry)
+            entry = tarfile.TarInfo("sampledata/plain.txt")
+            entry.size = 4
+            package.addfile(entry, io.BytesIO(b"text"))
+    samples._unpack(sample_of(archive), archive, tmp_path / "unpacked")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "unpacked").glob("*.txt")} == {"plain.txt": b"text"}
+
+
+def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(samples, "_LARGEST", 1 << 20)
+    archive = zipped(tmp_path, (zipfile.ZipInfo("sampledata/bomb.txt"), bytes(2 << 20)))
+    assert archive.stat().st_size < 10_000
+    with pytest.raises(SampleUnavailable, match="unpacks to more than 1 MB"):
+        samples._unpack(sample_of(archive), archive, tmp_path / "unpacked")
+    assert list(tmp_path.iterdir()) == [archive]

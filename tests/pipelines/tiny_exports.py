@@ -15,6 +15,12 @@ TEXTS = [
 ]
 
 
+def safetensors(data: bytes) -> bytes:
+    """A safetensors file with these bytes as its one tensor."""
+    header = json.dumps({"weight": {"dtype": "U8", "shape": [len(data)], "data_offsets": [0, len(data)]}}).encode()
+    return len(header).to_bytes(8, "little") + header + data
+
+
 def write_classifier(folder: Path, seed: int = 0) -> Path:
     """A two-class GPT2ForSequenceClassification with a byte-level BPE tokenizer, 64 positions."""
     from transformers import GPT2ForSequenceClassification

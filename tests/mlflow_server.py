@@ -46,6 +46,11 @@ class MlflowServer:
                 time.sleep(0.1)
         raise AssertionError((self.folder / "server.log").read_text())
 
+    def ensure_up(self) -> None:
+        """Start it if it is not there."""
+        if self._process is None or self._process.poll() is not None:
+            self.start()
+
     def kill(self) -> None:
         """SIGKILL the server and its workers, and wait until they are gone."""
         if self._process is not None:
