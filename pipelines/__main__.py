@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines import run
+from pipelines import retrain_commands, run
 from pipelines.config import ConfigError, check_together
 from pipelines.errors import DAMAGED, INTERRUPTED, exit_code, told
 from pipelines.options import AsJson, RecipeName, Settings, WorkDir, configured, err, execution_of, out, pairs
@@ -229,6 +229,16 @@ def registry_backup(
     if made.report.damaged:
         out.print("the backup has the damage too: earlier ones were kept", markup=False)
         raise typer.Exit(DAMAGED)
+
+
+for command in (
+    retrain_commands.retrain,
+    retrain_commands.history,
+    retrain_commands.promote,
+    retrain_commands.rollback,
+    retrain_commands.promotions,
+):
+    app.command()(command)
 
 
 def _stop(number: int, frame: Any) -> None:

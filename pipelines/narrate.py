@@ -32,14 +32,15 @@ from pipelines.store import StoreDamaged
 _EVERY = 10.0  # seconds between two progress lines where there is no terminal
 
 
-def run(workspace: Workspace, out: Console, err: Console, given: Given, wait: bool = True) -> None:
-    """Run the workspace's flow and tell it. StepFailed or StepInterrupted after the reason was recorded, Busy without `wait`."""
+def run(workspace: Workspace, out: Console, err: Console, given: Given, wait: bool = True) -> list[Outcome]:
+    """Run the workspace's flow and tell it; the outcome of each step. StepFailed or StepInterrupted after the reason was recorded, Busy without `wait`."""
     started = time.monotonic()
     try:
         outcomes = _run(workspace, out, err, wait)
     except (KeyboardInterrupt, SystemExit) as stop:  # SystemExit: Ray's own answer to SIGTERM, and ours
-        raise StepInterrupted(f"stopped by a signal; what is finished is kept\nnext: {given.make('run')}") from stop
+        raise StepInterrupted(f"stopped by a signal; what is finished is kept\nnext: {given.again()}") from stop
     _summary(workspace, outcomes, out, time.monotonic() - started, given)
+    return outcomes
 
 
 def _run(workspace: Workspace, out: Console, err: Console, wait: bool = True) -> list[Outcome]:

@@ -150,8 +150,8 @@ def select(uri: str, query: str, *values: Any) -> list[Any]:
         return opened.execute(query, values).fetchall()
 
 
-def ask(uri: str, what: str, **values: Any) -> dict[str, Any] | None:
-    """The model version that a tracking server answers with; None if it has no such thing. ConnectionError."""
+def ask(uri: str, what: str, answer: str = "model_version", **values: Any) -> dict[str, Any] | None:
+    """The model version (or what else `answer` names) that a tracking server answers with; None if it has none. ConnectionError."""
     query = urllib.parse.urlencode(values)
     request = urllib.request.Request(f"{uri.rstrip('/')}/api/2.0/mlflow/{what}?{query}")
     user, password = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_PASSWORD")
@@ -160,8 +160,8 @@ def ask(uri: str, what: str, **values: Any) -> dict[str, Any] | None:
     elif token := os.environ.get("MLFLOW_TRACKING_TOKEN"):
         request.add_header("Authorization", f"Bearer {token}")
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            return dict(json.load(answer)["model_version"])
+        with urllib.request.urlopen(request, timeout=10) as answered:
+            return dict(json.load(answered)[answer])
     except urllib.error.HTTPError as error:
         said = error.read().decode(errors="replace")
         if error.code == 404 or (error.code == 400 and "not found" in said):  # an unknown alias is a 400 to MLflow
