@@ -174,7 +174,12 @@ def outcome(slot: Slot, kept: Frozen, records: Mapping[str, Record]) -> Slot:
     )
     figures |= {name: registered[name] for name in ("export_bytes", "latency_ms") if name in registered}
     return replace(
-        slot, outcome=said, reason=registered["gates"], version=registered["version"], also=also, figures=figures
+        slot,
+        outcome=said,
+        reason=registered.get("why", registered["gates"]),
+        version=registered["version"],
+        also=also,
+        figures=figures,
     )
 
 

@@ -108,7 +108,7 @@ def release(
         verify_stored(location, version)
     with store.lock(str(client.tracking_uri)):
         found = [*gates, *_still_champion(location, version, over)]
-        passed, reason = all(gate.passed for gate in found), _reason(found)
+        passed, reason = all(gate.passed for gate in found), reason_of(found)
         number, results = str(version.version), json.dumps([vars(gate) for gate in found], sort_keys=True)
         # The reason is written before the alias moves: no champion without one.
         client.set_model_version_tag(version.name, number, GATES_TAG, results)
@@ -121,7 +121,8 @@ def release(
     return found
 
 
-def _reason(gates: Sequence[GateResult]) -> str:
+def reason_of(gates: Sequence[GateResult]) -> str:
+    """Why a version became champion or did not, in one line."""
     failed = "; ".join(gate.detail for gate in gates if not gate.passed)
     told = "".join(f"; {gate.detail}" for gate in gates if gate.metric == COMPARISON)
     return f"not promoted: {failed}" if failed else f"all {len(gates)} gates passed{told}"

@@ -60,16 +60,22 @@ def history(work: WorkDir = "work", as_json: AsJson = False) -> None:
     if as_json:
         sys.stdout.write(json.dumps({"slots": [slots.as_json(slot) for slot in found]}, indent=1) + "\n")
         return
-    table = Table(box=None, pad_edge=False)
-    for title in ("model", "slot", "opened (UTC)", "why", "outcome", "version", "time", "reason"):
-        table.add_column(title, overflow="fold")
-    for slot in found:
-        version = str(slot.version or "")
-        seconds = f"{slot.seconds:.0f} s" if slot.tries else ""
-        opened = slot.opened[:19].replace("T", " ")
-        row = (slot.model, str(slot.number), opened, slot.why, slot.outcome, version, seconds, slot.reason)
-        table.add_row(*map(escape, row))
-    out.print(table if found else "no slot yet; next: make retrain")
+    for line in [line for slot in found for line in _row(slot)] or ["no slot yet; next: make retrain"]:
+        _tell(line)
+
+
+def _row(slot: Slot) -> Iterator[str]:
+    """A slot in one line, and its reason in another."""
+    version = f"version {slot.version}" if slot.version else ""
+    seconds = f"{slot.seconds:.0f} s" if slot.tries else ""
+    opened, tries = slot.opened[:19].replace("T", " "), f"{len(slot.tries)} tries" if len(slot.tries) > 1 else ""
+    cells = (f"{slot.model} slot {slot.number}", opened, slot.why, slot.outcome, version, seconds, tries)
+    yield "  ".join(f"{cell:<{width}}" for cell, width in zip(cells, (20, 19, 24, 14, 11, 7, 0), strict=True)).rstrip()
+    if slot.reason:
+        yield f"    {slot.reason}"
+    if slot.also:
+        said = "champion" if slot.also["promoted"] else "candidate"
+        yield f"    {slot.also['name']} version {slot.also['version']} is {said}: {slot.also['reason']}"
 
 
 def promote(

@@ -65,7 +65,11 @@ def run(attempt: Attempt) -> dict[str, Any]:
         "alias": "champion" if all(gate.passed for gate in gates) else "candidate",
         "gates": "; ".join(gate.detail for gate in gates) or "no gates",
         **{name: float(value) for name, value in measured.items()},
-        **({"failed": [gate.metric for gate in gates if not gate.passed]} if against else {}),
+        **(
+            {"why": registry.reason_of(gates), "failed": [gate.metric for gate in gates if not gate.passed]}
+            if against
+            else {}
+        ),
     }
 
 
