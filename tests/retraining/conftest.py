@@ -1,0 +1,3 @@
+"""The MLflow store that other tests use, too."""
+
+from tests.pipelines.conftest import store as store
