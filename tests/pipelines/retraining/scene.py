@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from model import durable
 from model.config import ModelShape
-from pipelines import recipes, retrain, run, slots
+from pipelines import recipes, registry, retrain, run, samples, slots
 from pipelines.config import (
     Gate,
     Recipe,
@@ -25,10 +26,13 @@ from pipelines.config import (
 )
 from pipelines.engine.record import Record
 from pipelines.execution import Execution
+from pipelines.model_card import Card
+from pipelines.package import build_package
 from pipelines.run import Workspace
 from pipelines.slots import Slot
+from tests.pipelines.tiny_exports import write_base, write_classifier
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def shakespeare(begin: int, end: int) -> str:
@@ -44,7 +48,7 @@ def small(corpus: Path, name: str, task: bool = True, **how: Any) -> Recipe:
         "name": name,
         "shard": ShardConfig(sources=(text,), document_bytes=512, shard_bytes=8192, heldout_fraction=0.05),
         "tokenizer": TokenizerConfig(sources=(text,), vocab_size=512),
-        "model": ModelShape(n_positions=64, n_embd=16, n_layer=1, n_head=2),
+        "model": ModelShape(n_positions=64, n_embd=32, n_layer=2, n_head=2),
         "pretrain": tiny.pretrain.model_copy(update=few),
         "task": TaskConfig(source=recipes.REVIEWS, max_examples=60) if task else None,
         "finetune": tiny.finetune.model_copy(update=few) if task and tiny.finetune else None,
@@ -56,6 +60,11 @@ def small(corpus: Path, name: str, task: bool = True, **how: Any) -> Recipe:
         "retrain": RetrainConfig(**how),
     }  # fmt: skip
     return Recipe.model_validate_json(tiny.model_copy(update=changed).model_dump_json())
+
+
+def _reviews() -> str:
+    """The digest of the labelled sample."""
+    return durable.sha256(samples.paths("rotten_tomatoes", ROOT / ".cache" / "gptline", fetch=True)[0])
 
 
 @dataclass
@@ -83,12 +92,15 @@ class Scene:
     registry: Path
     name: str
     task: bool = True
+    how: dict[str, Any] = field(default_factory=dict)
     clock: PlayedClock = field(default_factory=PlayedClock)
     said: list[str] = field(default_factory=list)
     records: dict[str, Record] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Begin with six files."""
+        if self.corpus.exists():
+            return
         self.corpus.mkdir(parents=True)
         for index in range(6):
             self.add(f"{index}.txt", shakespeare(index * 20_000, (index + 1) * 20_000))
@@ -119,7 +131,7 @@ class Scene:
             work=str(self.work), registry=str(self.registry), ranks=1, workers=2, threads=1, standby=False, lease_seconds=5.0
         )  # fmt: skip
         clock = retrain.Clock(lambda: self.clock.at, self.clock.sleep)
-        recipe = small(self.corpus, self.name, self.task, **how)
+        recipe = small(self.corpus, self.name, self.task, **self.how | how)
         return retrain.Desk(recipe, execution, clock, do or self.steps, self.said.append)
 
     def night(
@@ -134,6 +146,21 @@ class Scene:
         outcomes = run.run(workspace, run.unwatched, lambda owner: None, lambda damage: None)
         self.records = {outcome.record.step: outcome.record for outcome in outcomes}
         return self.records
+
+    def plant_champions(self) -> None:
+        """Champions with random weights, as if trained on the files that are there: a slot less to wait for."""
+        lineage = {
+            "shard": {"sources": {"corpus": [durable.sha256(path) for path in self.corpus.iterdir()]}},
+            "prepare_task": {"sources": {"labelled": [_reviews()]}},
+        }
+        makers = {
+            f"{self.name}-base": (write_base, "text-generation"),
+            self.name: (write_classifier, "text-classification"),
+        }
+        for name, (write, kind) in makers.items():
+            export, package = (self.folder / f"{name}-{what}" for what in ("export", "package"))
+            build_package(write(export), package, Card(name, kind, "A test.", lineage=lineage))  # type: ignore[arg-type]
+            assert registry.promote(self.registry, registry.register(self.registry, name, package, {}), [])
 
     def finished(self) -> set[str]:
         """The folders of all finished steps."""

@@ -29,7 +29,7 @@ def test_who_was_overtaken_writes_no_slot(tmp_path: Path) -> None:
     late._beat.join()
     (folder / "lease" / "000001.released").touch()
     lease.acquire(folder, 30).release()
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises((FileNotFoundError, NotADirectoryError)):
         slots.write(tmp_path, SLOT, late.attempt)
     assert slots.read_all(tmp_path) == []
 
@@ -40,7 +40,7 @@ def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
     owned.release()
     path = slots.folder(tmp_path, "m") / "slots" / "000001.json"
     path.write_bytes(path.read_bytes().replace(b"1 new file", b"2 new file"))
-    with pytest.raises(SlotDamaged, match="000001.json is damaged"):
+    with pytest.raises(SlotDamaged, match=r"000001\.json is damaged"):
         slots.read_all(tmp_path)
 
 
