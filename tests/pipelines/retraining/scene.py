@@ -64,7 +64,7 @@ def small(corpus: Path, name: str, task: bool = True, **how: Any) -> Recipe:
 
 def _reviews() -> str:
     """The digest of the labelled sample."""
-    return durable.sha256(samples.paths("rotten_tomatoes", ROOT / ".cache" / "gptline", fetch=True)[0])
+    return durable.sha256(samples.paths("rotten_tomatoes", ROOT / ".cache" / "gptline", True)[0])
 
 
 @dataclass

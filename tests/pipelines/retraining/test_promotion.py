@@ -51,7 +51,7 @@ def test_each_move_is_on_record_with_who_when_and_why(store: Path, packages: lis
     assert _moves(store, "told") == [("run", None, 1), ("run", 1, 2), ("promote", 2, 3)]
     last = promotion_log.read(store, "told")[-1]
     assert last.why == "the customer likes it" and "@" in last.who and last.at.startswith("20")
-    assert "gptline.verified" in (registry.version_tags(store, "told", 3) or {})
+    assert (registry.version_tags(store, "told", 3) or {})["gptline.verified"] == version.digest
 
 
 def test_rollbacks_go_back_one_promotion_after_another(store: Path, packages: list[Path]) -> None:
