@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines import jobs_commands, lineage_commands, pull_commands, run, site_commands
+from pipelines import jobs_commands, lineage_commands, pull_commands, retrain_commands, run, site_commands
 from pipelines.config import ConfigError, check_together
 from pipelines.errors import DAMAGED, INTERRUPTED, exit_code, told
 from pipelines.options import (
@@ -237,6 +237,11 @@ def registry_backup(
 for command in (
     *(jobs_commands.submit, jobs_commands.logs, jobs_commands.stop, jobs_commands.jobs),
     *(site_commands.up, site_commands.join, site_commands.down, site_commands.serve, site_commands.user),
+    retrain_commands.retrain,
+    retrain_commands.history,
+    retrain_commands.promote,
+    retrain_commands.rollback,
+    retrain_commands.promotions,
 ):
     app.command()(command)
 

@@ -14,9 +14,11 @@ from pipelines.engine.record import RecordDamaged, UnknownSchema
 from pipelines.engine.step import Damaged
 from pipelines.follow import NotYet
 from pipelines.package import PackageDamaged
+from pipelines.promotion import PromotionRefused
 from pipelines.pull import PullRefused
 from pipelines.registry import UnknownModel
 from pipelines.samples import SampleUnavailable
+from pipelines.slots import SlotDamaged
 from pipelines.sources import SourceError
 from pipelines.store import StoreDamaged
 
@@ -31,9 +33,14 @@ class StepInterrupted(RuntimeError):
     """A step was asked to stop and saved its state; the same command goes on."""
 
 
+class GivenUp(RuntimeError):
+    """A retraining slot was given up, or its sources are those of one that was. The message says why and what to do."""
+
+
 EXPECTED = (
     ConfigError, SourceError, SampleUnavailable, Busy, Overtaken, Damaged, RecordDamaged, UnknownSchema, UnknownModel,
-    PullRefused, PackageDamaged, StepFailed, StepInterrupted, StoreDamaged, NotYet, ConnectionError,
+    PullRefused, PackageDamaged, StepFailed, StepInterrupted, StoreDamaged, NotYet, ConnectionError, GivenUp,
+    SlotDamaged, PromotionRefused,
 )  # fmt: skip
 
 
@@ -71,6 +78,6 @@ def exit_code(error: BaseException) -> int:
     """The exit code that says what kind of error it was."""
     if isinstance(error, StepInterrupted | NotYet):
         return INTERRUPTED
-    if isinstance(error, PackageDamaged | Damaged | RecordDamaged | StoreDamaged):
+    if isinstance(error, PackageDamaged | Damaged | RecordDamaged | StoreDamaged | SlotDamaged):
         return DAMAGED
-    return USAGE if isinstance(error, ConfigError | UnknownModel | PullRefused) else FAILED
+    return USAGE if isinstance(error, ConfigError | UnknownModel | PullRefused | PromotionRefused) else FAILED

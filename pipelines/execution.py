@@ -108,6 +108,12 @@ class Execution(Config):
     lease_seconds: float = Field(
         30.0, gt=0, description="an owner on another host without a sign of life for so long is dead"
     )
+    retrain_attempts: int = Field(
+        3, ge=1, description="times that a retraining slot is tried when it fails or is killed, before it is given up"
+    )
+    retrain_backoff: float = Field(
+        60.0, ge=0, description="seconds before a failed slot is tried again; twice as many before each further try"
+    )
     peak_flops: float | None = Field(
         None,
         gt=0,
