@@ -11,6 +11,7 @@ PY := $(VENV)/bin/python
 
 # What people give goes to the shell as environment variables, byte for byte: quotes, spaces and dollars in it are theirs.
 GIVEN := RECIPE WORK SET UNTIL MODEL DEST PROMPT WHAT KILLS SEED
+GIVEN += KEEP_DAYS KEEP YES EVERY
 $(foreach name,$(GIVEN),$(eval override $(name) := $$(value $(name))))
 export $(GIVEN)
 SETTINGS = $${SET:+--set "$$SET"}
@@ -18,6 +19,7 @@ OPTIONS = --recipe "$$RECIPE" --work "$$WORK" $(SETTINGS)
 
 # Every target is phony: one named like a folder (tests, model) would silently do nothing.
 .PHONY: help setup run plan dryrun status verify pull generate inspect ui backup integrity test thorough chaos check format bench clean
+.PHONY: gc schedule unschedule
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -64,6 +66,16 @@ backup: setup ## copy the MLflow store to <registry>-backups, verified
 
 integrity: setup ## check the MLflow store: database, packages, aliases, runs
 	@$(PY) -m pipelines registry-check $(SETTINGS)
+
+# Upkeep: docs/upkeep.md
+gc: setup ## what no record and no alias needs any more; YES=1 removes it: KEEP_DAYS=30 KEEP=3
+	@$(PY) -m pipelines gc --work "$$WORK" $(SETTINGS) $${KEEP_DAYS:+--keep-days "$$KEEP_DAYS"} $${KEEP:+--keep "$$KEEP"} $${YES:+--yes}
+
+schedule: setup ## retrain at these times: EVERY="daily 03:00" (or cron's five fields)
+	@$(PY) -m pipelines schedule $(OPTIONS) -- "$${EVERY:?say when: make schedule EVERY=\"daily 03:00\"}"
+
+unschedule: setup ## no more: removes what schedule installed for this RECIPE and WORK
+	@$(PY) -m pipelines unschedule --recipe "$$RECIPE" --work "$$WORK"
 
 test: setup ## all tests
 	@$(PY) -m pytest

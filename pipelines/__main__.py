@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines import run
+from pipelines import run, upkeep_commands
 from pipelines.config import ConfigError, check_together
 from pipelines.errors import DAMAGED, INTERRUPTED, exit_code, told
 from pipelines.options import AsJson, RecipeName, Settings, WorkDir, configured, err, execution_of, out, pairs
@@ -229,6 +229,10 @@ def registry_backup(
     if made.report.damaged:
         out.print("the backup has the damage too: earlier ones were kept", markup=False)
         raise typer.Exit(DAMAGED)
+
+
+for name in ("gc", "schedule", "unschedule", "catch_up", "alerts"):
+    app.command(name.replace("_", "-"))(getattr(upkeep_commands, name))
 
 
 def _stop(number: int, frame: Any) -> None:

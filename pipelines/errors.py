@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import errno
 
+from cluster.every import BadSchedule
+from cluster.schedule import ScheduleError
 from pipelines.config import ConfigError
 from pipelines.engine.lease import Busy, Overtaken
 from pipelines.engine.record import RecordDamaged, UnknownSchema
@@ -32,6 +34,7 @@ class StepInterrupted(RuntimeError):
 EXPECTED = (
     ConfigError, SourceError, SampleUnavailable, Busy, Overtaken, Damaged, RecordDamaged, UnknownSchema, UnknownModel,
     PullRefused, PackageDamaged, StepFailed, StepInterrupted, StoreDamaged, ConnectionError,
+    BadSchedule, ScheduleError,
 )  # fmt: skip
 
 
@@ -71,4 +74,4 @@ def exit_code(error: BaseException) -> int:
         return INTERRUPTED
     if isinstance(error, PackageDamaged | Damaged | RecordDamaged | StoreDamaged):
         return DAMAGED
-    return USAGE if isinstance(error, ConfigError | UnknownModel | PullRefused) else FAILED
+    return USAGE if isinstance(error, ConfigError | UnknownModel | PullRefused | BadSchedule) else FAILED

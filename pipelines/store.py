@@ -152,6 +152,15 @@ def select(uri: str, query: str, *values: Any) -> list[Any]:
 
 def ask(uri: str, what: str, **values: Any) -> dict[str, Any] | None:
     """The model version that a tracking server answers with; None if it has no such thing. ConnectionError."""
+    try:
+        answer = get(uri, what, **values)
+        return None if answer is None else dict(answer["model_version"])
+    except KeyError as error:
+        raise ConnectionError(f"{uri} cannot be reached ({error}); is the MLflow server up?") from error
+
+
+def get(uri: str, what: str, **values: Any) -> dict[str, Any] | None:
+    """What a tracking server answers; None if it has no such thing. Does not import mlflow. ConnectionError."""
     query = urllib.parse.urlencode(values)
     request = urllib.request.Request(f"{uri.rstrip('/')}/api/2.0/mlflow/{what}?{query}")
     user, password = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_PASSWORD")
@@ -161,7 +170,7 @@ def ask(uri: str, what: str, **values: Any) -> dict[str, Any] | None:
         request.add_header("Authorization", f"Bearer {token}")
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:
-            return dict(json.load(answer)["model_version"])
+            return dict(json.load(answer))
     except urllib.error.HTTPError as error:
         said = error.read().decode(errors="replace")
         if error.code == 404 or (error.code == 400 and "not found" in said):  # an unknown alias is a 400 to MLflow
@@ -169,7 +178,7 @@ def ask(uri: str, what: str, **values: Any) -> dict[str, Any] | None:
         raise ConnectionError(
             f"{uri} answered {error.code} to a question for {', '.join(map(str, values.values()))}: {error.reason}"
         ) from error
-    except (OSError, ValueError, KeyError) as error:  # no answer, half an answer, or somebody else's
+    except (OSError, ValueError) as error:  # no answer, half an answer, or somebody else's
         raise ConnectionError(f"{uri} cannot be reached ({error}); is the MLflow server up?") from error
 
 

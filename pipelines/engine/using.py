@@ -1,0 +1,184 @@
+"""A work directory in use, or being cleaned: any number of users at once, and a cleaner alone.
+
+The one idea: user and cleaner each write their mark into one folder (`WORK/gc/lease`) before they look there for the
+other's, so that of any two at least one sees the other, on any host: writing into a folder also makes a network file
+system forget an old listing of it. A cleaner who sees a living user leaves. A user who sees a cleaner waits for it, or
+overtakes a dead one; and since a cleaner removes by renaming into its attempt's folder, an overtaken one that wakes
+removes nothing.
+
+A user that was taken for dead is shut out as well: its mark is removed and the steps it owned are fenced *before*
+anything goes, and before each step it hard-links its mark into the attempt, which then fails.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from model import durable
+from pipelines.engine import lease as leases
+from pipelines.engine import sealed
+from pipelines.engine.lease import Busy, Lease, Overtaken, Owner
+
+FOLDER = "gc"
+TRASH = "trash"
+_MARK = "user-"
+_MARKS_KEPT = 50  # generations of cleaners whose marks stay
+_LOOK = 0.2  # seconds between two looks at those who may be dead
+
+
+class Use:
+    """The mark of one user, kept alive by a thread until `end`."""
+
+    def __init__(self, root: Path, seconds: float) -> None:
+        self._root = root
+        token = f"{_MARK}{secrets.token_hex(6)}"
+        self._file = root / FOLDER / "lease" / f"{token}.json"
+        durable.create_bytes(self._file, sealed.seal(asdict(leases.this_process(token))))
+        durable.sweep_drafts(self._file, like=f".{_MARK}*.tmp")
+        self._stop = threading.Event()
+        self._beat = threading.Thread(target=self._keep_alive, args=(seconds / 4,), daemon=True, name="use")
+        self._beat.start()
+
+    def _keep_alive(self, interval: float) -> None:
+        while not self._stop.wait(interval):
+            with contextlib.suppress(OSError):  # as a lease's: a hiccup must not end the sign of life
+                leases.touch(self._file)
+
+    def confirm(self, scratch: Path) -> None:
+        """That nothing was removed since this user looked. Overtaken if it was taken for dead."""
+        try:
+            durable.link(self._file, scratch / "user.json")
+        except FileNotFoundError as error:
+            raise Overtaken(
+                f"{self._root} was cleaned while this process made no sign of life; give the same command again"
+            ) from error
+
+    def end(self) -> None:
+        """Nothing that was planned is needed any more."""
+        self._stop.set()
+        self._beat.join()
+        self._file.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def using(root: Path, seconds: float, on_wait: Callable[[Owner], None]) -> Iterator[Use]:
+    """Use the work directory: what is there when this yields stays until the end. Waits for a cleaner."""
+    folder = _prepared(root)
+    _sweep(folder)
+    use = Use(root, seconds)
+    try:
+        if leases.held(folder):
+            leases.acquire(folder, seconds, on_wait=on_wait).release()
+        yield use
+    finally:
+        use.end()
+
+
+@contextlib.contextmanager
+def cleaning(root: Path, seconds: float, on_wait: Callable[[Owner], None]) -> Iterator[Path]:
+    """Be alone in the work directory; yields a folder to move into what goes. Busy names a living user.
+
+    What was moved is deleted by `empty_trash`, when others may come in again. Overtaken if this process was taken for dead.
+    """
+    folder = _prepared(root)
+    lease = leases.acquire(folder, seconds, on_wait=on_wait)
+    try:
+        _shut_out_the_dead(root, seconds)
+        (lease.attempt / TRASH).mkdir()
+        yield lease.attempt / TRASH
+        durable.rename(lease.attempt / TRASH, folder / TRASH / lease.owner.token)
+        leases.clear_marks(folder, _MARKS_KEPT)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if lease.attempt.is_dir():
+            raise
+        raise Overtaken(f"cleaning {root} was taken over: this process made no sign of life; run it again") from error
+    finally:
+        lease.release()
+
+
+def empty_trash(root: Path) -> None:
+    """Delete what cleaners have moved away; also what one that was killed has left."""
+    trash = root / FOLDER / TRASH
+    for path in sorted(trash.iterdir()) if trash.is_dir() else ():
+        durable.remove(path)
+
+
+def left_in_trash(root: Path) -> list[Path]:
+    """What killed cleaners have moved away and not deleted."""
+    places = [root / FOLDER / TRASH, *(root / FOLDER / "attempts").glob(f"*/{TRASH}")]
+    return [path for place in places if place.is_dir() for path in place.iterdir()]
+
+
+def _prepared(root: Path) -> Path:
+    folder = root / FOLDER
+    for name in ("lease", "attempts", TRASH):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _marks(root: Path) -> dict[Path, Owner]:
+    """Every user's mark, and whom it names."""
+    return {path: leases.owner_in(path) for path in sorted((root / FOLDER / "lease").glob(f"{_MARK}*.json"))}
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the marks of users on this host that are gone."""
+    for mark, owner in _marks(folder.parent).items():
+        if leases.is_gone(owner):
+            mark.unlink(missing_ok=True)
+
+
+def _shut_out_the_dead(root: Path, seconds: float) -> None:
+    """Remove the marks and fence the steps of all who are dead. Busy if anybody lives."""
+    _sweep(root / FOLDER)
+    owned = {
+        folder: leases.held(folder) for folder in sorted((root / "steps").glob("*")) if (folder / "lease").is_dir()
+    }
+    steps = {folder: lease for folder, lease in owned.items() if lease is not None}
+    marks = _marks(root)  # a user who comes after this listing sees the cleaner's lease, and waits
+    _watched(marks | {lease.file: lease.owner for lease in steps.values()}, seconds, root)
+    for mark in marks:
+        mark.unlink(missing_ok=True)
+    # Listed again: whoever took a step before its mark was gone is seen now, and lives.
+    for folder in sorted((root / "steps").glob("*")):
+        now = leases.held(folder) if (folder / "lease").is_dir() else None
+        if now is None:
+            continue
+        if folder not in steps or now.generation != steps[folder].generation:
+            raise Busy(_in_use(root, now.owner))
+        fence: Lease | None = leases.overtake(folder, now.generation, seconds)
+        if fence is None:
+            raise Busy(_in_use(root, now.owner))
+        fence.release()
+
+
+def _watched(owners: dict[Path, Owner], seconds: float, root: Path) -> None:
+    """Wait until none of the owners' files was touched for `seconds`. Busy names one that lives."""
+    unsure = {file: owner for file, owner in owners.items() if not leases.is_gone(owner)}
+    for owner in unsure.values():
+        if leases.is_here(owner):
+            raise Busy(_in_use(root, owner))
+    stamps = {file: _stamp(file) for file in unsure}
+    since = time.monotonic()
+    while unsure and time.monotonic() - since <= seconds:
+        time.sleep(min(_LOOK, seconds / 8))
+        for file, owner in unsure.items():
+            if _stamp(file) not in (stamps[file], None):
+                raise Busy(_in_use(root, owner))
+
+
+def _stamp(file: Path) -> int | None:
+    try:
+        return file.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
+def _in_use(root: Path, owner: Owner) -> str:
+    return f"{root} is in use by {owner}: nothing was removed; try again when it is done"
