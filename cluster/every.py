@@ -16,7 +16,13 @@ from dataclasses import dataclass
 _DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _LIMITS = {"minute": (0, 59), "hour": (0, 23), "day of the month": (1, 31), "month": (1, 12), "day of the week": (0, 7)}
-_WORDS = {"@hourly": "hourly", "@daily": "daily", "@midnight": "daily", "@weekly": "weekly sun", "@monthly": "monthly 1"}
+_WORDS = {
+    "@hourly": "hourly",
+    "@daily": "daily",
+    "@midnight": "daily",
+    "@weekly": "weekly sun",
+    "@monthly": "monthly 1",
+}
 _FORMS = "hourly, daily 03:00, weekly mon 03:00, monthly 1 03:00, or cron's five fields such as */20 8-18 * * mon-fri"
 _YEARS = 9  # within which every date comes at least once: 29 February, also around 2100
 
@@ -38,7 +44,13 @@ class Every:
     def cron(self) -> str:
         """The five fields for a line of cron."""
         days, weekdays = self.days or range(1, 32), self.weekdays or range(7)
-        fields = [(self.minutes, range(60)), (self.hours, range(24)), (days, range(1, 32)), (self.months, range(1, 13)), (weekdays, range(7))]
+        fields = [
+            (self.minutes, range(60)),
+            (self.hours, range(24)),
+            (days, range(1, 32)),
+            (self.months, range(1, 13)),
+            (weekdays, range(7)),
+        ]
         return " ".join("*" if len(values) == len(all_) else ",".join(map(str, values)) for values, all_ in fields)
 
     def calendars(self) -> list[str]:
@@ -108,7 +120,10 @@ def _every(words: list[str], text: str) -> Every:
     ]
     weekdays = tuple(sorted({value % 7 for value in sets[4]}))
     # As cron has it: a field that begins with a star leaves the choice of the day to the other one.
-    any_day, any_weekday = words[2].startswith("*") and len(sets[2]) == 31, words[4].startswith("*") and len(weekdays) == 7
+    any_day, any_weekday = (
+        words[2].startswith("*") and len(sets[2]) == 31,
+        words[4].startswith("*") and len(weekdays) == 7,
+    )
     return Every(sets[0], sets[1], None if any_day else sets[2], sets[3], None if any_weekday else weekdays)
 
 

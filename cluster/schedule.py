@@ -158,7 +158,9 @@ def _around(crontab: bytes, name: str) -> tuple[bytes, bytes]:
     if not begins and not ends:
         return crontab, b""
     if len(begins) != 1 or len(ends) != 1 or ends[0] < begins[0]:
-        raise ScheduleError(f"the marks of {name} in the crontab were changed by hand; remove its lines with `crontab -e`")
+        raise ScheduleError(
+            f"the marks of {name} in the crontab were changed by hand; remove its lines with `crontab -e`"
+        )
     return b"".join(lines[: begins[0]]), b"".join(lines[ends[0] + 1 :])
 
 

@@ -23,10 +23,7 @@ from pipelines.retention import Aliased, Doomed, Retention, Survey, size_of, sur
 
 def look(root: Path, retention: Retention, now: datetime.datetime, aliased: Aliased) -> Survey:
     """What `collect` would remove now. Takes no lock and writes nothing. ConfigError if `root` is no work directory."""
-    if not any((root / name).exists() for name in ("steps", "units", "digests.json")):
-        raise ConfigError(
-            f"WORK={root}: {'no work directory' if root.exists() else 'there is no such folder'}; check the path"
-        )
+    _assert_work_directory(root)
     found = survey(root, retention, now, aliased)
     found.doomed += [
         Doomed("trash", str(path.relative_to(root)), (path,), size_of(path), "left by a gc that was killed")
@@ -48,13 +45,20 @@ def collect(
     `aliased` is asked when nobody else is in the work directory; if the registry does not answer, nothing is removed.
     `seconds` without a sign of life make a user on another host count as dead.
     """
-    look(root, retention, now, {})
+    _assert_work_directory(root)
     with using.cleaning(root, seconds, on_wait) as trash:
         found = survey(root, retention, now, aliased())
         _move(found.doomed, trash)
         Digests(root / "digests.json").forget_the_gone()
     using.empty_trash(root)
     return found
+
+
+def _assert_work_directory(root: Path) -> None:
+    if not any((root / name).exists() for name in ("steps", "units", "digests.json")):
+        raise ConfigError(
+            f"WORK={root}: {'no work directory' if root.exists() else 'there is no such folder'}; check the path"
+        )
 
 
 def _move(doomed: list[Doomed], trash: Path) -> None:

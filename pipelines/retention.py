@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from model import durable
+from pipelines import slots
 from pipelines.engine import record as records
 from pipelines.engine.record import Record
 
@@ -86,6 +87,7 @@ def survey(root: Path, retention: Retention, now: datetime.datetime, aliased: Al
         for file in folder.record.outputs
     }  # fmt: skip
     found.doomed += _doomed_units(root, needed, retention, now)
+    found.doomed += _doomed_champions(root)
     found.kept_bytes = size_of(root / "steps") + size_of(root / "units") - found.bytes
     return found
 
@@ -216,3 +218,17 @@ def _doomed_units(root: Path, needed: set[str], retention: Retention, now: datet
             ordered = sorted(paths, key=lambda path: path.suffix != ".json" or path.name != f"{key}.json")
             why = f"made {age / 86_400:.0f} days ago; no record that is kept lists it"
             yield Doomed("unit", f"{kind.name}/{key[:12]}", tuple(ordered), sum(map(size_of, paths)), why)
+
+
+def _doomed_champions(root: Path) -> Iterator[Doomed]:
+    """Champions that retraining pulled for slots that are closed, but for the latest one's: the registry has them."""
+    for model in sorted((root / "retrain").glob("*")):
+        history = slots.of_model(root, model.name)
+        needed = {
+            champion["digest"] for slot in history if slot.outcome == "open" or slot is history[-1]
+            for champion in (slot.champion, slot.base) if champion
+        }  # fmt: skip
+        for path in sorted(model.glob("champions/*")):
+            if path.name.lstrip(".") not in needed:
+                name = str(path.relative_to(root / "retrain"))
+                yield Doomed("champion", name, (path,), size_of(path), "pulled for a slot that is closed")

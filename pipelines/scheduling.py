@@ -144,7 +144,9 @@ def _unit_folder(units: Path | None) -> tuple[Path, bool]:
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "systemd" / "user", True
 
 
-def missed(text: str, since: datetime.datetime, opened: list[datetime.datetime], now: datetime.datetime) -> datetime.datetime | None:
+def missed(
+    text: str, since: datetime.datetime, opened: list[datetime.datetime], now: datetime.datetime
+) -> datetime.datetime | None:
     """The latest time that was due after `since` and saw no slot; None if none was missed.
 
     One, however many were missed: a slot looks at the sources as they are, so one makes up for all. Times in `now`'s zone.

@@ -72,7 +72,9 @@ With = Annotated[str, typer.Option("--with", help="systemd, cron, or auto: syste
 
 
 def schedule(
-    every: Annotated[str, typer.Argument(help='when: "daily 03:00", "hourly", "weekly mon 03:00", or cron\'s five fields')],
+    every: Annotated[
+        str, typer.Argument(help='when: "daily 03:00", "hourly", "weekly mon 03:00", or cron\'s five fields')
+    ],
     recipe: RecipeName = "default",
     work: WorkDir = "work",
     settings: Settings = None,

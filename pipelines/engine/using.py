@@ -23,7 +23,7 @@ from pathlib import Path
 from model import durable
 from pipelines.engine import lease as leases
 from pipelines.engine import sealed
-from pipelines.engine.lease import Busy, Lease, Overtaken, Owner
+from pipelines.engine.lease import Busy, Held, Overtaken, Owner
 
 FOLDER = "gc"
 TRASH = "trash"
@@ -137,25 +137,26 @@ def _sweep(folder: Path) -> None:
 def _shut_out_the_dead(root: Path, seconds: float) -> None:
     """Remove the marks and fence the steps of all who are dead. Busy if anybody lives."""
     _sweep(root / FOLDER)
-    owned = {
-        folder: leases.held(folder) for folder in sorted((root / "steps").glob("*")) if (folder / "lease").is_dir()
-    }
-    steps = {folder: lease for folder, lease in owned.items() if lease is not None}
+    before = _held(root)
     marks = _marks(root)  # a user who comes after this listing sees the cleaner's lease, and waits
-    _watched(marks | {lease.file: lease.owner for lease in steps.values()}, seconds, root)
+    _watched(marks | {lease.file: lease.owner for lease in before.values()}, seconds, root)
     for mark in marks:
         mark.unlink(missing_ok=True)
     # Listed again: whoever took a step before its mark was gone is seen now, and lives.
-    for folder in sorted((root / "steps").glob("*")):
-        now = leases.held(folder) if (folder / "lease").is_dir() else None
-        if now is None:
-            continue
-        if folder not in steps or now.generation != steps[folder].generation:
-            raise Busy(_in_use(root, now.owner))
-        fence: Lease | None = leases.overtake(folder, now.generation, seconds)
+    for folder, lease in _held(root).items():
+        if folder not in before or lease.generation != before[folder].generation:
+            raise Busy(_in_use(root, lease.owner))
+        fence = leases.overtake(folder, lease.generation, seconds)
         if fence is None:
-            raise Busy(_in_use(root, now.owner))
+            raise Busy(_in_use(root, lease.owner))
         fence.release()
+
+
+def _held(root: Path) -> dict[Path, Held]:
+    """All that is owned below the work directory: steps, and models that are being retrained."""
+    folders = [folder for kind in ("steps", "retrain") for folder in sorted((root / kind).glob("*"))]
+    found = {folder: leases.held(folder) for folder in folders if (folder / "lease").is_dir()}
+    return {folder: lease for folder, lease in found.items() if lease is not None}
 
 
 def _watched(owners: dict[Path, Owner], seconds: float, root: Path) -> None:
