@@ -33,17 +33,12 @@ class Retention:
 
 @dataclass(frozen=True)
 class Folder:
-    """A step's folder: its record if it is done, and when it was last written."""
+    """A step's folder, its record if it is done, and when it was finished or last worked on."""
 
     path: Path
     name: str
     record: Record | None
-    touched: datetime.datetime
-
-    @property
-    def when(self) -> datetime.datetime:
-        """When the step was finished, or last worked on."""
-        return datetime.datetime.fromisoformat(self.record.finished) if self.record else self.touched
+    when: datetime.datetime
 
 
 @dataclass(frozen=True)
@@ -101,7 +96,8 @@ def _folders(root: Path) -> Iterator[Folder]:
             record = records.read(path)
         except records.RecordDamaged:
             record = None  # its step counts as not done
-        yield Folder(path, path.name.rpartition("-")[0], record, _touched(path))
+        when = datetime.datetime.fromisoformat(record.finished) if record else _touched(path)
+        yield Folder(path, path.name.rpartition("-")[0], record, when)
 
 
 def _touched(path: Path) -> datetime.datetime:
