@@ -87,9 +87,10 @@ def cleaning(root: Path, seconds: float, on_wait: Callable[[Owner], None]) -> It
     What was moved is deleted by `empty_trash`, when others may come in again. Overtaken if this process was taken for dead.
     """
     folder = _prepared(root)
+    dead = _motionless(root, seconds)
     lease = leases.acquire(folder, seconds, on_wait=on_wait)
     try:
-        _shut_out_the_dead(root, seconds)
+        _shut_out_the_dead(root, dead, seconds)
         (lease.attempt / TRASH).mkdir()
         yield lease.attempt / TRASH
         durable.rename(lease.attempt / TRASH, folder / TRASH / lease.owner.token)
@@ -134,12 +135,13 @@ def _sweep(folder: Path) -> None:
             mark.unlink(missing_ok=True)
 
 
-def _shut_out_the_dead(root: Path, seconds: float) -> None:
-    """Remove the marks and fence the steps of all who are dead. Busy if anybody lives."""
-    _sweep(root / FOLDER)
+def _shut_out_the_dead(root: Path, dead: dict[Path, int | None], seconds: float) -> None:
+    """Remove the marks and fence the steps of all who are dead: gone, or seen motionless. Busy if anybody else is here."""
     before = _held(root)
     marks = _marks(root)  # a user who comes after this listing sees the cleaner's lease, and waits
-    _watched(marks | {lease.file: lease.owner for lease in before.values()}, seconds, root)
+    for file, owner in (marks | {lease.file: lease.owner for lease in before.values()}).items():
+        if not leases.is_gone(owner) and (file not in dead or dead[file] != _stamp(file)):
+            raise Busy(_in_use(root, owner))
     for mark in marks:
         mark.unlink(missing_ok=True)
     # Listed again: whoever took a step before its mark was gone is seen now, and lives.
@@ -159,19 +161,25 @@ def _held(root: Path) -> dict[Path, Held]:
     return {folder: lease for folder, lease in found.items() if lease is not None}
 
 
-def _watched(owners: dict[Path, Owner], seconds: float, root: Path) -> None:
-    """Wait until none of the owners' files was touched for `seconds`. Busy names one that lives."""
-    unsure = {file: owner for file, owner in owners.items() if not leases.is_gone(owner)}
-    for owner in unsure.values():
-        if leases.is_here(owner):
-            raise Busy(_in_use(root, owner))
-    stamps = {file: _stamp(file) for file in unsure}
+def _motionless(root: Path, seconds: float) -> dict[Path, int | None]:
+    """The signs of life of users that cannot be looked up from here, if none changed for `seconds`. Busy names one who lives.
+
+    Nobody is kept waiting by this: the cleaner has no lease yet.
+    """
+    _sweep(root / FOLDER)
+    stamps: dict[Path, int | None] | None = None
     since = time.monotonic()
-    while unsure and time.monotonic() - since <= seconds:
-        time.sleep(min(_LOOK, seconds / 8))
+    while True:
+        owners = _marks(root) | {lease.file: lease.owner for lease in _held(root).values()}
+        unsure = {file: owner for file, owner in owners.items() if not leases.is_gone(owner)}
+        now = {file: _stamp(file) for file in unsure}
+        stamps = now if stamps is None else stamps
         for file, owner in unsure.items():
-            if _stamp(file) not in (stamps[file], None):
+            if leases.is_here(owner) or now[file] != stamps.get(file):
                 raise Busy(_in_use(root, owner))
+        if not unsure or time.monotonic() - since > seconds:
+            return now
+        time.sleep(min(_LOOK, seconds / 8))
 
 
 def _stamp(file: Path) -> int | None:

@@ -20,8 +20,8 @@ from pipelines.execution import Execution
 from pipelines.model_card import Card
 from pipelines.package import build_package, verify_package
 from pipelines.retention import Retention
-from tests.pipelines import nightly
 from tests.faults.forkserver import outcome
+from tests.pipelines import nightly
 from tests.pipelines.engine import toys
 
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,3 +51,41 @@ def test_gc_killed_at_every_point_leaves_whole_records_and_the_next_one_finishes
     gone = set(injection.tree(prepared)) - expected
     assert any(path.endswith("record.json") for path in gone) and any(path.startswith("units/") for path in gone)
     assert verify(tmp_path / "reference").unowned == []
+
+
+def race(folder: Path, rounds: int, host: str, marked: bool = True) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Two lines that share units, and a cleaner, at once: what each of the lines says, and the cleaner."""
+    root, registry = folder / "work", nightly.registry(folder / "registry")
+    nightly.go(root, nightly.flow(["first"], champion=True), registry)
+    environment = os.environ | ({} if marked else {"GPTLINE_UNMARKED": "1"})
+
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "tests.faults.racing", arguments[0], str(root), registry, *arguments[1:]]
+        return subprocess.Popen(command, cwd=injection.ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+
+    with start("gc", host) as cleaner, start("run", str(rounds), "1") as one, start("run", str(rounds), "2") as two:
+        said = [json.loads(process.communicate()[0] or "{}") for process in (one, two)]
+        (folder / "stop").touch()
+        cleaned = json.loads(cleaner.communicate()[0])
+    return said, cleaned
+
+
+@pytest.mark.parametrize(
+    ("host", "rounds"),
+    [("here", 12), ("elsewhere", 8)]
+    + [pytest.param(host, 150, marks=pytest.mark.thorough) for host in ("here", "elsewhere")],
+)
+def test_runs_lose_nothing_that_they_planned_with_while_gc_works_all_the_time(
+    tmp_path: Path, host: str, rounds: int
+) -> None:
+    said, cleaned = race(tmp_path, rounds, host)
+    assert [line["lost"] for line in said] == [[], []]
+    assert cleaned["cleaned"] > 3 and cleaned["removed"] > 5 and cleaned["busy"] > 3, cleaned
+    report = verify(tmp_path / "work")
+    assert report.missing == report.damaged == report.unowned == []
+
+
+def test_runs_that_do_not_say_so_do_lose_what_they_planned_with(tmp_path: Path) -> None:
+    """The test above can fail."""
+    said, cleaned = race(tmp_path, 20, "here", marked=False)
+    assert any(line.get("lost", "ended by an error") for line in said), (said, cleaned)
