@@ -120,6 +120,10 @@ def _every(words: list[str], text: str) -> Every:
     ]
     weekdays = tuple(sorted({value % 7 for value in sets[4]}))
     # As cron has it: a field that begins with a star leaves the choice of the day to the other one.
+    if any(words[i].startswith("*/") and words[j] != "*" for i, j in ((2, 4), (4, 2))):
+        raise BadSchedule(
+            f"EVERY={text!r}: crons differ in whether both days have to be right here; list the days instead"
+        )
     any_day, any_weekday = (
         words[2].startswith("*") and len(sets[2]) == 31,
         words[4].startswith("*") and len(weekdays) == 7,
