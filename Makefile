@@ -10,8 +10,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 
 # What people give goes to the shell as environment variables, byte for byte: quotes, spaces and dollars in it are theirs.
-GIVEN := RECIPE WORK SET UNTIL MODEL DEST PROMPT WHAT KILLS SEED
-GIVEN += KEEP_DAYS KEEP YES EVERY
+GIVEN := RECIPE WORK SET UNTIL MODEL DEST PROMPT WHAT KILLS SEED WHY KEEP_DAYS KEEP YES EVERY
 $(foreach name,$(GIVEN),$(eval override $(name) := $$(value $(name))))
 export $(GIVEN)
 SETTINGS = $${SET:+--set "$$SET"}
@@ -60,6 +59,23 @@ inspect: setup ## decode a shard, examples or batch: WHAT=path or batch:STEP
 
 ui: setup ## MLflow's UI on loopback
 	@$(PY) -m pipelines ui $(SETTINGS)
+
+.PHONY: retrain history promote rollback promotions
+
+retrain: setup ## if a source has something new: train, compare with the champion, promote if better
+	@$(PY) -m pipelines retrain $(OPTIONS) $${FORCE:+--force} $${WAIT:+--wait}
+
+history: setup ## the retraining slots: when, why, what was new, which version, promoted or not
+	@$(PY) -m pipelines history --work "$$WORK"
+
+promote: setup ## make a version champion: MODEL=sentiment@7 WHY="..." (ANYWAY=1: although gates failed)
+	@$(PY) -m pipelines promote $(SETTINGS) --why "$${WHY:?say why: make promote MODEL=sentiment@7 WHY=\"...\"}" $${ANYWAY:+--anyway} -- "$${MODEL:?say which: make promote MODEL=sentiment@7 WHY=\"...\"}"
+
+rollback: setup ## make the champion before this one champion again: MODEL=sentiment WHY="..."
+	@$(PY) -m pipelines rollback $(SETTINGS) --why "$${WHY:?say why: make rollback MODEL=sentiment WHY=\"...\"}" -- "$${MODEL:?say which: make rollback MODEL=sentiment WHY=\"...\"}"
+
+promotions: setup ## who moved a champion, when and why: MODEL=sentiment
+	@$(PY) -m pipelines promotions $(SETTINGS) -- "$${MODEL:?say which: make promotions MODEL=sentiment}"
 
 backup: setup ## copy the MLflow store to <registry>-backups, verified
 	@$(PY) -m pipelines registry-backup $(SETTINGS)

@@ -5,6 +5,7 @@ it, and never through our own modules. Each function takes a job (a dict of JSON
 or alone; equal jobs on equal numerics give equal results.
 
     evaluate_language_model({"export", "manifest", "root", "threads", "device", "batch_size"})
+    document_bits({"export", "manifest", "root", "output", "threads", "device", "batch_size"})
     classify({"export", "examples", "output", "threads", "max_length", "device", "batch_size"})
 """
 
@@ -54,16 +55,50 @@ def _batched(pairs: Iterator[tuple[Tensor, Tensor]], size: int) -> Iterator[tupl
 
 
 @torch.inference_mode()
-def total_nats(model: PreTrainedModel, shards: TokenShards, length: int, batch_size: int) -> float:
-    """-ln p of every token of the stream, summed in float64; contexts are cut into windows of `length` tokens."""
-    nats = 0.0
+def _losses(
+    model: PreTrainedModel, shards: TokenShards, length: int, batch_size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The stream's tokens in order and -ln p of each, a batch of windows of `length` tokens at a time, both (B * T,)."""
     for inputs, targets in _batched(windows(shards, length), batch_size):
         inputs, targets = inputs.to(model.device), targets.to(model.device)
         # An explicit mask of ones, because the EOT that opens a window also is the padding token.
         logits = model(inputs, attention_mask=torch.ones_like(inputs), use_cache=False).logits  # (B, T, V)
-        losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")  # (B * T,)
-        nats += float(losses.double().sum())
-    return nats
+        yield targets.flatten(), F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
+
+
+def total_nats(model: PreTrainedModel, shards: TokenShards, length: int, batch_size: int) -> float:
+    """-ln p of every token of the stream, summed in float64; contexts are cut into windows of `length` tokens."""
+    return sum((float(losses.double().sum()) for _, losses in _losses(model, shards, length, batch_size)), 0.0)
+
+
+def document_bits(job: dict[str, Any]) -> dict[str, Any]:
+    """Write the bits that a language model needs for each held-out document, in their order, to job["output"] (JSON).
+
+    The sum over documents is that of `evaluate_language_model`; each document pays for the EOT that closes it.
+    """
+    torch.set_num_threads(job["threads"])
+    shards = TokenShards.from_manifest(Path(job["manifest"]), Path(job["root"]))
+    model = load_export(Path(job["export"]), job.get("device", "cpu"))
+    _same_tokens(job, shards, model)
+    bits: list[float] = [0.0]
+    for tokens, losses in _losses(model, shards, model.config.n_positions, job.get("batch_size", BATCH_SIZE)):
+        ends = (tokens == shards.eot).long()
+        place = ends.cumsum(0) - ends  # (B * T,): an EOT belongs to the document that it closes
+        sums = torch.zeros(int(ends.sum()) + 1, dtype=torch.float64, device=losses.device)
+        sums.index_add_(0, place, losses.double())
+        bits[-1] += float(sums[0]) / math.log(2)
+        bits += [float(nats) / math.log(2) for nats in sums[1:]]
+    durable.write_json(Path(job["output"]), bits[:-1])  # nothing comes after the last EOT
+    return {"documents": len(bits) - 1}
+
+
+def _same_tokens(job: dict[str, Any], shards: TokenShards, model: PreTrainedModel) -> None:
+    """ValueError if the shards have ids that the model does not know."""
+    if shards.vocab_size > model.config.vocab_size or shards.eot != model.config.eos_token_id:
+        raise ValueError(
+            f"{job['manifest']}: tokens of a vocabulary of {shards.vocab_size} with EOT {shards.eot}, "
+            f"{job['export']} has {model.config.vocab_size} with EOT {model.config.eos_token_id}; tokenize with its tokenizer"
+        )
 
 
 def evaluate_language_model(job: dict[str, Any]) -> dict[str, Any]:
@@ -76,11 +111,7 @@ def evaluate_language_model(job: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(job["threads"])
     shards = TokenShards.from_manifest(Path(job["manifest"]), Path(job["root"]))
     model = load_export(Path(job["export"]), job.get("device", "cpu"))
-    if shards.vocab_size > model.config.vocab_size or shards.eot != model.config.eos_token_id:
-        raise ValueError(
-            f"{job['manifest']}: tokens of a vocabulary of {shards.vocab_size} with EOT {shards.eot}, "
-            f"{job['export']} has {model.config.vocab_size} with EOT {model.config.eos_token_id}; tokenize with its tokenizer"
-        )
+    _same_tokens(job, shards, model)
     length = model.config.n_positions
     nats = total_nats(model, shards, length, job.get("batch_size", BATCH_SIZE))
     tokens, size = len(shards), sum(unit.bytes for unit in shards.units)

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines import run, upkeep_commands
+from pipelines import retrain_commands, run, upkeep_commands
 from pipelines.config import ConfigError, check_together
 from pipelines.errors import DAMAGED, INTERRUPTED, exit_code, told
 from pipelines.options import AsJson, RecipeName, Settings, WorkDir, configured, err, execution_of, out, pairs
@@ -231,8 +231,19 @@ def registry_backup(
         raise typer.Exit(DAMAGED)
 
 
-for name in ("gc", "schedule", "unschedule", "catch_up", "alerts"):
-    app.command(name.replace("_", "-"))(getattr(upkeep_commands, name))
+for command in (
+    retrain_commands.retrain,
+    retrain_commands.history,
+    retrain_commands.promote,
+    retrain_commands.rollback,
+    retrain_commands.promotions,
+    upkeep_commands.gc,
+    upkeep_commands.schedule,
+    upkeep_commands.unschedule,
+    upkeep_commands.catch_up,
+    upkeep_commands.alerts,
+):
+    app.command()(command)
 
 
 def _stop(number: int, frame: Any) -> None:

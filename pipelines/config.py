@@ -129,9 +129,12 @@ class EvaluateConfig(Config):
 
 
 class Gate(Config):
-    """A condition on an evaluation metric that a version has to meet to become champion."""
+    """A condition on an evaluation metric, a size or a latency that a version has to meet to become champion."""
 
-    metric: str = Field(description="a metric of the evaluation, as it is named there")
+    metric: str = Field(
+        description="a metric of the evaluation, as it is named there; export_bytes; or latency_ms, which is measured "
+        "where a gate names it"
+    )
     minimum: float | None = Field(None, description="smallest value that passes")
     maximum: float | None = Field(None, description="largest value that passes")
     baseline: str | None = Field(
@@ -154,6 +157,30 @@ class RegisterConfig(Config):
     task_gates: tuple[Gate, ...] = Field((), description="all must pass for the task's `@champion`")
 
 
+class RetrainConfig(Config):
+    """How a champion is challenged when there is something new, and when the challenger takes its place."""
+
+    start: Literal["continue_pretraining", "base", "champion", "scratch"] = Field(
+        "continue_pretraining",
+        description="pre-training goes on from the base champion, then fine-tuning (new documents and new examples "
+        "count); or fine-tuning alone starts from the base champion, or from the task's champion, head included (only "
+        "new examples count); or everything is trained from scratch. Without a task, champion is the base champion",
+    )
+    pretrain_steps: int | None = Field(
+        None, ge=1, description="optimizer steps for which pre-training goes on; pretrain.max_steps if none"
+    )
+    finetune_steps: int | None = Field(
+        None, ge=1, description="optimizer steps of fine-tuning; finetune.max_steps if none"
+    )
+    learning_rate_factor: float = Field(
+        1.0, gt=0, description="both learning rates are multiplied by this: what is trained already wants smaller steps"
+    )
+    minimum_gain: float = Field(
+        0.0,
+        description="the lower end of the gain's 95 % interval has to be above this: accuracy, or fewer bits per byte",
+    )
+
+
 class Recipe(Config):
     """Everything that decides what comes out."""
 
@@ -166,6 +193,7 @@ class Recipe(Config):
     finetune: FinetuneConfig | None = Field(None, description="how the task is learned; given exactly when task is")
     evaluate: EvaluateConfig = EvaluateConfig()
     register_as: RegisterConfig = RegisterConfig()
+    retrain: RetrainConfig = RetrainConfig()
 
     @model_validator(mode="after")
     def _fits(self) -> Recipe:

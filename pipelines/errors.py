@@ -14,9 +14,11 @@ from pipelines.engine.lease import Busy, Overtaken
 from pipelines.engine.record import RecordDamaged, UnknownSchema
 from pipelines.engine.step import Damaged
 from pipelines.package import PackageDamaged
+from pipelines.promotion import PromotionRefused
 from pipelines.pull import PullRefused
 from pipelines.registry import UnknownModel
 from pipelines.samples import SampleUnavailable
+from pipelines.slots import SlotDamaged
 from pipelines.sources import SourceError
 from pipelines.store import StoreDamaged
 
@@ -31,10 +33,14 @@ class StepInterrupted(RuntimeError):
     """A step was asked to stop and saved its state; the same command goes on."""
 
 
+class GivenUp(RuntimeError):
+    """A retraining slot was given up, or its sources are those of one that was. The message says why and what to do."""
+
+
 EXPECTED = (
     ConfigError, SourceError, SampleUnavailable, Busy, Overtaken, Damaged, RecordDamaged, UnknownSchema, UnknownModel,
-    PullRefused, PackageDamaged, StepFailed, StepInterrupted, StoreDamaged, ConnectionError,
-    BadSchedule, ScheduleError,
+    PullRefused, PackageDamaged, StepFailed, StepInterrupted, StoreDamaged, ConnectionError, GivenUp,
+    SlotDamaged, PromotionRefused, BadSchedule, ScheduleError,
 )  # fmt: skip
 
 
@@ -72,6 +78,10 @@ def exit_code(error: BaseException) -> int:
     """The exit code that says what kind of error it was."""
     if isinstance(error, StepInterrupted):
         return INTERRUPTED
-    if isinstance(error, PackageDamaged | Damaged | RecordDamaged | StoreDamaged):
+    if isinstance(error, PackageDamaged | Damaged | RecordDamaged | StoreDamaged | SlotDamaged):
         return DAMAGED
-    return USAGE if isinstance(error, ConfigError | UnknownModel | PullRefused | BadSchedule) else FAILED
+    return (
+        USAGE
+        if isinstance(error, ConfigError | UnknownModel | PullRefused | PromotionRefused | BadSchedule)
+        else FAILED
+    )

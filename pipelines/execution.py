@@ -90,6 +90,12 @@ class Execution(Config):
     stale_after_days: float = Field(
         14.0, ge=0, description="days without a new version after which retraining is stale; 0: never"
     )
+    retrain_attempts: int = Field(
+        3, ge=1, description="times that a retraining slot is tried when it fails or is killed, before it is given up"
+    )
+    retrain_backoff: float = Field(
+        60.0, ge=0, description="seconds before a failed slot is tried again; twice as many before each further try"
+    )
     peak_flops: float | None = Field(
         None,
         gt=0,

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines import run as runs
+from pipelines import slots
 from pipelines.engine import lease as leases
 from pipelines.engine import record as records
 from pipelines.engine.fingerprint import digest
@@ -32,14 +33,15 @@ from pipelines.store import StoreDamaged
 _EVERY = 10.0  # seconds between two progress lines where there is no terminal
 
 
-def run(workspace: Workspace, out: Console, err: Console, given: Given, wait: bool = True) -> None:
-    """Run the workspace's flow and tell it. StepFailed or StepInterrupted after the reason was recorded, Busy without `wait`."""
+def run(workspace: Workspace, out: Console, err: Console, given: Given, wait: bool = True) -> list[Outcome]:
+    """Run the workspace's flow and tell it; the outcome of each step. StepFailed or StepInterrupted after the reason was recorded, Busy without `wait`."""
     started = time.monotonic()
     try:
         outcomes = _run(workspace, out, err, wait)
     except (KeyboardInterrupt, SystemExit) as stop:  # SystemExit: Ray's own answer to SIGTERM, and ours
-        raise StepInterrupted(f"stopped by a signal; what is finished is kept\nnext: {given.make('run')}") from stop
+        raise StepInterrupted(f"stopped by a signal; what is finished is kept\nnext: {given.again()}") from stop
     _summary(workspace, outcomes, out, time.monotonic() - started, given)
+    return outcomes
 
 
 def _run(workspace: Workspace, out: Console, err: Console, wait: bool = True) -> list[Outcome]:
@@ -286,10 +288,11 @@ def status(workspace: Workspace, out: Console, as_json: bool, given: Given) -> N
             {"step": name, "state": state, "why": list(planned.reasons), "finished": record and record.finished,
              "seconds": record and record.seconds, "figure": figure(record) if record else "", "metrics": record and record.metrics}
         )  # fmt: skip
+    latest = {slot.model: slot for slot in slots.read_all(workspace.root)}
     if as_json:
-        sys.stdout.write(
-            json.dumps({"recipe": workspace.recipe.name, "work": str(workspace.root), "steps": rows}, indent=1) + "\n"
-        )
+        said = {"recipe": workspace.recipe.name, "work": str(workspace.root), "steps": rows}
+        retraining = [slots.as_json(slot) for slot in latest.values()]
+        sys.stdout.write(json.dumps(said | {"retraining": retraining}, indent=1) + "\n")
         return
     table = Table(box=None, pad_edge=False)
     for title in ("step", "state", "finished", "time", "key figure"):
@@ -300,6 +303,12 @@ def status(workspace: Workspace, out: Console, as_json: bool, given: Given) -> N
             row["step"], row["state"], finished, f"{row['seconds']:.1f} s" if row["seconds"] else "", row["figure"]
         )
     out.print(table)
+    for slot in latest.values():
+        owner = leases.current_owner(slots.folder(workspace.root, slot.model))
+        state = f"being worked on by {owner}" if owner else slot.outcome
+        out.print(
+            f"retraining {slot.model}: slot {slot.number} of {slot.opened[:19]}, {slot.why}, {state}", markup=False
+        )
     out.print(f"work directory {_size(workspace.root)}", markup=False)
     out.print(f"next: {given.make('plan')} (why), {given.make('run')} (do it)", markup=False)
 

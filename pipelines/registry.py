@@ -10,23 +10,29 @@ A store is a folder (`registry/`: sqlite database and artifacts) or a tracking s
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines import store
+from pipelines import promotion_log, store
+from pipelines.engine.record import now
 from pipelines.mlflow_runs import experiment_id as experiment_id
 from pipelines.mlflow_runs import find_or_create_run as find_or_create_run
-from pipelines.package import verify_package
+from pipelines.package import PackageDamaged, verify_package
 from pipelines.store import EXPERIMENT as EXPERIMENT
 from pipelines.store import connect as connect
 from pipelines.store import ensure_store as ensure_store
 from pipelines.store import names_damage
 from pipelines.store import tracking_uri as tracking_uri
-from pipelines.upload import upload
+from pipelines.upload import local_folder, upload
 
 DIGEST_TAG = "gptline.digest"
+SLOT_TAG = "gptline.slot"  # the retraining slot that made a version
+GATES_TAG = "gptline.gates"  # how each gate came out, JSON
+VERIFIED_TAG = "gptline.verified"  # when the stored files were last hashed and found whole, before an alias moved
+COMPARISON, STILL_CHAMPION = "comparison", "still_champion"  # the gates of a challenger
 DOUBLE_TAG = "gptline.duplicate_of"  # on a version whose package an earlier one holds: no alias points at it
 
 
@@ -82,25 +88,72 @@ def register(location: str | Path, name: str, package: Path, tags: Mapping[str, 
     return found
 
 
-@names_damage
 def promote(location: str | Path, version: ModelVersion, gates: Sequence[GateResult]) -> bool:
+    """`release` by its gates alone; whether the version is champion now."""
+    return all(gate.passed for gate in release(location, version, gates))
+
+
+@names_damage
+def release(
+    location: str | Path, version: ModelVersion, gates: Sequence[GateResult], over: str | None = None
+) -> list[GateResult]:
     """Point `candidate` at the version, and `champion` too if all gates passed; the reason goes on the version.
 
-    A champion that fails (its gates were tightened) is one no longer.
+    `over` is the package digest of the champion that a challenger was compared with: another champion by now is one
+    more gate that failed, and nothing is taken away. Without it, a champion that fails (its gates were tightened) is one
+    no longer. PackageDamaged before any alias moves if the stored package is not whole. The gates as they came out.
     """
-    passed = all(gate.passed for gate in gates)
+    client, how = connect(location), "retrain" if over else "run"
+    if all(gate.passed for gate in gates):
+        verify_stored(location, version)
+    with store.lock(str(client.tracking_uri)):
+        found = [*gates, *_still_champion(location, version, over)]
+        passed, reason = all(gate.passed for gate in found), reason_of(found)
+        number, results = str(version.version), json.dumps([vars(gate) for gate in found], sort_keys=True)
+        # The reason is written before the alias moves: no champion without one.
+        client.set_model_version_tag(version.name, number, GATES_TAG, results)
+        client.set_model_version_tag(version.name, number, "gptline.promotion", reason)
+        client.set_registered_model_alias(version.name, "candidate", number)
+        if passed:
+            promotion_log.move(client, version.name, version.version, how, reason)
+        elif over is None and alias_version(location, version.name, "champion") == version.version:
+            promotion_log.move(client, version.name, None, how, reason)
+    return found
+
+
+def reason_of(gates: Sequence[GateResult]) -> str:
+    """Why a version became champion or did not, in one line."""
     failed = "; ".join(gate.detail for gate in gates if not gate.passed)
-    reason = f"all {len(gates)} gates passed" if passed else f"not promoted: {failed}"
-    client = connect(location)
-    results = json.dumps([vars(gate) for gate in gates], sort_keys=True)
-    # The reason is written before the alias moves: no champion without one.
-    client.set_model_version_tag(version.name, str(version.version), "gptline.gates", results)
-    client.set_model_version_tag(version.name, str(version.version), "gptline.promotion", reason)
-    for alias in ("candidate", "champion") if passed else ("candidate",):
-        client.set_registered_model_alias(version.name, alias, str(version.version))
-    if not passed and alias_version(location, version.name, "champion") == version.version:
-        client.delete_registered_model_alias(version.name, "champion")
-    return passed
+    told = "".join(f"; {gate.detail}" for gate in gates if gate.metric == COMPARISON)
+    return f"not promoted: {failed}" if failed else f"all {len(gates)} gates passed{told}"
+
+
+def _still_champion(location: str | Path, version: ModelVersion, over: str | None) -> list[GateResult]:
+    """A gate that fails if the champion is another one than the challenger was compared with."""
+    present = alias_version(location, version.name, "champion") if over else None
+    if present is None or present == version.version:
+        return []
+    digest = (version_tags(location, version.name, present) or {}).get(DIGEST_TAG)
+    detail = f"{version.name}@champion moved to version {present} meanwhile, which this version was not compared with"
+    return [] if digest == over else [GateResult(STILL_CHAMPION, False, detail)]
+
+
+@names_damage
+def verify_stored(location: str | Path, version: ModelVersion) -> None:
+    """Hash the version's files as they are stored, and say on the version that they are whole. PackageDamaged."""
+    folder = local_folder(version.source)
+    if folder is not None:
+        seen = str(verify_package(folder)["digest"])
+        if seen != version.digest:
+            raise PackageDamaged(
+                f"{folder} holds package {seen}, version {version.version} of {version.name} is {version.digest}"
+            )
+    else:
+        from pipelines.pull import pull
+
+        with tempfile.TemporaryDirectory() as scratch:
+            pull(location, f"{version.name}@{version.version}", Path(scratch) / "model")
+    connect(location).set_model_version_tag(version.name, str(version.version), VERIFIED_TAG, now())
 
 
 @names_damage
@@ -143,10 +196,15 @@ def version_exists(location: str | Path, name: str, version: int, digest: str | 
 
     For planning, in milliseconds. ConnectionError if a server cannot be asked.
     """
-    uri = tracking_uri(location)
-    ask = _tags_over_http if uri.startswith("http") else _tags_in_sqlite
-    tags = ask(uri, name, version)
+    tags = version_tags(location, name, version)
     return tags is not None and (digest is None or tags.get(DIGEST_TAG) == digest)
+
+
+@names_damage
+def version_tags(location: str | Path, name: str, version: int) -> dict[str, str] | None:
+    """The tags of a version, None if there is none. Does not import mlflow. ConnectionError if a server cannot be asked."""
+    uri = tracking_uri(location)
+    return (_tags_over_http if uri.startswith("http") else _tags_in_sqlite)(uri, name, version)
 
 
 @names_damage

@@ -27,6 +27,11 @@ class Given:
     recipe: str = "default"
     work: str = "work"
     settings: tuple[str, ...] = ()
+    verb: str = "run"
+
+    def again(self) -> str:
+        """The make command that was given."""
+        return self.make(self.verb)
 
     def make(self, target: str) -> str:
         """The make command for `target` on the same recipe, work directory and settings."""
@@ -69,6 +74,10 @@ def figure(record: Record) -> str:
             return f"{m['name']} version {m['version']}, {m['alias']}"
         case "pull":
             return f"{m['name']} version {m['version']}"
+        case "champion":
+            return f"{m['name']}, package {m['digest'][:12]}"
+        case "compare":
+            return f"gain {m['gain']:+.4f} ({m['low']:+.4f} to {m['high']:+.4f})"
     return ""
 
 
@@ -79,9 +88,8 @@ def results(planned: Mapping[str, Planned], given: Given) -> Iterator[str]:
         yield from _released(kind, planned)
     if not released:
         return
-    folder = planned["evaluate-base"].folder
-    assert folder is not None
-    samples = durable.read_json(folder / "outputs" / "continuations.json")
+    folder = planned["evaluate-base"].folder if "base" in released else None  # fine-tuned alone, by retraining
+    samples = durable.read_json(folder / "outputs" / "continuations.json") if folder else []
     if samples:
         yield "\nthe base model continues held-out text:"
     for sample in samples:
@@ -92,15 +100,17 @@ def results(planned: Mapping[str, Planned], given: Given) -> Iterator[str]:
 
 
 def _next(planned: Mapping[str, Planned], kind: str, given: Given) -> dict[str, str]:
-    first, base = (_record(planned[f"register-{name}"]).metrics for name in (kind, "base"))
+    first = _record(planned[f"register-{kind}"]).metrics
     pull = ("pull", f"MODEL={first['name']}@{first['alias']}", f"DEST=/tmp/{first['name']}")
-    generate = ("generate", f"MODEL={base['name']}@{base['alias']}", 'PROMPT="To be"')
-    return {
+    commands = {
         given.make_elsewhere("ui"): "MLflow: runs, curves, versions",
         given.make_elsewhere(*pull): "the model elsewhere",
-        given.make_elsewhere(*generate): "the base model continues a text",
-        given.make("run"): "again: does only what changed",
     }
+    if "register-base" in planned:
+        base = _record(planned["register-base"]).metrics
+        generate = ("generate", f"MODEL={base['name']}@{base['alias']}", 'PROMPT="To be"')
+        commands[given.make_elsewhere(*generate)] = "the base model continues a text"
+    return commands | {given.again(): "again: does only what changed"}
 
 
 def after_pull(folder: Path) -> str:

@@ -42,10 +42,10 @@ class SlotDamaged(ValueError):
 
 @dataclass(frozen=True)
 class Try:
-    """One time that a slot was worked on. `how` stays "running" if the process was killed."""
+    """One time that a slot was worked on. The next call says "killed" of one that a killed process left "running"."""
 
     started: str
-    how: Literal["running", "failed", "interrupted", "done"] = "running"
+    how: Literal["running", "killed", "failed", "interrupted", "done"] = "running"
     ended: str | None = None
     reason: str = ""
 
@@ -89,7 +89,7 @@ class Slot:
     @property
     def failures(self) -> int:
         """Tries that failed, or whose process was killed; a clean interruption (exit code 75) is none."""
-        return sum(tried.how in ("failed", "running") for tried in self.tries)
+        return sum(tried.how in ("failed", "killed") for tried in self.tries)
 
 
 def folder(work: Path, model: str) -> Path:

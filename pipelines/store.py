@@ -150,13 +150,12 @@ def select(uri: str, query: str, *values: Any) -> list[Any]:
         return opened.execute(query, values).fetchall()
 
 
-def ask(uri: str, what: str, **values: Any) -> dict[str, Any] | None:
-    """The model version that a tracking server answers with; None if it has no such thing. ConnectionError."""
-    try:
-        answer = get(uri, what, **values)
-        return None if answer is None else dict(answer["model_version"])
-    except KeyError as error:
-        raise ConnectionError(f"{uri} cannot be reached ({error}); is the MLflow server up?") from error
+def ask(uri: str, what: str, answer: str = "model_version", **values: Any) -> dict[str, Any] | None:
+    """The model version (or what else `answer` names) that a tracking server answers with; None if it has none. ConnectionError."""
+    found = get(uri, what, **values)
+    if found is not None and answer not in found:
+        raise ConnectionError(f"{uri} does not answer as MLflow does ({answer} is not in it); is it the MLflow server?")
+    return None if found is None else dict(found[answer])
 
 
 def get(uri: str, what: str, **values: Any) -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ from pipelines.package import MANIFEST, PackageDamaged, verify_package
 def upload(client: Any, run_id: str, place: str, package: Path, manifest: Mapping[str, Any]) -> str:
     """Put the package's files below the run's artifacts, those that are not there; return their address."""
     source = f"{client.get_run(run_id).info.artifact_uri}/{place}"
-    local = _local_folder(source)
+    local = local_folder(source)
     if local is not None:
         _copy(client, run_id, place, package, local)
         return source
@@ -32,7 +32,8 @@ def upload(client: Any, run_id: str, place: str, package: Path, manifest: Mappin
     return source
 
 
-def _local_folder(source: str) -> Path | None:
+def local_folder(source: str) -> Path | None:
+    """The folder that an artifact address means on this machine; None if it is served by somebody."""
     address = urllib.parse.urlparse(source)
     if address.scheme == "file":
         return Path(urllib.parse.unquote(address.path))

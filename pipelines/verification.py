@@ -19,6 +19,7 @@ from pipelines.engine import record as records
 from pipelines.engine import sealed, using
 from pipelines.engine.step import Damaged, check_file
 from pipelines.engine.units import UnitFile
+from pipelines.package import PackageDamaged, verify_package
 
 # What lies in a work directory by design and is no step's output.
 _OWN = ("digests.json", "outbox.json")
@@ -61,7 +62,7 @@ def verify(root: Path) -> Report:
 
     ConfigError if `root` is no work directory.
     """
-    if not any((root / name).exists() for name in ("steps", "units", *_OWN)):
+    if not any((root / name).exists() for name in ("steps", "units", "retrain", *_OWN)):
         raise ConfigError(
             f"WORK={root}: {'no work directory' if root.exists() else 'there is no such folder'}; check the path"
         )
@@ -73,6 +74,8 @@ def verify(root: Path) -> Report:
     known.update(
         str(path.relative_to(root)) for path in (root / using.FOLDER).rglob("*")
     )  # marks, and what `gc` deletes
+    for folder in sorted(path for path in (root / "retrain").glob("*") if path.is_dir()):
+        _check_retraining(folder, report, known)
     for path in durable.below(root):
         if str(path.relative_to(root)) not in known and path.is_file():
             report.unowned.append(str(path.relative_to(root)))
@@ -149,6 +152,24 @@ def _check_checkpoint(folder: Path, report: Report, known: set[str]) -> None:
         return
     for file in files:
         _check(file, folder.name, report, known)
+
+
+def _check_retraining(folder: Path, report: Report, known: set[str]) -> None:
+    """A model's slots, what its open slot works on, the champions pulled for it, its lease."""
+    owner = leases.current_owner(folder)
+    if owner:
+        report.in_progress.append(f"retraining {folder.name} by {owner}")
+    for path in sorted([*folder.glob("slots/[0-9]*.json"), *folder.glob("frozen.json")]):
+        known.add(str(path.relative_to(report.root)))
+        _readable(path, sealed.unseal, report)
+    for champion in sorted(folder.glob("champions/*")):
+        known.update(str(path.relative_to(report.root)) for path in champion.rglob("*"))
+        try:
+            verify_package(champion)
+        except (PackageDamaged, OSError):
+            report.damaged.append(str(champion.relative_to(report.root)))
+    _check_leases(folder, report, known)
+    known.update(str(path.relative_to(report.root)) for path in folder.glob("attempts/**/*"))
 
 
 def _check_units(report: Report, known: set[str]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from model import durable
@@ -29,8 +30,8 @@ def run(attempt: Attempt) -> dict[str, Any]:
     return metrics
 
 
-def _compute(attempt: Attempt, function: str, **job: Any) -> Any:
-    """Run a function of model/ on the export, in a task of its own with the threads or the GPU that it uses."""
+def compute(attempt: Attempt, function: str, export: Path | None = None, **job: Any) -> Any:
+    """Run a function of model/ on an export (the step's own input if none is given), in a task with the threads or the GPU that it uses."""
     from cluster.ray_map import run_one
 
     execution = attempt.execution
@@ -38,7 +39,7 @@ def _compute(attempt: Attempt, function: str, **job: Any) -> Any:
     threads = execution["workers"] if execution["ray_address"] == "local" else execution["threads"]
     how = {"threads": threads, "device": execution["device"]}
     attempt.numerics.update(how)
-    item = {"export": str(attempt.inputs["export"].path("export"))} | how | job
+    item = {"export": str(export or attempt.inputs["export"].path("export"))} | how | job
     return run_one(function, item, cpus=threads, gpus=1 if execution["device"] == "cuda" else 0, logs=attempt.scratch)
 
 
@@ -49,7 +50,7 @@ def language_model(attempt: Attempt) -> dict[str, Any]:
     for name in ("text_train", "text_heldout", "tokens_train", "tokens_heldout"):
         attempt.inputs[name].check_units(attempt.root, f"{name.split('_')[1]}.json")
     heldout, root = attempt.inputs["tokens_heldout"].path("heldout.json"), attempt.root
-    metrics = _compute(attempt, "model.evaluate:evaluate_language_model", manifest=str(heldout), root=str(root))
+    metrics = compute(attempt, "model.evaluate:evaluate_language_model", manifest=str(heldout), root=str(root))
     text = {split: attempt.inputs[f"text_{split}"].path(f"{split}.json") for split in ("train", "heldout")}
     tokens = {split: attempt.inputs[f"tokens_{split}"].path(f"{split}.json") for split in ("train", "heldout")}
     simple = language_modelling.baselines(root, text, tokens)
@@ -58,7 +59,7 @@ def language_model(attempt: Attempt) -> dict[str, Any]:
         for name, key in (("unigram", "token_unigram"), ("gzip", "gzip"), ("xz", "xz"))
     }
     prompts = _prompts(language_modelling.texts(root, text["heldout"]), attempt.config["continuations"])
-    texts = _compute(
+    texts = compute(
         attempt,
         "model.generate:generate",
         prompts=prompts,
@@ -94,7 +95,7 @@ def classification(attempt: Attempt) -> dict[str, Any]:
     predictions = attempt.outputs / "predictions.jsonl"
     # Cut at what the model takes, as whoever loads the export does, not at what it was trained on.
     test = str(attempt.inputs["test"].path("test.jsonl"))
-    counts = _compute(attempt, "model.evaluate:classify", examples=test, output=str(predictions))
+    counts = compute(attempt, "model.evaluate:classify", examples=test, output=str(predictions))
     predicted = [json.loads(line)["predicted"] for line in predictions.read_text().splitlines()]
     text = {name: [example.text for example in part] for name, part in splits.items()}
     labels = {name: [example.label for example in part] for name, part in splits.items()}

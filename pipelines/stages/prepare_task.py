@@ -23,9 +23,11 @@ STAGE = Stage("prepare_task", 1, "pipelines.stages.prepare_task:run")
 def run(attempt: Attempt) -> dict[str, Any]:
     """Write train.jsonl, validation.jsonl, test.jsonl, labels.json and report.json; return the counts."""
     task = importlib.import_module(f"pipelines.tasks.{attempt.config['name']}")
-    prepared = task.prepare(
-        _file(attempt), validation=attempt.config["validation_fraction"], test=attempt.config["test_fraction"]
-    )
+    shares = {name: attempt.config[f"{name}_fraction"] for name in ("validation", "test")}
+    try:
+        prepared = task.prepare(_file(attempt), **shares)
+    except ValueError as error:  # the task names file and line of what it cannot read
+        raise SourceError(str(error)) from error
     if attempt.config["max_examples"]:
         prepared = dataclasses.replace(prepared, splits=_first(prepared.splits, attempt.config["max_examples"]))
     task.write(prepared, attempt.outputs)

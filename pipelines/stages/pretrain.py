@@ -14,7 +14,8 @@ STAGE = Stage("pretrain", 1, "pipelines.stages.pretrain:run")
 
 
 def run(attempt: Attempt) -> dict[str, Any]:
-    """Train on the training shards; outputs export/, probe.safetensors, metrics.jsonl."""
+    """Train on the training shards, from the weights of `base` if that is an input; outputs export/, probe.safetensors, metrics.jsonl."""
+    base = attempt.inputs.get("base")
     tokenizer = attempt.inputs["tokenizer"].path("tokenizer")
     train = dict(attempt.config["train"])
     return training.train(
@@ -25,6 +26,6 @@ def run(attempt: Attempt) -> dict[str, Any]:
             "train": train,
             "data": {"manifest": str(attempt.inputs["tokens"].path("train.json")), "root": str(attempt.root)},
             "tokenizer": str(tokenizer),
-            "init": None,
+            "init": str(base.path("export")) if base else None,
         },
     )

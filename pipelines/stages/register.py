@@ -43,20 +43,53 @@ def run(attempt: Attempt) -> dict[str, Any]:
     digest = build_package(attempt.inputs["export"].path("export"), package, card(attempt, metrics))
     uri = registry.ensure_store(attempt.execution["registry"])
     tags = {"gptline.step": attempt.name, "gptline.fingerprint": attempt.fingerprint}
-    gates = [_gate(gate, metrics) for gate in attempt.config["gates"]]
+    tags |= {registry.SLOT_TAG: str(slot)} if (slot := attempt.execution.get("slot")) else {}
+    measured = _measured(attempt)
+    gates = [_gate(gate, metrics | measured) for gate in attempt.config["gates"]]
+    against = _comparison(attempt)
+    if against:
+        gates.append(registry.GateResult(registry.COMPARISON, against["better"], against["detail"]))
+    over = str(against["champion_digest"]) if against else None
 
     patience = attempt.execution["registry_patience"]
-    version = patiently(uri, patience, f"registering {name}", lambda: registry.register(uri, name, package, tags))
-    champion = patiently(uri, patience, f"promoting {name}", lambda: registry.promote(uri, version, gates))
+    version = patiently(
+        uri, patience, f"registering {name}", lambda: registry.register(uri, name, package, tags | measured)
+    )
+    gates = patiently(uri, patience, f"promoting {name}", lambda: registry.release(uri, version, gates, over))
     durable.write_json(attempt.outputs / "registered.json", {"name": name, "digest": digest})
     return {
         "name": name,
         "version": version.version,
         "digest": digest,
         "registry": uri,
-        "alias": "champion" if champion else "candidate",
+        "alias": "champion" if all(gate.passed for gate in gates) else "candidate",
         "gates": "; ".join(gate.detail for gate in gates) or "no gates",
+        **{name: float(value) for name, value in measured.items()},
+        **(
+            {"why": registry.reason_of(gates), "failed": [gate.metric for gate in gates if not gate.passed]}
+            if against
+            else {}
+        ),
     }
+
+
+def _comparison(attempt: Attempt) -> dict[str, Any] | None:
+    """How the export compares with the champion, in a retraining slot; None where nothing was compared."""
+    found = attempt.inputs.get("comparison")
+    return dict(durable.read_json(found.path("comparison.json"))) if found else None
+
+
+def _measured(attempt: Attempt) -> dict[str, str]:
+    """What gates look at and evaluation does not measure, as tags: outputs of equal runs must not differ by a time."""
+    from pipelines.stages.evaluate import compute
+
+    asked, found = {gate["metric"] for gate in attempt.config["gates"]}, {}
+    if "export_bytes" in asked:
+        files = durable.below(attempt.inputs["export"].path("export"))
+        found["export_bytes"] = str(sum(path.stat().st_size for path in files if path.is_file()))
+    if "latency_ms" in asked:
+        found["latency_ms"] = str(compute(attempt, "model.latency:measure")["latency_ms"])
+    return found
 
 
 def check(record: Record, execution: Mapping[str, Any]) -> str | None:
@@ -81,10 +114,20 @@ def _check(record: Record, execution: Mapping[str, Any]) -> str | None:
         return f"{uri} has no version {version} of {name} with this digest any more"
     for alias in ("champion", "candidate") if metrics["alias"] == "champion" else ("candidate",):
         points_at = registry.alias_version(uri, name, alias)
-        if points_at != version:
+        if points_at != version and not _moved_on(uri, name, alias, points_at):
             seen = f"points at version {points_at}" if points_at else "is gone"
             return f"{name}@{alias} {seen}, this recipe's is version {version}"
     return None
+
+
+def _moved_on(uri: str, name: str, alias: str, points_at: int | None) -> bool:
+    """Whether retraining or a person moved the alias on: that is no run's to take back."""
+    from pipelines import promotion_log, registry
+
+    if alias == "champion":
+        log = promotion_log.read(uri, name)
+        return bool(log) and log[-1].by != "run" and log[-1].to == points_at
+    return points_at is not None and registry.SLOT_TAG in (registry.version_tags(uri, name, points_at) or {})
 
 
 def _gate(gate: Mapping[str, Any], metrics: Mapping[str, Any]) -> Any:
@@ -95,14 +138,19 @@ def _gate(gate: Mapping[str, Any], metrics: Mapping[str, Any]) -> Any:
     missing = [wanted for wanted in (name, baseline) if wanted and wanted not in metrics]
     if missing:
         return GateResult(name, False, f"{missing[0]} was not measured; measured are {', '.join(sorted(metrics))}")
-    value = metrics[name] - (metrics[baseline] if baseline else 0.0)
+    value = float(metrics[name]) - (metrics[baseline] if baseline else 0.0)
     low, high = gate["minimum"], gate["maximum"]
     passed = (low is None or value >= low) and (high is None or value <= high)
     asked = " and ".join(
         text for text in (low is not None and f"at least {low}", high is not None and f"at most {high}") if text
     )
     compared = f" - {baseline} {metrics[baseline]:.4f}" if baseline else ""
-    return GateResult(name, passed, f"{name} {metrics[name]:.4f}{compared} {'is' if passed else 'is not'} {asked}")
+    return GateResult(name, passed, f"{name} {_figure(metrics[name])}{compared} {'is' if passed else 'is not'} {asked}")
+
+
+def _figure(value: Any) -> str:
+    """A figure of an evaluation with four digits, one that was measured here as it was."""
+    return value if isinstance(value, str) else f"{value:.4f}"
 
 
 def card(attempt: Attempt, metrics: Mapping[str, Any]) -> Any:
@@ -143,6 +191,8 @@ def _data(ancestors: Mapping[str, Record]) -> list[str]:
         f"{step}, {group}: {file['label']}, {file['size']:,} bytes, SHA-256 `{file['sha256'][:16]}`"
         for step, record in sorted(ancestors.items())
         for group, files in sorted(record.sources.items())
+        if record.stage != "champion"
+        or group == "package"  # what that stands on is in its own card, and in the lineage
         for file in sorted(files, key=lambda file: file["sha256"])
     ]
 

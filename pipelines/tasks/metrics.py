@@ -116,6 +116,20 @@ def difference(
     return {"accuracy_gain": _rounded(gain), "accuracy_gain_interval_by_group": _central(drawn)}
 
 
+def ratio_difference(ours: Sequence[float], theirs: Sequence[float], sizes: Sequence[int]) -> dict[str, Any]:
+    """sum(ours) / sum(sizes) minus the same of `theirs`, with the paired bootstrap interval over the places of the lists."""
+    import numpy as np
+
+    gains, weights = np.asarray(ours) - np.asarray(theirs), np.asarray(sizes, dtype=np.float64)  # (D,), (D,)
+    random = np.random.default_rng(0)
+    drawn = np.empty(_RESAMPLES)
+    for place in range(_RESAMPLES):  # one at a time: a large corpus has many documents
+        chosen = random.integers(0, len(gains), len(gains))
+        drawn[place] = gains[chosen].sum() / weights[chosen].sum()
+    low, high = _central(drawn)
+    return {"gain": _rounded(gains.sum() / weights.sum()), "low": low, "high": high}
+
+
 def majority_predictions(train_labels: Sequence[int], examples: int) -> list[int]:
     """The training split's most frequent label (the smallest of several), for each of `examples` texts."""
     counts = Counter(train_labels)

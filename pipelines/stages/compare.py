@@ -1,0 +1,101 @@
+"""compare: challenger and champion on the very same held-out data; is the challenger better by more than noise?
+
+The one idea: both are asked about the same examples by the same code, so the difference is *paired*: what is hard is
+hard for both. It counts as better if the lower end of the bootstrap's 95 % interval of the gain is above what the recipe
+asks for (0 unless it says otherwise). The bootstrap draws what succeeds and fails together: films, or documents.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from model import durable
+from pipelines.engine.step import Attempt, Stage
+from pipelines.stages.evaluate import compute
+
+STAGE = Stage("compare", 1, "pipelines.stages.compare:run")
+
+
+def run(attempt: Attempt) -> dict[str, Any]:
+    """Write comparison.json and what both models said; return the figures."""
+    from cluster import services
+
+    services.connect(attempt.execution["ray_address"], attempt.execution["cpus"])
+    measure = {"language_model": language_model, "classification": classification}[attempt.config["kind"]]
+    found = measure(attempt)
+    found |= decided(found, attempt.config["minimum_gain"])
+    (package,) = attempt.inputs["champion"].record.sources["package"]
+    durable.write_json(attempt.outputs / "comparison.json", found | {"champion_digest": package["sha256"]})
+    return found
+
+
+def classification(attempt: Attempt) -> dict[str, Any]:
+    """Accuracy of both on the test examples. The challenger's predictions are those of its evaluation."""
+    from pipelines.tasks import metrics as scores
+    from pipelines.tasks.sentiment import read_examples
+
+    test = attempt.inputs["test"].path("test.jsonl")
+    theirs_file = attempt.outputs / "champion_predictions.jsonl"
+    compute(attempt, "model.evaluate:classify", _champion(attempt), examples=str(test), output=str(theirs_file))
+    ours = _predicted(attempt.inputs["predictions"].path("predictions.jsonl"))
+    theirs = _predicted(theirs_file)
+    examples = read_examples(test)
+    ids = [example.id for example in examples]
+    if list(ours) != ids or list(theirs) != ids:
+        raise ValueError(
+            f"{test}: challenger and champion were not asked about the same examples; remove the step and retrain"
+        )
+    labels, films = [example.label for example in examples], [example.group for example in examples]
+    found = scores.difference(labels, list(ours.values()), list(theirs.values()), films)
+    low, high = found["accuracy_gain_interval_by_group"]
+    shares = [sum(said[example.id] == example.label for example in examples) / len(examples) for said in (ours, theirs)]
+    return {"metric": "accuracy", "challenger": round(shares[0], 6), "champion": round(shares[1], 6),
+            "gain": found["accuracy_gain"], "low": low, "high": high, "examples": len(examples)}  # fmt: skip
+
+
+def language_model(attempt: Attempt) -> dict[str, Any]:
+    """Bits per byte of both over the held-out documents; fewer are a gain."""
+    from pipelines.tasks import language_modelling
+    from pipelines.tasks.metrics import ratio_difference
+
+    for name in ("text_heldout", "tokens_heldout"):
+        attempt.inputs[name].check_units(attempt.root, "heldout.json")
+    text, tokens = (attempt.inputs[name].path("heldout.json") for name in ("text_heldout", "tokens_heldout"))
+    sizes = [len(document) for document in language_modelling.texts(attempt.root, text)]
+    bits = []
+    for name, export in (("challenger", attempt.inputs["export"].path("export")), ("champion", _champion(attempt))):
+        output = attempt.outputs / f"{name}_bits.json"
+        compute(
+            attempt, "model.evaluate:document_bits", export,
+            manifest=str(tokens), root=str(attempt.root), output=str(output),
+        )  # fmt: skip
+        bits.append(durable.read_json(output))
+    if not len(bits[0]) == len(bits[1]) == len(sizes):
+        raise ValueError(
+            f"{text} holds {len(sizes)} documents, {tokens} {len(bits[0])}: tokens of another text; retrain"
+        )
+    found = ratio_difference(bits[1], bits[0], sizes)  # the champion's minus ours: fewer bits are a gain
+    challenger, champion = (round(sum(one) / sum(sizes), 6) for one in bits)
+    return {"metric": "bits_per_byte", "challenger": challenger, "champion": champion, "documents": len(sizes)} | found
+
+
+def decided(found: dict[str, Any], minimum: float) -> dict[str, Any]:
+    """Whether the challenger is better by more than noise, and in words why."""
+    better = found["low"] > minimum
+    detail = (
+        f"{found['metric']} {found['challenger']:.4f} against the champion's {found['champion']:.4f}: gain "
+        f"{found['gain']:+.4f}, 95 % interval {found['low']:+.4f} to {found['high']:+.4f}, whose lower end "
+        f"{'is' if better else 'is not'} above {minimum:g}"
+    )
+    return {"minimum_gain": minimum, "better": better, "detail": detail}
+
+
+def _champion(attempt: Attempt) -> Path:
+    return attempt.inputs["champion"].path("export")
+
+
+def _predicted(path: Path) -> dict[str, int]:
+    lines = map(json.loads, path.read_text().splitlines())
+    return {line["id"]: line["predicted"] for line in lines}
