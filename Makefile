@@ -10,7 +10,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 
 # What people give goes to the shell as environment variables, byte for byte: quotes, spaces and dollars in it are theirs.
-GIVEN := RECIPE WORK SET UNTIL MODEL DEST PROMPT WHAT KILLS SEED WHY KEEP_DAYS KEEP YES EVERY
+GIVEN := RECIPE WORK SET UNTIL MODEL DEST PROMPT WHAT KILLS SEED WHY KEEP_DAYS KEEP YES REGISTRY EVERY
 $(foreach name,$(GIVEN),$(eval override $(name) := $$(value $(name))))
 export $(GIVEN)
 SETTINGS = $${SET:+--set "$$SET"}
@@ -84,8 +84,8 @@ integrity: setup ## check the MLflow store: database, packages, aliases, runs
 	@$(PY) -m pipelines registry-check $(SETTINGS)
 
 # Upkeep: docs/upkeep.md
-gc: setup ## what no record and no alias needs any more; YES=1 removes it: KEEP_DAYS=30 KEEP=3
-	@$(PY) -m pipelines gc --work "$$WORK" $(SETTINGS) $${KEEP_DAYS:+--keep-days "$$KEEP_DAYS"} $${KEEP:+--keep "$$KEEP"} $${YES:+--yes}
+gc: setup ## what no record and no alias needs any more; YES=1 removes it: KEEP_DAYS=30 KEEP=3 (REGISTRY=1: old versions' weights)
+	@$(PY) -m pipelines gc --work "$$WORK" $(SETTINGS) $${KEEP_DAYS:+--keep-days "$$KEEP_DAYS"} $${KEEP:+--keep "$$KEEP"} $${YES:+--yes} $${REGISTRY:+--registry}
 
 schedule: setup ## retrain at these times: EVERY="daily 03:00" (or cron's five fields)
 	@$(PY) -m pipelines schedule $(OPTIONS) -- "$${EVERY:?say when: make schedule EVERY=\"daily 03:00\"}"

@@ -21,6 +21,7 @@ from pathlib import Path
 from model import durable
 from pipelines import slots
 from pipelines.engine import sealed
+from pipelines.execution import Execution
 from pipelines.slots import Slot
 
 _SECONDS = 60.0  # for which the command may run
@@ -42,14 +43,12 @@ class Event:
     host: str
 
 
-def after(work: Path, model: str, now: datetime.datetime, command: str, stale_after_days: float) -> list[str]:
-    """Call the alert command for what is the matter with `model`, if it is due; says what was told, and what failed.
-
-    Nothing is called where `command` is empty; `stale_after_days=0` never finds a model stale.
-    """
+def after(work: Path, model: str, now: datetime.datetime, execution: Execution) -> list[str]:
+    """Call the alert command for what is the matter with `model`, if it is due; says what was told, and what failed."""
+    command = execution.alert_command
     told = _told(work, model)
     said = []
-    events = matters(slots.of_model(work, model), work, now, stale_after_days)
+    events = matters(slots.of_model(work, model), work, now, execution.stale_after_days)
     kept = {event.matter: told[event.matter] for event in events if event.matter in told}
     for event in events:
         if not command or not _is_due(kept.get(event.matter, []), now):

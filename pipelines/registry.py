@@ -33,6 +33,8 @@ SLOT_TAG = "gptline.slot"  # the retraining slot that made a version
 GATES_TAG = "gptline.gates"  # how each gate came out, JSON
 VERIFIED_TAG = "gptline.verified"  # when the stored files were last hashed and found whole, before an alias moved
 COMPARISON, STILL_CHAMPION = "comparison", "still_champion"  # the gates of a challenger
+MARKED_TAG = "gptline.gc.marked"  # since when `gc --registry` means to remove a version's weights
+REMOVED_TAG = "gptline.gc.removed"  # when it did: of such a version only MANIFEST.json is stored
 DOUBLE_TAG = "gptline.duplicate_of"  # on a version whose package an earlier one holds: no alias points at it
 
 
@@ -80,6 +82,9 @@ def register(location: str | Path, name: str, package: Path, tags: Mapping[str, 
         if found is None:
             client.create_model_version(name, source, run_id=run_id, tags={**tags, DIGEST_TAG: digest})
             found = _canonical(client, name, digest)
+        elif (version_tags(location, name, found.version) or {}).get(REMOVED_TAG):
+            for tag in (REMOVED_TAG, MARKED_TAG):  # it is whole again
+                client.delete_model_version_tag(name, str(found.version), tag)
         _mark_doubles(client, name, digest)
     if found is None:
         raise UnknownModel(
@@ -175,6 +180,11 @@ def resolve(location: str | Path, spec: str) -> ModelVersion:
         known = [f"@{alias} (version {version})" for alias, version in sorted(aliases.items())]
         known += [f"@{version}" for version in sorted(versions, key=int)]
         raise UnknownModel(f"no {name}@{which} in {location}; there is: {', '.join(known) or 'no version'}")
+    if removed := versions[number].tags.get(REMOVED_TAG):
+        raise UnknownModel(
+            f"{name}@{number} has no weights any more: `gc --registry` removed them at {removed}; its tags and lineage are "
+            "kept, and registering the same model again brings it back"
+        )
     return _model_version(versions[number])
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from model import durable
-from pipelines import slots
+from pipelines import champions, slots
 from pipelines.engine import record as records
 from pipelines.engine.record import Record
 
@@ -221,7 +221,7 @@ def _doomed_champions(root: Path) -> Iterator[Doomed]:
     for model in sorted((root / "retrain").glob("*")):
         history = slots.of_model(root, model.name)
         needed = {
-            champion["digest"] for slot in history if slot.outcome == "open" or slot is history[-1]
+            champions.folder_name(champion["name"], champion["digest"]) for slot in history if slot.outcome == "open" or slot is history[-1]
             for champion in (slot.champion, slot.base) if champion
         }  # fmt: skip
         for path in sorted(model.glob("champions/*")):

@@ -16,6 +16,7 @@ import typer
 
 from pipelines.config import ConfigError
 from pipelines.options import AsJson, RecipeName, Settings, WorkDir, configured, err, execution_of, out, pairs
+from pipelines.retention import Retention
 
 KeepDays = Annotated[
     float | None,
@@ -28,8 +29,6 @@ Keep = Annotated[
     ),
 ]
 
-StaleAfter = Annotated[float | None, typer.Option(min=0, help="execution.stale_after_days if not given; 0: never")]
-
 
 def gc(
     work: WorkDir = "work",
@@ -37,12 +36,14 @@ def gc(
     keep_days: KeepDays = None,
     keep: Keep = None,
     yes: Annotated[bool, typer.Option("--yes", help="remove it; without, only say what would go")] = False,
+    registry: Annotated[
+        bool, typer.Option("--registry", help="the weights of old versions without alias in the MLflow store, too")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Say what no record within the retention and no alias needs any more, and with --yes remove it."""
     from pipelines import cleaning
     from pipelines.aliased import aliased
-    from pipelines.retention import Retention
 
     execution = execution_of(work, settings)
     root, now = Path(execution.work), datetime.datetime.now(datetime.UTC)
@@ -61,8 +62,21 @@ def gc(
         return
     for line in cleaning.lines(found, yes, retention):
         out.print(line, markup=False)
-    if found.doomed and not yes:
+    if registry:
+        _clean_registry(execution.registry, retention, now, yes)
+    if not yes and (found.doomed or registry):
         out.print("next: the same with YES=1 (gptline gc --yes) removes it", markup=False)
+
+
+def _clean_registry(location: str, retention: Retention, now: datetime.datetime, yes: bool) -> None:
+    from pipelines import registry_cleaning, store_check
+
+    if yes:
+        found = registry_cleaning.clean(location, retention, now)
+    else:
+        found = registry_cleaning.look(store_check.local_database(location), retention, now)
+    for line in registry_cleaning.lines(found, yes):
+        out.print(line, markup=False)
 
 
 Units = Annotated[
@@ -147,14 +161,13 @@ def catch_up(
     os.execv(sys.executable, command)
 
 
-def alerts(work: WorkDir = "work", settings: Settings = None, stale_after_days: StaleAfter = None) -> None:
+def alerts(work: WorkDir = "work", settings: Settings = None) -> None:
     """Look for failed slots and stale models now, and call the alert command; for a watch that does not depend on retrain."""
     from pipelines import alerts as alerting
 
     execution = execution_of(work, settings)
     root, now = Path(execution.work), datetime.datetime.now(datetime.UTC)
-    days = execution.stale_after_days if stale_after_days is None else stale_after_days
     models = sorted(path.parent.name for path in (root / "retrain").glob("*/slots"))
-    said = [line for model in models for line in alerting.after(root, model, now, execution.alert_command, days)]
+    said = [line for model in models for line in alerting.after(root, model, now, execution)]
     for line in said or [f"nothing to tell now ({len(models)} models)"]:
         out.print(line, markup=False)

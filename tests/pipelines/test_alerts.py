@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from pipelines import alerts, slots
+from pipelines.execution import Execution
 from pipelines.slots import Slot
 
 DAY = datetime.timedelta(days=1)
@@ -34,7 +35,8 @@ class Line:
         slots.write(self.work, slot, slots.folder(self.work, "toy") / "attempt")
 
     def after(self, day: float, command: str | None = None, stale: float = 14) -> list[str]:
-        return alerts.after(self.work, "toy", START + day * DAY, self.command if command is None else command, stale)
+        execution = Execution(alert_command=self.command if command is None else command, stale_after_days=stale)
+        return alerts.after(self.work, "toy", START + day * DAY, execution)
 
     def heard(self) -> list[Any]:
         return (

@@ -136,11 +136,11 @@ def test_pulled_champions_of_closed_slots_go_but_for_the_latest(root: Path, regi
     model = slots.folder(root, "toy")
     (model / "attempt").mkdir(parents=True)
     for number, (digest, outcome) in enumerate([("a", "kept"), ("b", "open"), ("c", "promoted")], 1):
-        (model / "champions" / digest).mkdir(parents=True)
+        (model / "champions" / f"toy-{digest}").mkdir(parents=True)
         champion = {"name": "toy", "version": number, "digest": digest}
         slot = slots.Slot("toy", number, "tiny", NOW.isoformat(), "new", outcome, champion=champion)  # type: ignore[arg-type]
         slots.write(root, slot, model / "attempt")
-    assert [thing.name for thing in surveyed(root, registry, 11, 1).doomed] == ["toy/champions/a"]
+    assert [thing.name for thing in surveyed(root, registry, 11, 1).doomed] == ["toy/champions/toy-a"]
 
 
 def test_collecting_removes_exactly_what_looking_said_and_looking_writes_nothing(root: Path, registry: str) -> None:
