@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from model import durable
 from pipelines import champions, flow, slots
 from pipelines.champions import Champion
@@ -198,12 +200,12 @@ def write(folder: Path, kept: Frozen, attempt: Path) -> None:
 
 
 def read(folder: Path) -> Frozen | None:
-    """What the open slot works on; None if there is nothing, or it is damaged: then the slot opens anew."""
+    """What the open slot works on; None if there is nothing, it is damaged, or of other code: then another slot opens."""
     try:
         content = sealed.unseal(folder / FILE)
-    except (FileNotFoundError, sealed.Broken):
+        recipe = Recipe.model_validate_json(json.dumps(content["recipe"]))
+    except (FileNotFoundError, sealed.Broken, ValidationError):
         return None
-    recipe = Recipe.model_validate_json(json.dumps(content["recipe"]))
     found = {each: Champion(**one | {"folder": Path(one["folder"])}) for each, one in content["champions"].items()}
     return Frozen(content["number"], content["asked"], content["kind"], recipe, found, content["files"])
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import promotion_log, store
-from pipelines.engine.record import now
 from pipelines.mlflow_runs import experiment_id as experiment_id
 from pipelines.mlflow_runs import find_or_create_run as find_or_create_run
 from pipelines.package import PackageDamaged, verify_package
@@ -31,7 +30,7 @@ from pipelines.upload import local_folder, upload
 DIGEST_TAG = "gptline.digest"
 SLOT_TAG = "gptline.slot"  # the retraining slot that made a version
 GATES_TAG = "gptline.gates"  # how each gate came out, JSON
-VERIFIED_TAG = "gptline.verified"  # when the stored files were last hashed and found whole, before an alias moved
+VERIFIED_TAG = "gptline.verified"  # the digest of the stored files when they were last hashed, before champion moved
 COMPARISON, STILL_CHAMPION = "comparison", "still_champion"  # the gates of a challenger
 MARKED_TAG = "gptline.gc.marked"  # since when `gc --registry` means to remove a version's weights
 REMOVED_TAG = "gptline.gc.removed"  # when it did: of such a version only MANIFEST.json is stored
@@ -158,7 +157,7 @@ def verify_stored(location: str | Path, version: ModelVersion) -> None:
 
         with tempfile.TemporaryDirectory() as scratch:
             pull(location, f"{version.name}@{version.version}", Path(scratch) / "model")
-    connect(location).set_model_version_tag(version.name, str(version.version), VERIFIED_TAG, now())
+    connect(location).set_model_version_tag(version.name, str(version.version), VERIFIED_TAG, str(version.digest))
 
 
 @names_damage

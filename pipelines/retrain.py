@@ -157,14 +157,8 @@ def _judged(slot: Slot, past: list[Slot], force: bool) -> Slot:
         return replace(
             slot, outcome="nothing new", reason=f"nothing new since {slot.champion['name']}@{slot.champion['version']}"
         )
-    tried = next(
-        (
-            old
-            for old in reversed(past)
-            if old.sources == slot.sources and old.outcome in ("promoted", "kept", "failed")
-        ),
-        None,
-    )
+    same = [old for old in past if old.sources == slot.sources and old.outcome in ("promoted", "kept", "failed")]
+    tried = max(same, key=lambda old: (old.outcome != "failed", old.number), default=None)  # one that went to its end
     if tried is None:
         return slot
     what = f"the same sources were tried in slot {tried.number}"

@@ -74,8 +74,11 @@ def _row(slot: Slot) -> Iterator[str]:
     opened, tries = slot.opened[:19].replace("T", " "), f"{len(slot.tries)} tries" if len(slot.tries) > 1 else ""
     cells = (f"{slot.model} slot {slot.number}", opened, slot.why, slot.outcome, version, seconds, tries)
     yield "  ".join(f"{cell:<{width}}" for cell, width in zip(cells, (20, 19, 24, 14, 11, 7, 0), strict=True)).rstrip()
+    if slot.new:
+        names = [Path(one["file"]).name for one in slot.new[:3]] + (["..."] if len(slot.new) > 3 else [])
+        yield f"    new: {', '.join(names)}"
     if slot.reason:
-        yield f"    {slot.reason}"
+        yield f"    {slot.reason.splitlines()[0]}"
     if slot.also:
         said = "champion" if slot.also["promoted"] else "candidate"
         yield f"    {slot.also['name']} version {slot.also['version']} is {said}: {slot.also['reason']}"

@@ -127,7 +127,7 @@ def read_all(work: Path) -> list[Slot]:
 
 
 def write(work: Path, slot: Slot, attempt: Path) -> None:
-    """Write the slot's file, for the owner of `attempt`. FileNotFoundError if the attempt was taken over."""
+    """Write the slot's file, for the owner of `attempt`. FileNotFoundError or NotADirectoryError if that was taken over."""
     target = folder(work, slot.model) / "slots" / f"{slot.number:06d}.json"
     target.parent.mkdir(exist_ok=True)
     draft = attempt / target.name

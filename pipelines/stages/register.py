@@ -45,6 +45,7 @@ def run(attempt: Attempt) -> dict[str, Any]:
     tags = {"gptline.step": attempt.name, "gptline.fingerprint": attempt.fingerprint}
     tags |= {registry.SLOT_TAG: str(slot)} if (slot := attempt.execution.get("slot")) else {}
     measured = _measured(attempt)
+    tags |= {name: str(value) for name, value in measured.items()}  # not in outputs: those of equal runs do not differ
     gates = [_gate(gate, metrics | measured) for gate in attempt.config["gates"]]
     against = _comparison(attempt)
     if against:
@@ -52,9 +53,7 @@ def run(attempt: Attempt) -> dict[str, Any]:
     over = str(against["champion_digest"]) if against else None
 
     patience = attempt.execution["registry_patience"]
-    version = patiently(
-        uri, patience, f"registering {name}", lambda: registry.register(uri, name, package, tags | measured)
-    )
+    version = patiently(uri, patience, f"registering {name}", lambda: registry.register(uri, name, package, tags))
     gates = patiently(uri, patience, f"promoting {name}", lambda: registry.release(uri, version, gates, over))
     durable.write_json(attempt.outputs / "registered.json", {"name": name, "digest": digest})
     return {
@@ -64,7 +63,7 @@ def run(attempt: Attempt) -> dict[str, Any]:
         "registry": uri,
         "alias": "champion" if all(gate.passed for gate in gates) else "candidate",
         "gates": "; ".join(gate.detail for gate in gates) or "no gates",
-        **{name: float(value) for name, value in measured.items()},
+        **measured,
         **(
             {"why": registry.reason_of(gates), "failed": [gate.metric for gate in gates if not gate.passed]}
             if against
@@ -79,16 +78,16 @@ def _comparison(attempt: Attempt) -> dict[str, Any] | None:
     return dict(durable.read_json(found.path("comparison.json"))) if found else None
 
 
-def _measured(attempt: Attempt) -> dict[str, str]:
-    """What gates look at and evaluation does not measure, as tags: outputs of equal runs must not differ by a time."""
+def _measured(attempt: Attempt) -> dict[str, int | float]:
+    """What gates look at and evaluation does not measure: the size of the export's files in bytes, its latency in ms."""
     from pipelines.stages.evaluate import compute
 
-    asked, found = {gate["metric"] for gate in attempt.config["gates"]}, {}
+    asked, found = {gate["metric"] for gate in attempt.config["gates"]}, dict[str, int | float]()
     if "export_bytes" in asked:
         files = durable.below(attempt.inputs["export"].path("export"))
-        found["export_bytes"] = str(sum(path.stat().st_size for path in files if path.is_file()))
+        found["export_bytes"] = sum(path.stat().st_size for path in files if path.is_file())
     if "latency_ms" in asked:
-        found["latency_ms"] = str(compute(attempt, "model.latency:measure")["latency_ms"])
+        found["latency_ms"] = compute(attempt, "model.latency:measure")["latency_ms"]
     return found
 
 
@@ -138,7 +137,7 @@ def _gate(gate: Mapping[str, Any], metrics: Mapping[str, Any]) -> Any:
     missing = [wanted for wanted in (name, baseline) if wanted and wanted not in metrics]
     if missing:
         return GateResult(name, False, f"{missing[0]} was not measured; measured are {', '.join(sorted(metrics))}")
-    value = float(metrics[name]) - (metrics[baseline] if baseline else 0.0)
+    value = metrics[name] - (metrics[baseline] if baseline else 0.0)
     low, high = gate["minimum"], gate["maximum"]
     passed = (low is None or value >= low) and (high is None or value <= high)
     asked = " and ".join(
@@ -149,8 +148,8 @@ def _gate(gate: Mapping[str, Any], metrics: Mapping[str, Any]) -> Any:
 
 
 def _figure(value: Any) -> str:
-    """A figure of an evaluation with four digits, one that was measured here as it was."""
-    return value if isinstance(value, str) else f"{value:.4f}"
+    """A count as it is, anything else with four digits."""
+    return str(value) if isinstance(value, int) else f"{value:.4f}"
 
 
 def card(attempt: Attempt, metrics: Mapping[str, Any]) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import registry
+from pipelines import promotion_log, registry
 from pipelines.aliased import aliased
 from pipelines.model_card import Card
 from pipelines.package import build_package
@@ -99,6 +99,9 @@ def test_a_server_registers_once_and_serves_what_was_registered(
     assert registry.version_exists(uri, "served", 1, version.digest)
     assert not registry.version_exists(uri, "served", 2)
     assert pull(uri, "served@champion", tmp_path / "dest").fetched
+    assert (registry.version_tags(uri, "served", 1) or {})["gptline.verified"] == version.digest
+    assert [(entry.by, entry.before, entry.to) for entry in promotion_log.read(uri, "served")] == [("run", None, 1)]
+    assert promotion_log.read(uri, "unheard-of") == []
     for path in package.iterdir():
         assert (tmp_path / "dest" / path.name).read_bytes() == path.read_bytes()
 

@@ -1,0 +1,116 @@
+"""The graph of a challenger: what each way to start trains, what it begins from, and that nothing is released uncompared."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines import flow, package, recipes
+from pipelines.champions import Champion
+from pipelines.config import RetrainConfig, Source
+from pipelines.engine.step import Step
+
+TOKENIZER = "7" * 64
+
+
+def champion(folder: Path, name: str) -> Champion:
+    """A champion whose package is a manifest."""
+    folder.mkdir()
+    lineage = {"shard": {"sources": {"corpus": ["c1", "c2"]}}, "champion-base": {"sources": {"corpus": ["c0"], "package": ["p"]}},
+               "train_tokenizer": {"sources": {"text": ["t1"]}}}  # fmt: skip
+    said: dict[str, Any] = {"schema": 1, "kind": "model_package", "name": name, "lineage": lineage}
+    said["files"] = {"tokenizer.json": {"sha256": TOKENIZER, "size": 1}}
+    (folder / "MANIFEST.json").write_text(json.dumps(said | {"digest": package._digest(said)}))
+    return Champion(name, 3, "d" * 64, folder)
+
+
+@pytest.fixture
+def champions(tmp_path: Path) -> dict[str, Champion]:
+    return {"base": champion(tmp_path / "base", "base"), "task": champion(tmp_path / "task", "sentiment")}
+
+
+def graph(champions: dict[str, Champion], task: bool = True, **how: Any) -> dict[str, Step]:
+    recipe = recipes.tiny().model_copy(
+        update={"retrain": RetrainConfig(**how)} | ({} if task else {"task": None, "finetune": None})
+    )
+    there = champions if task else {"base": champions["base"]}
+    steps = flow.retraining(flow.challenging(recipe, there), there, _files)
+    before: set[str] = set()
+    for step in steps:
+        assert {source.step for source in step.inputs.values()} <= before, f"{step.name} reads what comes later"
+        before.add(step.name)
+    return {step.name: step for step in steps}
+
+
+def _files(source: Source) -> list[dict[str, Any]]:
+    return [{"path": "here", "sha256": "new", "label": "x", "size": 1}]
+
+
+def _begins(step: Step) -> str | None:
+    return step.inputs["base"].step if "base" in step.inputs else None
+
+
+@pytest.mark.parametrize(
+    ("start", "pretrain", "finetune"),
+    [("continue_pretraining", "champion-base", "pretrain"), ("scratch", None, "pretrain"), ("base", "-", "champion-base"),
+     ("champion", "-", "champion-task")],
+)  # fmt: skip
+def test_training_begins_where_the_recipe_says(
+    champions: dict[str, Champion], start: str, pretrain: str | None, finetune: str
+) -> None:
+    steps = graph(champions, start=start)
+    assert (_begins(steps["pretrain"]) if "pretrain" in steps else "-") == pretrain
+    assert _begins(steps["finetune"]) == finetune
+    assert ("shard" in steps) == ("pretrain" in steps)
+    released = [name for name in steps if name.startswith("register-")]
+    assert released == (["register-base", "register-task"] if "pretrain" in steps else ["register-task"])
+    assert all(steps[name].inputs["comparison"].step == name.replace("register", "compare") for name in released)
+
+
+@pytest.mark.parametrize("start", ["continue_pretraining", "base", "champion"])
+def test_without_a_task_the_base_goes_on_from_its_champion(champions: dict[str, Champion], start: str) -> None:
+    steps = graph(champions, task=False, start=start)
+    assert _begins(steps["pretrain"]) == "champion-base" and "champion-task" not in steps
+
+
+def test_the_tokenizer_is_the_champions_whatever_is_new(champions: dict[str, Champion]) -> None:
+    for start in ("continue_pretraining", "scratch", "base", "champion"):
+        (pinned,) = graph(champions, start=start)["train_tokenizer"].sources["pinned"]
+        assert pinned["sha256"] == TOKENIZER
+
+
+def test_a_champion_lists_what_its_weights_have_seen_only_where_training_begins_from_it(
+    champions: dict[str, Champion],
+) -> None:
+    def known(steps: dict[str, Step], name: str) -> dict[str, list[str]]:
+        return {
+            group: [file["sha256"] for file in files]
+            for group, files in steps[name].sources.items()
+            if group != "package"
+        }
+
+    went_on, anew = graph(champions), graph(champions, start="scratch")
+    assert known(went_on, "champion-base") == {"corpus": ["c0", "c1", "c2"], "text": ["t1"]}
+    assert known(went_on, "champion-task") == known(anew, "champion-base") == {"text": ["t1"]}
+
+
+def test_steps_and_rates_are_shortened_only_where_training_begins_from_a_champion(
+    champions: dict[str, Champion],
+) -> None:
+    how: dict[str, Any] = {"pretrain_steps": 3, "finetune_steps": 7, "learning_rate_factor": 0.5}
+    steps = graph(champions, **how)
+    pretrain, finetune = (steps[name].config["train"] for name in ("pretrain", "finetune"))
+    assert (pretrain["max_steps"], pretrain["warmup_steps"], pretrain["learning_rate"]) == (3, 3, 5e-3)
+    assert (finetune["max_steps"], finetune["warmup_steps"], finetune["learning_rate"]) == (7, 3, 2.5e-3)
+    plain = {step.name: step for step in flow.build(recipes.tiny(), _files)}
+    anew = graph(champions, start="scratch", **how)
+    assert all(anew[name].config == plain[name].config for name in ("pretrain", "finetune", "shard", "evaluate-task"))
+
+
+def test_a_recipes_retraining_changes_no_step_of_a_run() -> None:
+    plain = flow.build(recipes.tiny(), _files)
+    changed = recipes.tiny().model_copy(update={"retrain": RetrainConfig(start="scratch", minimum_gain=0.1)})
+    assert flow.build(changed, _files) == plain
