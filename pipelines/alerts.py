@@ -21,8 +21,9 @@ from pathlib import Path
 from model import durable
 from pipelines import slots
 from pipelines.engine import sealed
+from pipelines.engine.fingerprint import digest
 from pipelines.execution import Execution
-from pipelines.slots import Slot
+from pipelines.slots import Slot, SlotDamaged
 
 _SECONDS = 60.0  # for which the command may run
 _DAILY = 7  # times that one matter is told once a day; then once a week
@@ -45,9 +46,14 @@ class Event:
 
 def after(work: Path, model: str, now: datetime.datetime, execution: Execution) -> list[str]:
     """Call the alert command for what is the matter with `model`, if it is due; says what was told, and what failed."""
-    command = execution.alert_command
-    told = _told(work, model)
-    said = []
+    try:
+        return _after(work, model, now, execution)
+    except (OSError, SlotDamaged) as error:  # whatever made the slot end is told by whoever calls this, and comes first
+        return [f"alerts of {model} cannot be looked after: {error}"]
+
+
+def _after(work: Path, model: str, now: datetime.datetime, execution: Execution) -> list[str]:
+    command, told, said = execution.alert_command, _told(work, model), []
     events = matters(slots.of_model(work, model), work, now, execution.stale_after_days)
     kept = {event.matter: told[event.matter] for event in events if event.matter in told}
     for event in events:
@@ -80,8 +86,9 @@ def matters(history: Sequence[Slot], work: Path, now: datetime.datetime, stale_a
 
 def _event(kind: str, slot: Slot, text: str, work: Path, now: datetime.datetime, matter: str = "") -> Event:
     text = _SECRET.sub("***@", f"{slot.model}: {text}")
-    # The same sources and recipe that failed before are the same trouble, whichever night's slot says so.
-    matter = matter or f"{kind} {slot.sources or slot.key or slot.number}"
+    # The same sources and recipe that failed before are the same trouble, whichever night's slot says so; a slot that
+    # could not be opened knows no sources, and what it said stands for them.
+    matter = matter or f"{kind} {slot.sources or digest(slot.reason)}"
     when = now.astimezone(datetime.UTC).isoformat(timespec="seconds")
     return Event(kind, matter, slot.model, text, slot.number, when, str(work), socket.gethostname())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -126,3 +127,23 @@ def test_an_alert_command_that_fails_is_said_with_what_it_should_have_told_and_t
 def test_without_an_alert_command_nothing_is_called(line: Line) -> None:
     line.slot(0, "failed", "bad data")
     assert line.after(0, command="") == []
+
+
+def test_retrain_calls_it_where_a_slot_ends_and_keeps_its_own_error_and_exit_code(line: Line, tmp_path: Path) -> None:
+    settings = [
+        'shard.sources=[{"path":"/no/such/corpus"}]',
+        f"execution.registry={tmp_path / 'registry'}",
+        f"execution.alert_command={line.command}",
+    ]
+    given = [part for setting in settings for part in ("--set", setting)]
+    for command, heard in (("retrain", 1), ("retrain", 1), ("alerts", 1)):
+        recipe = ["-r", "tiny"] if command == "retrain" else []
+        done = subprocess.run(
+            [sys.executable, "-m", "pipelines", command, *recipe, "-w", str(line.work), *given],
+            cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == (1 if command == "retrain" else 0), done.stderr
+        assert command != "retrain" or "/no/such/corpus" in done.stderr
+        assert len(line.heard()) == heard
+    [[event, _]] = line.heard()
+    assert event["kind"] == "failed" and event["model"] == "sentiment" and "/no/such/corpus" in event["text"]
