@@ -18,7 +18,7 @@ SHARED := $(if $(filter command line environment,$(origin WORK)),yes)
 
 # What people give goes to the shell as environment variables, byte for byte: quotes, spaces and dollars in it are theirs.
 GIVEN := RECIPE WORK SET UNTIL MODEL DEST PROMPT WHAT KILLS SEED OFFLINE NEWER_THAN WHY
-GIVEN += JOB FOLLOW RETRAIN AUTOSCALING
+GIVEN += JOB FOLLOW RETRAIN AUTOSCALING KEEP_DAYS KEEP YES WEIGHTS EVERY
 GIVEN += SITE HOST HEAD TOKEN NAME REMOVE REGISTRY MLFLOW_DB MLFLOW_ARTIFACTS RAY_PORT DASHBOARD_PORT MLFLOW_PORT CPUS GPUS PREPARE SHARED
 $(foreach name,$(GIVEN),$(eval override $(name) := $$(value $(name))))
 export $(GIVEN)
@@ -30,7 +30,7 @@ OPTIONS = --recipe "$$RECIPE" --work "$$WORK" $(SETTINGS)
 
 # Every target is phony: one named like a folder (tests, model) would silently do nothing.
 .PHONY: help setup run plan dryrun status verify pull lineage generate inspect ui backup integrity test thorough chaos check format bench clean
-.PHONY: submit logs stop jobs up join down user
+.PHONY: submit logs stop jobs up join down user gc schedule unschedule
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -122,6 +122,16 @@ down: setup ## end what up or join started on this node
 
 user: setup ## a user who can read the registry and change nothing: NAME=team (REMOVE=1 takes it away)
 	@$(PY) -m pipelines user --site "$${SITE:-site}" $${REMOVE:+--remove} -- "$${NAME:?say who: make user NAME=team}"
+
+# Upkeep: docs/upkeep.md
+gc: setup ## what no record and no alias needs any more; YES=1 removes it: KEEP_DAYS=30 KEEP=3 (WEIGHTS=1: of old versions too)
+	@$(PY) -m pipelines gc --work "$$WORK" $(SETTINGS) $${KEEP_DAYS:+--keep-days "$$KEEP_DAYS"} $${KEEP:+--keep "$$KEEP"} $${YES:+--yes} $${WEIGHTS:+--registry}
+
+schedule: setup ## retrain at these times: EVERY="daily 03:00" (or cron's five fields)
+	@$(PY) -m pipelines schedule $(OPTIONS) -- "$${EVERY:?say when: make schedule EVERY=\"daily 03:00\"}"
+
+unschedule: setup ## no more: removes what schedule installed for this RECIPE and WORK
+	@$(PY) -m pipelines unschedule --recipe "$$RECIPE" --work "$$WORK"
 
 test: setup ## all tests, two files at a time
 	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder

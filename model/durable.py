@@ -19,7 +19,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,22 @@ def link(source: Path, target: Path) -> None:
     fsync(target.parent)
 
 
+def gather(paths: Sequence[Path], into: Path) -> None:
+    """Move files and folders into the folder `into`, in this order, numbered; each folder is flushed once, at the end.
+
+    FileNotFoundError (or NotADirectoryError) if `into` was taken away: nothing is moved from then on. What is gone already is passed over.
+    """
+    for number, path in enumerate(paths):
+        try:
+            os.rename(path, into / f"{number:06d}-{path.name.lstrip('.')}")
+        except (FileNotFoundError, NotADirectoryError):
+            if not into.is_dir():
+                raise
+    for folder in {path.parent: None for path in paths} | {into: None}:
+        if folder.is_dir():
+            fsync(folder)
+
+
 def temporary(path: Path) -> Path:
     """A fresh name beside `path`, so that a rename or a link to it stays within one file system."""
     return path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
@@ -125,13 +141,13 @@ def write_private(path: Path, data: bytes) -> None:
             file.write(data)
 
 
-def sweep_drafts(path: Path) -> None:
+def sweep_drafts(path: Path, like: str = "") -> None:
     """Remove the drafts of `path` that the dead have left: those an hour older than `path`, by the file system's clock.
 
-    For files in folders that nobody owns; a draft lives for moments.
+    For files in folders that nobody owns; a draft lives for moments. `like` is a pattern for drafts of its siblings too.
     """
     newest = path.stat().st_mtime
-    for draft in path.parent.glob(f".{path.name}.*.tmp"):
+    for draft in path.parent.glob(like or f".{path.name}.*.tmp"):
         with contextlib.suppress(FileNotFoundError):  # its maker is alive after all, or another sweeper was faster
             if newest - draft.stat().st_mtime > 3600:
                 draft.unlink()

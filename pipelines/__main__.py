@@ -17,7 +17,15 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines import jobs_commands, lineage_commands, pull_commands, retrain_commands, run, site_commands
+from pipelines import (
+    jobs_commands,
+    lineage_commands,
+    pull_commands,
+    retrain_commands,
+    run,
+    site_commands,
+    upkeep_commands,
+)
 from pipelines.config import ConfigError, check_together
 from pipelines.errors import DAMAGED, INTERRUPTED, exit_code, told
 from pipelines.options import (
@@ -242,6 +250,11 @@ for command in (
     retrain_commands.promote,
     retrain_commands.rollback,
     retrain_commands.promotions,
+    upkeep_commands.gc,
+    upkeep_commands.schedule,
+    upkeep_commands.unschedule,
+    upkeep_commands.catch_up,
+    upkeep_commands.alerts,
 ):
     app.command()(command)
 

@@ -59,7 +59,12 @@ def current(location: str | Path, name: str, pulled: Path) -> Champion | None:
             f"{name}@champion is version {version}, which carries no {registry.DIGEST_TAG}: it was not registered by "
             "gptline and cannot be started from; promote another version"
         )
-    return Champion(name, version, digest, pulled / f"{name}-{digest[:12]}")
+    return Champion(name, version, digest, pulled / folder_name(name, digest))
+
+
+def folder_name(name: str, digest: str) -> str:
+    """What the folder of a pulled champion is called."""
+    return f"{name}-{digest[:12]}"
 
 
 def ensure_pulled(location: str | Path, champion: Champion, patience: float) -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import errno
 
+from cluster.every import BadSchedule
+from cluster.schedule import ScheduleError
 from pipelines import credentials
 from pipelines.config import ConfigError
 from pipelines.engine.lease import Busy, Overtaken
@@ -40,7 +42,7 @@ class GivenUp(RuntimeError):
 EXPECTED = (
     ConfigError, SourceError, SampleUnavailable, Busy, Overtaken, Damaged, RecordDamaged, UnknownSchema, UnknownModel,
     PullRefused, PackageDamaged, StepFailed, StepInterrupted, StoreDamaged, NotYet, ConnectionError, GivenUp,
-    SlotDamaged, PromotionRefused,
+    SlotDamaged, PromotionRefused, BadSchedule, ScheduleError,
 )  # fmt: skip
 
 
@@ -80,4 +82,8 @@ def exit_code(error: BaseException) -> int:
         return INTERRUPTED
     if isinstance(error, PackageDamaged | Damaged | RecordDamaged | StoreDamaged | SlotDamaged):
         return DAMAGED
-    return USAGE if isinstance(error, ConfigError | UnknownModel | PullRefused | PromotionRefused) else FAILED
+    return (
+        USAGE
+        if isinstance(error, ConfigError | UnknownModel | PullRefused | PromotionRefused | BadSchedule)
+        else FAILED
+    )

@@ -108,6 +108,15 @@ class Execution(Config):
     lease_seconds: float = Field(
         30.0, gt=0, description="an owner on another host without a sign of life for so long is dead"
     )
+    keep_days: float = Field(30.0, ge=0, description="days for which `gc` keeps what was finished")
+    keep_records: int = Field(3, ge=1, description="finished records of each step that `gc` keeps however old they are")
+    alert_command: str = Field(
+        "",
+        description="called when a slot failed or a model is stale, with JSON on standard input; empty: nobody is told",
+    )
+    stale_after_days: float = Field(
+        14.0, ge=0, description="days without a new version after which retraining is stale; 0: never"
+    )
     retrain_attempts: int = Field(
         3, ge=1, description="times that a retraining slot is tried when it fails or is killed, before it is given up"
     )

@@ -27,6 +27,7 @@ from pipelines.store import names_damage
 from pipelines.store import tracking_uri as tracking_uri
 from pipelines.upload import local_folder, upload
 from pipelines.versions import DIGEST_TAG as DIGEST_TAG
+from pipelines.versions import REMOVED_TAG as REMOVED_TAG
 from pipelines.versions import ModelVersion as ModelVersion
 from pipelines.versions import UnknownModel as UnknownModel
 from pipelines.versions import resolve as resolve
@@ -35,6 +36,7 @@ SLOT_TAG = "gptline.slot"  # the retraining slot that made a version
 GATES_TAG = "gptline.gates"  # how each gate came out, JSON
 VERIFIED_TAG = "gptline.verified"  # the digest of the stored files when they were last hashed, before champion moved
 COMPARISON, STILL_CHAMPION = "comparison", "still_champion"  # the gates of a challenger
+MARKED_TAG = "gptline.gc.marked"  # since when `gc --registry` means to remove a version's weights
 DOUBLE_TAG = "gptline.duplicate_of"  # on a version whose package an earlier one holds: no alias points at it
 
 
@@ -67,6 +69,9 @@ def register(location: str | Path, name: str, package: Path, tags: Mapping[str, 
         if found is None:
             client.create_model_version(name, source, run_id=run_id, tags={**tags, DIGEST_TAG: digest})
             found = _canonical(client, name, digest)
+        elif (version_tags(location, name, found.version) or {}).get(REMOVED_TAG):
+            for tag in (REMOVED_TAG, MARKED_TAG):  # it is whole again
+                client.delete_model_version_tag(name, str(found.version), tag)
         _mark_doubles(client, name, digest)
     if found is None:
         raise UnknownModel(

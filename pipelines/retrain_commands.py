@@ -35,8 +35,8 @@ def retrain(
     wait: Annotated[bool, typer.Option("--wait", help="wait for whoever is retraining this model")] = False,
 ) -> None:
     """Retrain if a source has something new, compare with the champion, promote if better. For any scheduler."""
+    from pipelines import alerts, store
     from pipelines import retrain as retraining
-    from pipelines import store
     from pipelines.engine.lease import Busy
 
     made, execution = configured(recipe, work, settings)
@@ -48,6 +48,9 @@ def retrain(
     except Busy as busy:
         _tell(f"{busy}: this call has nothing to do")
         return
+    finally:  # of whatever kind the end was: somebody may have to hear of it
+        for line in alerts.after(desk.root, desk.model, desk.clock.now(), execution):
+            _tell(line)
     for line in _ended(slot, given):
         _tell(line)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from pipelines import flow
 from pipelines.config import ConfigError, Recipe, Source, check_together
-from pipelines.engine import owning
+from pipelines.engine import owning, using
 from pipelines.engine import plan as planning
 from pipelines.engine import step as engine
 from pipelines.engine.digests import Digests
@@ -108,7 +108,27 @@ def run(
     """Do what is to do, yielding each step's outcome; again for steps that are walked again after damage was found.
 
     `on_damage` is told of an output that has to be made again. Without `wait`, Busy names whoever is at work on a step.
+    From before anything is planned until the end the work directory is in use: nothing is cleaned away meanwhile.
     """
+    with using.using(workspace.root, workspace.settings["lease_seconds"], on_wait) as use:
+        yield from _walk(workspace, _in_use(use, watch), on_wait, on_damage, wait)
+
+
+def _in_use(use: using.Use, watch: Watch) -> Watch:
+    """`watch`, entered only if what was planned is certainly still there."""
+
+    @contextlib.contextmanager
+    def confirmed(attempt: Attempt) -> Iterator[None]:
+        use.confirm(attempt.scratch)
+        with watch(attempt):
+            yield
+
+    return confirmed
+
+
+def _walk(
+    workspace: Workspace, watch: Watch, on_wait: Callable[[Owner], None], on_damage: Callable[[str], None], wait: bool
+) -> Iterator[Outcome]:
     before: dict[str, Planned] = {}
     damaged: dict[str, str] = {}
     rebuilt: set[str] = set()

@@ -17,7 +17,7 @@ from pipelines import store
 from pipelines.config import ConfigError
 from pipelines.mlflow_runs import KEY_TAG, OWNER_TAG, PARENT_TAG, is_orphan
 from pipelines.package import PackageDamaged, verify_package
-from pipelines.registry import DIGEST_TAG, DOUBLE_TAG
+from pipelines.registry import DIGEST_TAG, DOUBLE_TAG, REMOVED_TAG
 
 
 @dataclass
@@ -86,7 +86,7 @@ def check(database: Path) -> Report:
 def _check_versions(uri: str, folder: Path, report: Report) -> dict[str, dict[int, str]]:
     """Check each version's files; the digest of each version by model."""
     digests: dict[str, dict[int, str]] = {}
-    roots = _roots(uri)
+    roots, removed = artifact_roots(uri), 0
     for name, version, source in store.select(
         uri, "select name, version, source from model_versions where current_stage != 'Deleted_Internal'"
     ):
@@ -99,8 +99,13 @@ def _check_versions(uri: str, folder: Path, report: Report) -> dict[str, dict[in
         digests.setdefault(name, {})[version] = tags[DIGEST_TAG]
         if DOUBLE_TAG in tags:
             report.remarks.append(f"{name} version {version} repeats version {tags[DOUBLE_TAG]}; no alias points at it")
-        if found := _damage(_here(source, folder, roots), tags[DIGEST_TAG], report):
+        if REMOVED_TAG in tags:
+            removed += 1
+            continue
+        if found := _damage(stored_at(source, folder, roots), tags[DIGEST_TAG], report):
             report.damaged.append(f"{name} version {version}: {found}")
+    if removed:
+        report.remarks.append(f"{removed} versions have no weights any more: `gc --registry` removed them")
     return digests
 
 
@@ -117,13 +122,13 @@ def _damage(package: Path, digest: str, report: Report) -> str:
     return "" if seen == digest else f"{package} holds package {seen[:12]}, the version is of {digest[:12]}"
 
 
-def _roots(uri: str) -> list[str]:
+def artifact_roots(uri: str) -> list[str]:
     """The folders of artifacts as the database names them: of a backup, or a moved store, they are elsewhere."""
     named = [str(row[0]) for row in store.select(uri, "select artifact_location from experiments")]
     return [name.rpartition("/")[0] for name in named if name.startswith("/")]
 
 
-def _here(source: str, folder: Path, roots: list[str]) -> Path:
+def stored_at(source: str, folder: Path, roots: list[str]) -> Path:
     """Where the files at `source` lie, if the store is the one in `folder`."""
     if source.startswith("mlflow-artifacts:"):  # served by a server from a folder below, whatever its name
         inside = source.partition(":")[2].lstrip("/")

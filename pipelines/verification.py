@@ -17,7 +17,7 @@ from pipelines import outbox
 from pipelines.config import ConfigError
 from pipelines.engine import lease as leases
 from pipelines.engine import record as records
-from pipelines.engine import sealed
+from pipelines.engine import sealed, using
 from pipelines.engine.step import Damaged, check_file
 from pipelines.engine.units import UnitFile
 from pipelines.package import PackageDamaged, verify_package
@@ -72,6 +72,9 @@ def verify(root: Path) -> Report:
     for folder in sorted(path for path in (root / "steps").glob("*") if path.is_dir()):
         _check_step(folder, report, known)
     _check_units(report, known)
+    known.update(
+        str(path.relative_to(root)) for path in (root / using.FOLDER).rglob("*")
+    )  # marks, and what `gc` deletes
     for folder in sorted(path for path in (root / "retrain").glob("*") if path.is_dir()):
         _check_retraining(folder, report, known)
     for path in durable.below(root):

@@ -14,6 +14,7 @@ from typing import Any
 from pipelines import store
 
 DIGEST_TAG = "gptline.digest"
+REMOVED_TAG = "gptline.gc.removed"  # when `gc --registry` removed its weights: only MANIFEST.json is stored
 
 
 class UnknownModel(LookupError):
@@ -52,19 +53,28 @@ def resolve(location: str | Path, spec: str) -> ModelVersion:
     found = (_over_http if uri.startswith("http") else _in_sqlite)(uri, name, which)
     if found is None:
         raise UnknownModel(_what_there_is(location, name, which))
-    return found
+    version, tags = found
+    if removed := tags.get(REMOVED_TAG):
+        raise UnknownModel(
+            f"{name}@{version.version} has no weights any more: `gc --registry` removed them at {removed}; its tags and "
+            "lineage are kept, and registering the same model again brings it back"
+        )
+    return version
 
 
-def _over_http(uri: str, name: str, which: str) -> ModelVersion | None:
+_Tagged = tuple["ModelVersion", Mapping[str, str]]
+
+
+def _over_http(uri: str, name: str, which: str) -> _Tagged | None:
     number = {"version": which} if which.isdigit() else {"alias": which}
     found = store.ask(uri, "model-versions/get" if which.isdigit() else "registered-models/alias", name=name, **number)
     if found is None:
         return None
     tags = {tag["key"]: tag["value"] for tag in found.get("tags", [])}
-    return _version(found, tags)
+    return _version(found, tags), tags
 
 
-def _in_sqlite(uri: str, name: str, which: str) -> ModelVersion | None:
+def _in_sqlite(uri: str, name: str, which: str) -> _Tagged | None:
     if not which.isdigit():
         query = "select version from registered_model_aliases where name = ? and alias = ?"
         which = next((str(row[0]) for row in store.select(uri, query, name, which)), "")
@@ -72,10 +82,9 @@ def _in_sqlite(uri: str, name: str, which: str) -> ModelVersion | None:
     rows = store.select(uri, query, name, int(which)) if which else []
     if not rows:
         return None
-    tags = store.select(
-        uri, "select key, value from model_version_tags where name = ? and version = ?", name, int(which)
-    )
-    return _version({"name": name, "version": which, "source": rows[0][0], "run_id": rows[0][1]}, dict(tags))
+    query = "select key, value from model_version_tags where name = ? and version = ?"
+    tags = dict(store.select(uri, query, name, int(which)))
+    return _version({"name": name, "version": which, "source": rows[0][0], "run_id": rows[0][1]}, tags), tags
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,14 @@ class Digests:
             self._known[str(path)] = [*signature, sha256]
             self._changed = True
 
+    def forget_the_gone(self) -> None:
+        """Drop and save: what is known of files that are not there any more."""
+        gone = [path for path in self._known if not os.path.lexists(path)]
+        for path in gone:
+            del self._known[path]
+        self._changed |= bool(gone)
+        self.save()
+
     def save(self) -> None:
         """Write what was learned. The last of several processes wins, which loses nothing but time."""
         if self._changed and self._file.parent.is_dir():

@@ -55,6 +55,15 @@ class Owner:
         return f"process {self.pid} on {self.host} (attempt {self.token})"
 
 
+@dataclass(frozen=True)
+class Held:
+    """A lease that was not given back: the owner's generation, the file that is its sign of life, and who it is."""
+
+    generation: int
+    file: Path
+    owner: Owner
+
+
 def _process_start(pid: int) -> str | None:
     """The kernel's start time of a process, which tells a living owner from a reused process id."""
     try:
@@ -70,9 +79,19 @@ def _process_space() -> str:
     return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
 
 
-def _is_dead(owner: Owner) -> bool:
+def is_gone(owner: Owner) -> bool:
     """True only if the owner's process id can be looked up from here, and it is gone."""
     return owner.space == _process_space() and _process_start(owner.pid) != owner.started
+
+
+def is_here(owner: Owner) -> bool:
+    """True only if the owner's process id can be looked up from here, and it runs."""
+    return owner.space == _process_space() and _process_start(owner.pid) == owner.started
+
+
+def touch(file: Path) -> None:
+    """The sign of life of whom the file names."""
+    os.utime(file)
 
 
 class Lease:
@@ -88,16 +107,16 @@ class Lease:
     def _keep_alive(self, interval: float) -> None:
         while not self._stop.wait(interval):
             with contextlib.suppress(OSError):  # a file system that hiccups must not end the sign of life
-                os.utime(self._file)
+                touch(self._file)
 
     def release(self, keep_attempt: bool = False) -> None:
         """Give the step back. The attempt folder goes, unless it is kept to be looked at after a failure."""
         self._stop.set()
         self._beat.join()
+        if not self.attempt.is_dir():
+            return  # overtaken: the step is the new owner's, who counts from 1 again if it was removed meanwhile
         if not keep_attempt:
-            with contextlib.suppress(
-                FileNotFoundError, NotADirectoryError
-            ):  # overtaken: it is the new owner's to sweep
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # overtaken just now
                 durable.remove_tree(self.attempt)
         # Beside the lease, not instead of it: a slow candidate must never find this generation's name free again.
         durable.link(self._file, self._file.with_suffix(".released"))
@@ -120,8 +139,8 @@ def acquire(
         generation, owner, stamp = _current(folder)
         if (generation, stamp) != watched:
             watched, since = (generation, stamp), time.monotonic()
-        if owner is None or _is_dead(owner) or time.monotonic() - since > seconds:
-            lease = _claim(folder, generation + 1, seconds)
+        if owner is None or is_gone(owner) or time.monotonic() - since > seconds:
+            lease = overtake(folder, generation, seconds)
             if lease is not None:
                 return lease
             continue
@@ -133,17 +152,42 @@ def acquire(
         time.sleep(min(_POLL, seconds / 4))
 
 
+def overtake(folder: Path, generation: int, seconds: float) -> Lease | None:
+    """Own the step after owner `generation`, whom the caller has seen dead; None if somebody else was faster."""
+    lease = _claim(folder, generation + 1, seconds)
+    if lease is not None and _latest(folder)[0] > generation + 1:
+        lease.release()  # the name was free because old marks were cleared: many have owned the step meanwhile
+        return None
+    return lease
+
+
+def held(folder: Path) -> Held | None:
+    """The lease as it is held now, by the living or the dead; None if nobody has taken it or it was given back."""
+    generation, released = _latest(folder)
+    file = _lease_file(folder, generation)
+    return None if generation == 0 or released else Held(generation, file, owner_in(file))
+
+
+def clear_marks(folder: Path, keep: int) -> None:
+    """Remove the marks of all but the last `keep` generations, for a lease that is taken for years. Owner only."""
+    newest = _latest(folder)[0]
+    for path in [*(folder / "lease").iterdir(), *(folder / "attempts").iterdir()]:
+        found = re.match(r"(\d{6,})[.-]", path.name)
+        if found and int(found[1]) <= newest - keep and path.is_file():
+            path.unlink(missing_ok=True)
+
+
 def current_owner(folder: Path) -> Owner | None:
     """Who holds the lease now, as far as can be seen without waiting; None if nobody or a dead process."""
     if not (folder / "lease").is_dir():
         return None
     owner = _current(folder)[1]
-    return None if owner is None or _is_dead(owner) else owner
+    return None if owner is None or is_gone(owner) else owner
 
 
 def latest_owner(folder: Path) -> Owner:
     """Who was the last to take the lease, whether or not it has given it back."""
-    return _owner(_lease_file(folder, _latest(folder)[0]))
+    return owner_in(_lease_file(folder, _latest(folder)[0]))
 
 
 def _lease_file(folder: Path, generation: int) -> Path:
@@ -163,11 +207,11 @@ def _current(folder: Path) -> tuple[int, Owner | None, int]:
     if generation == 0 or released:
         return generation, None, 0
     file = _lease_file(folder, generation)
-    return generation, _owner(file), file.stat().st_mtime_ns
+    return generation, owner_in(file), file.stat().st_mtime_ns
 
 
-def _owner(file: Path) -> Owner:
-    """Whom a lease file names. A damaged one still says by its time stamp whether its owner is alive."""
+def owner_in(file: Path) -> Owner:
+    """Whom a lease file or a mark names. A damaged one still says by its time stamp whether its owner is alive."""
     try:
         return Owner(**sealed.unseal(file))
     except (FileNotFoundError, sealed.Broken):
@@ -237,4 +281,4 @@ def this_process(token: str) -> Owner:
 def is_dead(owner: Owner) -> bool:
     """Whether an owner is certainly gone: its process, seen from here, or its machine, which was started again since."""
     restarted = owner.host == socket.gethostname() and owner.space.split()[0] != _process_space().split()[0]
-    return restarted or _is_dead(owner)
+    return restarted or is_gone(owner)

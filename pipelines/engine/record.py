@@ -34,7 +34,11 @@ _LIBRARIES = ("ray", "torch", "deepspeed", "transformers", "tokenizers", "gigato
 
 @dataclass(frozen=True)
 class Record:
-    """What one finished step was, made and counted. `outputs` paths are relative to the work directory."""
+    """What one finished step was, made and counted. `outputs` paths are relative to the work directory.
+
+    `parents` names the folder below steps/ that each input was read from. It is no identity: other steps may have the
+    same outputs. Records of before it was written have none.
+    """
 
     stage: str
     step: str
@@ -52,6 +56,7 @@ class Record:
     seconds: float
     host: str
     sources: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    parents: dict[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
 
     def part(self, prefix: str, folder: str) -> str:

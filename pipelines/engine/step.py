@@ -266,6 +266,7 @@ def _work(planned: Planned, attempt: Attempt) -> Record:
         seconds=round(time.monotonic() - clock, 3),
         host=records.host(),
         sources=dict(planned.step.sources),
+        parents={name: source.outputs.parent.name for name, source in attempt.inputs.items()},
     )
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
 import sys
 from pathlib import Path
 from typing import Any
 
 from model import durable
-from pipelines import pull, recipes, run, sources
+from pipelines import cleaning, pull, recipes, run, sources
+from pipelines.aliased import aliased
 from pipelines.config import Source
 from pipelines.engine import record as records
 from pipelines.engine import step as steps
@@ -17,7 +19,9 @@ from pipelines.engine.step import Attempt
 from pipelines.execution import Execution
 from pipelines.model_card import Card
 from pipelines.package import build_package, verify_package
+from pipelines.retention import Retention
 from tests.faults.forkserver import outcome
+from tests.pipelines import nightly
 from tests.pipelines.engine import toys
 
 
@@ -118,6 +122,23 @@ def pulled(root: Path) -> None:
         verify_package(staging)
 
     pull.place(root / "pulled" / "model", manifest["digest"], fetch)
+
+
+NIGHTS = [["a"], ["a", "b"], ["a", "b", "c"]]  # what the corpus of `nights` holds, night for night
+
+
+def nights(root: Path) -> None:
+    """Three nights of a toy line, all the same age; not killed, only prepared."""
+    registry = nightly.registry(root.parent / f"{root.name}-registry")
+    for number, files in enumerate(NIGHTS):
+        nightly.go(root, nightly.flow(files, champion=number == 0), registry)
+
+
+def gc(root: Path) -> None:
+    """Keep the newest of each step, and the champion's run."""
+    registry = f"sqlite:///{root.parent / 'prepared-registry' / 'mlflow.db'}"
+    now = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=1)
+    cleaning.collect(root, Retention(days=0, count=1), now, lambda: aliased(root, registry), seconds=2.0)
 
 
 def careless(root: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import promotion_log, registry
+from pipelines.aliased import aliased
 from pipelines.model_card import Card
 from pipelines.package import build_package
 from pipelines.pull import pull
@@ -104,3 +105,16 @@ def test_a_server_registers_once_and_serves_what_was_registered(
 def test_asking_a_server_that_is_away_says_so() -> None:
     with pytest.raises(ConnectionError, match="is the MLflow server up"):
         registry.version_exists("http://127.0.0.1:9", "served", 1)
+
+
+def test_gc_asks_a_server_for_its_aliases(served: LossyProxy, package: Path, tmp_path: Path) -> None:
+    version = registry.register(_uri(served), "aliased-here", package, {})
+    registry.release(_uri(served), version, [])
+    found = aliased(tmp_path, _uri(served))
+    assert found[("aliased-here", 1)] == "aliased-here@candidate, aliased-here@champion is its version"
+    served.away = True
+    try:
+        with pytest.raises(ConnectionError):
+            aliased(tmp_path, _uri(served))
+    finally:
+        served.away = False
