@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cluster.shared_folder import STAMPS
 from model import durable
 from pipelines import outbox
 from pipelines.config import ConfigError
@@ -71,8 +72,9 @@ def verify(root: Path) -> Report:
         _check_step(folder, report, known)
     _check_units(report, known)
     for path in durable.below(root):
-        if str(path.relative_to(root)) not in known and path.is_file():
-            report.unowned.append(str(path.relative_to(root)))
+        place = path.relative_to(root)
+        if place.parts[0] != STAMPS and str(place) not in known and path.is_file():
+            report.unowned.append(str(place))
     return report
 
 
