@@ -13,6 +13,7 @@ from typing import Any
 
 from model import durable
 from pipelines.engine.step import Attempt, Stage
+from pipelines.stages.fan_out import connect
 
 STAGE = Stage("evaluate", 1, "pipelines.stages.evaluate:run")
 _PROMPT_WORDS = 8
@@ -20,9 +21,7 @@ _PROMPT_WORDS = 8
 
 def run(attempt: Attempt) -> dict[str, Any]:
     """Write metrics.json and what was predicted or generated; return the metrics."""
-    from cluster import services
-
-    services.connect(attempt.execution["ray_address"], attempt.execution["cpus"])
+    connect(attempt)
     measure = {"language_model": language_model, "classification": classification}[attempt.config["kind"]]
     metrics = measure(attempt)
     durable.write_json(attempt.outputs / "metrics.json", metrics)
