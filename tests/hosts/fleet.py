@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -126,6 +127,18 @@ class Fleet:
             self.driver.wait(seconds)
         assert self.driver.returncode == code, f"{self.driver.returncode}: {self.said()[-5000:]}"
         return self.said()
+
+    def ranks_on(self) -> list[int]:
+        """The numbers of the hosts that the ranks were placed on last, by rank."""
+        line = re.findall(r"\d+ ranks on \d+ hosts: (.*)", self.said())[-1]
+        placed = {rank: int(host) for ranks, host in re.findall(r"([\d, ]+) on gp(\d+)", line) for rank in ranks.split(", ")}
+        return [placed[rank] for rank in sorted(placed)]
+
+    def when_up(self, count: int, seconds: float = 90) -> None:
+        """Wait until the head's Ray counts `count` living nodes."""
+        deadline = time.monotonic() + seconds
+        while (found := self.nodes()) != count:
+            assert time.monotonic() < deadline, f"{found} nodes instead of {count} after {seconds:.0f} s"
 
     def nodes(self) -> int:
         """How many living nodes the head's Ray counts."""
