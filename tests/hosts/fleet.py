@@ -35,6 +35,7 @@ class Fleet:
     network: Switch
     settings: dict[str, object] = field(default_factory=dict)
     cpus: int = 1  # that Ray has on each host
+    head_cpus: int | None = None  # that it has on the head, if not as many
     ray: Mapping[str, str] = field(default_factory=dict)  # more of Ray's environment
     hosts: dict[int, Host] = field(default_factory=dict)
     token: str = field(default_factory=lambda: secrets.token_hex(32))
@@ -60,9 +61,9 @@ class Fleet:
         """What the newest run said so far."""
         return self.log.read_text() if self.log.exists() else ""
 
-    def add(self, number: int, hidden: Path | None = None) -> Host:
-        """A new host with Ray on it, which joins the head's, or is the head."""
-        self.hosts[number] = Host(self.network, number, hidden)
+    def add(self, number: int, hidden: Path | None = None, stale: Path | None = None) -> Host:
+        """A new host with Ray on it, which joins the head's, or is the head. `hidden` and `stale` as a Host has them."""
+        self.hosts[number] = Host(self.network, number, hidden, stale)
         self.serve(number)
         return self.hosts[number]
 
@@ -80,7 +81,8 @@ class Fleet:
             else ["--address", f"{head}:{PORT}"]
         )
         command = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--disable-usage-stats", *place]
-        options = ["--node-ip-address", host.address, "--num-cpus", str(self.cpus), "--num-gpus", "0"]
+        cpus = self.cpus if self.head_cpus is None or number > 1 else self.head_cpus
+        options = ["--node-ip-address", host.address, "--num-cpus", str(cpus), "--num-gpus", "0"]
         options += ["--object-store-memory", str(80_000_000)]
         host.start(
             "bash", "-c", _SERVICE, "ray", *command, *options, log=self.folder / f"ray-{host.name}.log",
@@ -131,7 +133,9 @@ class Fleet:
     def ranks_on(self) -> list[int]:
         """The numbers of the hosts that the ranks were placed on last, by rank."""
         line = re.findall(r"\d+ ranks on \d+ hosts: (.*)", self.said())[-1]
-        placed = {rank: int(host) for ranks, host in re.findall(r"([\d, ]+) on gp(\d+)", line) for rank in ranks.split(", ")}
+        placed = {
+            rank: int(host) for ranks, host in re.findall(r"([\d, ]+) on gp(\d+)", line) for rank in ranks.split(", ")
+        }
         return [placed[rank] for rank in sorted(placed)]
 
     def when_up(self, count: int, seconds: float = 90) -> None:

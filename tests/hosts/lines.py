@@ -63,3 +63,15 @@ def checkpoint(work: Path, stage: str) -> int:
 def tokens(work: Path) -> int:
     """How many token shards are finished."""
     return len(list((work / "units" / "tokens").glob("*/*.json")))
+
+
+def progress(work: Path, stage: str) -> int:
+    """The newest step of a stage that was made, 0 if there is none."""
+    lines = [line for attempt in (work / "steps").glob(f"{stage}-*/attempts/*") for line in disk.progress(attempt)]
+    return max((line["step"] for line in lines), default=0)
+
+
+def aliases(fleet: Fleet) -> dict[str, str]:
+    """The version that is champion, by model."""
+    seen = outcome.facts(fleet.work, fleet.registry)
+    return {name.split()[1]: value for name, value in seen.items() if name.endswith("alias champion")}

@@ -84,10 +84,13 @@ def switch() -> Iterator[Switch]:
 
 
 class Host:
-    """Host `number` on a network, switched on. `hidden` is a folder in place of which it sees an empty one of its own."""
+    """Host `number` on a network, switched on.
 
-    def __init__(self, network: Switch, number: int, hidden: Path | None = None) -> None:
-        self._network, self._number, self._hidden = network, number, hidden
+    `hidden` is a folder that it has not mounted: it sees an empty one. Of the folder `stale` it sees a copy as old as the host.
+    """
+
+    def __init__(self, network: Switch, number: int, hidden: Path | None = None, stale: Path | None = None) -> None:
+        self._network, self._hidden, self._stale = network, hidden, stale
         self.name, self.address = f"gp{number}", f"10.77.0.{number}"
         self._port = f"port{number}"
         network.plugged.append(self)
@@ -108,6 +111,8 @@ class Host:
         Path("/tmp/ray").mkdir(exist_ok=True)
         for own in ("/dev/shm", "/tmp/ray", *([str(self._hidden)] if self._hidden else [])):
             self.run("mount", "-t", "tmpfs", self.name, own)
+        if self._stale:
+            self.run("sh", "-c", 'cp -a "$0" /tmp/ray/stale && mount --bind /tmp/ray/stale "$0"', str(self._stale))
 
     @property
     def prefix(self) -> list[str]:
