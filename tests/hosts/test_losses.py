@@ -18,7 +18,8 @@ from tests.hosts import lines
 from tests.hosts.fleet import Fleet, fleet
 
 pytestmark = pytest.mark.thorough
-TOLERANCE = 2e-5
+# Of losses where steps were made by another number of ranks. Fine-tuning begins with weights that differ already.
+TOLERANCE = {"pretrain": 2e-5, "finetune": 1e-3}
 
 
 @pytest.fixture(scope="module")
@@ -144,22 +145,23 @@ def losses(work: Path) -> dict[str, list[float]]:
 
 
 def test_a_host_that_joins_in_training_is_taken_in(expected: Reference) -> None:
-    with fleet(1, settings=lines.settings(execution__wait_for_ranks=2.0, pretrain__max_steps=2000)) as hosts:
+    slow = {"pretrain__max_steps": 600, "pretrain__global_batch_size": 48}
+    with fleet(1, settings=lines.settings(execution__wait_for_ranks=2.0, **slow)) as hosts:
         hosts.when_up(1)
         hosts.start()
-        training(hosts)
+        training(hosts, step=10)
         hosts.add(2)
         said = hosts.ended()
         assert "no room for 2 ranks after 2 s, going on with 1" in said
         assert "there is room for 2 ranks" in said and "2 ranks on 2 hosts" in said
-        longer = lines.alone(pretrain__max_steps=2000)
+        longer = lines.alone(**slow)
         record = json.loads((disk.recorded(hosts.work)["pretrain"] / "record.json").read_bytes())
         assert [entry["numerics"]["ranks"] for entry in record["numerics"]["earlier"]] == [1]
         for stage, seen in losses(hosts.work).items():
             curve = [value for _, value in longer.facts[f"run {stage} curve loss"]]
             differences = [abs(ours - theirs) for ours, theirs in zip(seen, curve, strict=True)]
             print(stage, "differs by", max(differences))
-            assert max(differences) < TOLERANCE, stage
+            assert max(differences) < TOLERANCE[stage]
         assert longer.facts["model sentiment alias champion"] == "1"
         assert lines.aliases(hosts) == {"base": "1", "sentiment": "1"}
 
