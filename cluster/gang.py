@@ -129,6 +129,7 @@ class Gang:
         ray.wait(
             self._running, num_returns=len(self._running), timeout=_DYING
         )  # two rank 0s would write the same files
+        self._check_nodes()  # Ray may have found another place by now: it is a loss all the same, and no failure
         self._start()
 
     def _start(self) -> None:
@@ -146,7 +147,7 @@ class Gang:
             )
         ]
         self._waiting = list(self._running)
-        log.log(logging.WARNING if self._hosts() > 1 else logging.INFO, "%s", self.whereabouts())
+        log.log(logging.WARNING if nodes.required() else logging.INFO, "%s", self.whereabouts())
 
     def _hosts(self) -> int:
         return len({place.node for place in self._places})
@@ -157,7 +158,7 @@ class Gang:
         for rank, place in enumerate(self._places):
             ranks.setdefault(f"{place.name} ({place.address}, {place.interface})", []).append(str(rank))
         where = "; ".join(f"{', '.join(numbers)} on {host}" for host, numbers in ranks.items())
-        return f"{len(self._places)} ranks on {len(ranks)} hosts: {where}"
+        return f"{len(self._places)} ranks on {len(ranks)} host{'s' if len(ranks) > 1 else ''}: {where}"
 
     def _asked(self, actor: Any) -> Any:
         return actor.place.remote(self._interface, nodes.required())

@@ -34,7 +34,9 @@ def test_ranks_can_talk() -> None:
 
 
 def test_an_interface_that_a_node_does_not_have_is_refused_with_those_it_has() -> None:
-    with pytest.raises(interfaces.NoInterface, match=r"execution.network_interface=ib7: host .* it has .*lo \(127.0.0.1"):
+    with pytest.raises(
+        interfaces.NoInterface, match=r"execution.network_interface=ib7: host .* it has .*lo \(127.0.0.1"
+    ):
         run("environment", {}, 1, interface="ib7")
 
 

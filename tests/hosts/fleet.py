@@ -128,11 +128,12 @@ class Fleet:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.driver.wait(seconds)
         assert self.driver.returncode == code, f"{self.driver.returncode}: {self.said()[-5000:]}"
+        print(self.said())  # shown when the test fails
         return self.said()
 
     def ranks_on(self) -> list[int]:
         """The numbers of the hosts that the ranks were placed on last, by rank."""
-        line = re.findall(r"\d+ ranks on \d+ hosts: (.*)", self.said())[-1]
+        line = re.findall(r"\d+ ranks on \d+ hosts?: (.*)", self.said())[-1]
         placed = {
             rank: int(host) for ranks, host in re.findall(r"([\d, ]+) on gp(\d+)", line) for rank in ranks.split(", ")
         }

@@ -101,8 +101,11 @@ def test_a_host_is_cut_off_for_good_in_training(expected: Reference) -> None:
         hosts.start()
         training(hosts)
         hosts.hosts[a_worker(hosts)].cut()
+        began = time.monotonic()
+        hosts.until(lambda: "is gone" in hosts.said())
+        print(f"noticed after {time.monotonic() - began:.0f} s")
         said = hosts.ended()
-        assert "is gone" in said
+        assert "preemption 1 of at most" in said and "failure" not in said
         assert not lines.differences(hosts, expected)
 
 
