@@ -16,8 +16,9 @@ from typing import Any
 
 import ray
 
+from cluster import interfaces, nodes, services
 from cluster import room as rooms
-from cluster import services
+from cluster.nodes import NodeRefused
 from cluster.rank_process import Place, Preempted, _Rank
 from cluster.room import Room
 
@@ -39,7 +40,7 @@ class RankDied(RuntimeError):
 
 
 class NodeLost(RuntimeError):
-    """A node that ranks ran on is gone: there is nothing to restart in its place."""
+    """A node that ranks ran on is gone, or may not be used: there is nothing to restart in its place."""
 
 
 class Gang:
@@ -50,8 +51,9 @@ class Gang:
                 ...look at the job's progress files...
             results = gang.results()
 
-    `standby` ("package.module:function", called with the job) is what a standby does to be ready. Each rank's output
-    goes to `logs`/rank-N.log. TimeoutError if the room is not there in `ready_seconds`.
+    `standby` ("package.module:function", called with the job) is what a standby does to be ready. `interface` is what the
+    ranks talk over, found by itself if None. Each rank's output goes to `logs`/rank-N.log. TimeoutError if the room is
+    not there in `ready_seconds`.
     """
 
     def __init__(
@@ -61,11 +63,12 @@ class Gang:
         room: Room,
         *,
         standby: str | None = None,
+        interface: str | None = None,
         logs: Path | None = None,
         ready_seconds: float = 120,
     ) -> None:
         self._function, self._job, self._room, self._standby, self._logs = function, job, room, standby, logs
-        self._ready_seconds = ready_seconds
+        self._interface, self._ready_seconds = interface, ready_seconds
         self._actors: list[Any] = []
         self._running: list[Any] = []
         self._waiting: list[Any] = []
@@ -126,19 +129,39 @@ class Gang:
         ray.wait(
             self._running, num_returns=len(self._running), timeout=_DYING
         )  # two rank 0s would write the same files
+        self._check_nodes()  # Ray may have found another place by now: it is a loss all the same, and no failure
         self._start()
 
     def _start(self) -> None:
         standbys, self._standbys = self._standbys, {}
         self._actors = [standbys.get(index) or self._actor(index, reserve=True) for index in range(self._room.ranks)]
-        asked = [actor.place.remote() for actor in self._actors]
+        asked = [self._asked(actor) for actor in self._actors]
         self._places = [self._placed(index, reference) for index, reference in enumerate(asked)]
         self._gpus |= {index: place.gpus for index, place in enumerate(self._places) if index not in standbys}
         self._running = [
-            actor.run.remote(self._function, self._job, environment, str(self._log(index)) if self._logs else None)
-            for index, (actor, environment) in enumerate(zip(self._actors, self._environments(), strict=True))
+            actor.run.remote(
+                self._function, self._job, environment, interface, str(self._log(index)) if self._logs else None
+            )
+            for index, (actor, (environment, interface)) in enumerate(
+                zip(self._actors, self._environments(), strict=True)
+            )
         ]
         self._waiting = list(self._running)
+        log.log(logging.WARNING if nodes.required() else logging.INFO, "%s", self.whereabouts())
+
+    def _hosts(self) -> int:
+        return len({place.node for place in self._places})
+
+    def whereabouts(self) -> str:
+        """Which rank is where, in one line."""
+        ranks: dict[str, list[str]] = {}
+        for rank, place in enumerate(self._places):
+            ranks.setdefault(f"{place.name} ({place.address}, {place.interface})", []).append(str(rank))
+        where = "; ".join(f"{', '.join(numbers)} on {host}" for host, numbers in ranks.items())
+        return f"{len(self._places)} ranks on {len(ranks)} host{'s' if len(ranks) > 1 else ''}: {where}"
+
+    def _asked(self, actor: Any) -> Any:
+        return actor.place.remote(self._interface, nodes.required())
 
     def _actor(self, index: int, *, reserve: bool) -> Any:
         """A new process at the place of rank `index`. Only one that starts as a rank reserves what the place has."""
@@ -158,11 +181,16 @@ class Gang:
                 continue
             try:
                 return ray.get(asked)
+            except ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, NodeRefused):
+                    nodes.refuse(error.cause)
+                    raise NodeLost(f"the node for rank {index} was refused") from error
+                raise error.cause if isinstance(error.cause, Exception) else error from error
             except ray.exceptions.RayActorError as error:
                 log.warning("the process for rank %d ended before it began: %s", index, _reason(error))
                 self._check_nodes()
                 self._actors[index] = self._actor(index, reserve=True)
-                asked = self._actors[index].place.remote()
+                asked = self._asked(self._actors[index])
         raise TimeoutError(f"rank {index} has no running process after {_STARTING:.0f} s, though there is room for it")
 
     def _check_nodes(self) -> None:
@@ -170,7 +198,7 @@ class Gang:
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
         for rank, place in enumerate(self._places):
             if place.node not in alive:
-                raise NodeLost(f"the node of rank {rank} ({place.host}) is gone")
+                raise NodeLost(f"the node of rank {rank}, {place.name} ({place.address}), is gone")
 
     def _kill(self) -> None:
         for actor in [*self._actors, *self._standbys.values()] if not services.lost() else []:
@@ -179,9 +207,14 @@ class Gang:
     def _log(self, rank: int) -> Path | None:
         return self._logs / f"rank-{rank}.log" if self._logs else None
 
-    def _environments(self) -> list[dict[str, str]]:
-        """The variables of each rank. The master is rank 0's host, at a port that was free there a moment ago."""
+    def _environments(self) -> list[tuple[dict[str, str], str | None]]:
+        """The variables of each rank, and its interface. The master is rank 0's host, at a port that was free there a moment ago.
+
+        Ranks that are all on one host talk over its loopback, and nobody else can listen.
+        """
         master = self._places[0]
+        alone = self._hosts() == 1 and not self._interface
+        address = interfaces.LOOPBACK if alone else master.address
         before: dict[str, int] = {}  # ranks placed so far, by node
         environments = []
         for rank, place in enumerate(self._places):
@@ -190,10 +223,11 @@ class Gang:
                 "WORLD_SIZE": str(len(self._places)),
                 # A Ray actor sees only its own GPU, as number 0.
                 "LOCAL_RANK": "0" if self._room.gpu else str(before.get(place.node, 0)),
-                "MASTER_ADDR": master.host,
+                "MASTER_ADDR": address,
                 "MASTER_PORT": str(master.port),
             }
-            environments.append(environment | self._devices(rank))
+            interface = interfaces.interface_of(interfaces.LOOPBACK) if alone else place.interface
+            environments.append((environment | self._devices(rank), interface))
             before[place.node] = before.get(place.node, 0) + 1
         return environments
 

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 import ray
 
+from cluster import interfaces, nodes
+from cluster.nodes import Shared
 from cluster.ray_map import call
 
 _LOWEST = 19  # niceness
@@ -30,7 +32,9 @@ class Preempted(RuntimeError):
 class Place(NamedTuple):
     """Where a rank's process is."""
 
-    host: str  # address
+    name: str  # of the host
+    address: str  # by which other ranks reach it
+    interface: str | None  # that has this address
     port: int  # that was free there a moment ago
     node: str  # Ray's id
     pid: int
@@ -40,14 +44,17 @@ class Place(NamedTuple):
 class _Rank:
     """One rank: a process that tells its place, then runs the job once, in its main thread."""
 
-    def place(self) -> Place:
-        """Where this process is."""
+    def place(self, interface: str | None, shared: Shared | None) -> Place:
+        """Where this process is. NodeRefused if its node does not see the shared folder; NoInterface."""
+        nodes.admit(shared)
+        address = interfaces.address_of(interface) if interface else ray.util.get_node_ip_address()
         with socket.socket() as probe:
             probe.bind(("", 0))
             port = probe.getsockname()[1]
         node = ray.get_runtime_context().get_node_id()
         gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        return Place(ray.util.get_node_ip_address(), port, node, os.getpid(), gpus)
+        found = interface or interfaces.interface_of(address)
+        return Place(socket.gethostname(), address, found, port, node, os.getpid(), gpus)
 
     def warm_up(self, function: str, item: Any, environment: Mapping[str, str]) -> None:
         """Call a function that imports what a rank needs, at the lowest priority."""
@@ -56,18 +63,23 @@ class _Rank:
         worker.start()
         worker.join()
 
-    def run(self, function: str, job: Any, environment: Mapping[str, str], log: str | None) -> Any:
-        """Run the job's function under `environment`; what it prints and logs goes to the file `log`.
+    def run(
+        self, function: str, job: Any, environment: Mapping[str, str], interface: str | None, log: str | None
+    ) -> Any:
+        """Run the job's function under `environment`, talking over `interface`; what it prints and logs goes to the file `log`.
 
         Preempted if SIGTERM comes while the function does not look for it itself.
         """
-        os.environ.update(environment)
+        os.environ.update({**interfaces.variables(interface), **environment})
         if log:
             _log_to(log)
         signal.signal(signal.SIGTERM, _preempted)
         logging.getLogger(__name__).info(
-            "rank %s of %s is process %d", environment["RANK"], environment["WORLD_SIZE"], os.getpid()
-        )
+            "rank %s of %s is process %d on host %s (address %s, node %s), master %s:%s, interface %s",
+            environment["RANK"], environment["WORLD_SIZE"], os.getpid(), socket.gethostname(),
+            ray.util.get_node_ip_address(), ray.get_runtime_context().get_node_id(), environment["MASTER_ADDR"],
+            environment["MASTER_PORT"], os.environ.get("GLOO_SOCKET_IFNAME", "that the host name resolves to"),
+        )  # fmt: skip
         return call(function, job)
 
 

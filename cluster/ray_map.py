@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,10 +24,13 @@ from typing import Any
 
 import ray
 
-from cluster import services
+from cluster import nodes, services
+from cluster.nodes import NodeRefused, Shared
 
 log = logging.getLogger(__name__)
 _SETTLING = 0.1  # seconds in which a raylet is dead after its workers are
+_LOOK = 2.0  # seconds between two looks at how many nodes there are
+_IN_LINE = 1  # tasks beyond those at work, so that a worker that is done need not wait for this process to wake up
 _DEATHS = 3  # of one item, after which it is poison
 # An exception of the function itself is final, since equal work fails equally; these may pass.
 _PASSING = (ConnectionError, TimeoutError, MemoryError)
@@ -46,8 +50,12 @@ def call(dotted: str, item: Any) -> Any:
     return getattr(importlib.import_module(module), name)(item)
 
 
-def _logged_call(dotted: str, item: Any, path: str | None) -> Any:
-    """`call`, with what this worker prints, and its last words in a crash, at the end of the file `path`."""
+def _logged_call(dotted: str, item: Any, path: str | None, shared: Shared | None) -> Any:
+    """`call`, with what this worker prints, and its last words in a crash, at the end of the file `path`.
+
+    NodeRefused if this node does not see the shared folder.
+    """
+    nodes.admit(shared)
     if path is None:
         return call(dotted, item)
     file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -65,6 +73,21 @@ def _logged_call(dotted: str, item: Any, path: str | None) -> Any:
             os.close(kept)
         faulthandler.disable()
         os.close(file)
+
+
+class _Slots:
+    """How many tasks there may be at a time: a number, or what the nodes have room for."""
+
+    def __init__(self, fixed: int | None) -> None:
+        self._fixed, self._found, self._looked_at = fixed, 0, -_LOOK
+
+    def now(self) -> int:
+        """The number; nodes are counted again now and then."""
+        if self._fixed is None and time.monotonic() - self._looked_at >= _LOOK:
+            with services.losses_noticed():
+                self._found = sum(int(node["Resources"]["CPU"]) for node in nodes.alive())
+            self._looked_at = time.monotonic()
+        return self._fixed or max(1, self._found) + _IN_LINE
 
 
 class _Map:
@@ -111,7 +134,7 @@ def map_units(
     function: str,
     items: Sequence[Any],
     *,
-    in_flight: int,
+    in_flight: int | None,
     max_failures: int = 10,
     max_preemptions: int = 100,
     logs: Path | None = None,
@@ -121,7 +144,8 @@ def map_units(
 ) -> Iterator[tuple[int, Any]]:
     """Yield (index, result) in the order of completion.
 
-    At most `in_flight` tasks exist at a time, so memory and the object store do not grow with `items`. An item whose
+    At most `in_flight` tasks exist at a time, so memory and the object store do not grow with `items`; if None, as many as
+    the nodes have CPUs, also while nodes come and go, and one in line. An item whose
     worker died is run again, with a log in the folder `logs`; ItemFailed names the one whose third worker died. When
     the Ray of this process was lost, it is started again for what has no result yet. An exception of the function itself is
     final, and is raised here as itself. Workers are replaced after `max_calls` tasks, because tokenizers keep memory.
@@ -132,10 +156,13 @@ def map_units(
         remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0, max_calls=max_calls)(_logged_call)
         running: dict[Any, int] = {}
         try:
+            slots = _Slots(in_flight)
             while waiting or running:
-                while len(running) < in_flight and waiting:
+                while len(running) < slots.now() and waiting:
                     path = state.log_of(waiting[-1])
-                    reference = remote.remote(function, items[waiting[-1]], str(path) if path else None)
+                    reference = remote.options(label_selector=nodes.selector()).remote(
+                        function, items[waiting[-1]], str(path) if path else None, nodes.required()
+                    )
                     running[reference] = waiting.pop()
                 services.check()
                 with services.losses_noticed():
@@ -166,6 +193,9 @@ def _result(reference: Any, index: int, state: _Map) -> tuple[bool, Any]:
     try:
         return True, ray.get(reference)
     except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, NodeRefused):
+            nodes.refuse(error.cause)
+            return False, None
         if not isinstance(error.cause, _PASSING):
             # The function's own exception, with the remote traceback as its cause, rather than a wrapper's text.
             raise error.cause if isinstance(error.cause, Exception) else error from error

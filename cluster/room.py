@@ -1,10 +1,14 @@
 """Room for ranks: a placement group of equal bundles that is asked for, waited for, and given back.
 
 The one idea: Ray decides what fits. Whoever wants to know whether there is room for more asks for it and looks.
+
+How ranks are laid out over the nodes is one of: "pack", on as few as possible; "spread", over as many as possible;
+"strict_spread", each on a node of its own.
 """
 
 from __future__ import annotations
 
+import sys
 from types import TracebackType
 from typing import Any
 
@@ -12,16 +16,19 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster import services
+from cluster import nodes, services
 
 
 class Room:
     """Room for `ranks` ranks, of `threads` CPUs each and one GPU if `gpu`. Leaving the `with` block gives it back."""
 
-    def __init__(self, ranks: int, threads: int, gpu: bool = False) -> None:
-        self.ranks, self.threads, self.gpu = ranks, threads, gpu
+    def __init__(self, ranks: int, threads: int, gpu: bool = False, placement: str = "pack") -> None:
+        self.ranks, self.threads, self.gpu, self.placement = ranks, threads, gpu, placement
         self.bundle = bundle(threads, gpu)
-        self._group = placement_group([self.bundle] * ranks, strategy="PACK")
+        where = nodes.selector()
+        self._group = placement_group(
+            [self.bundle] * ranks, strategy=placement.upper(), bundle_label_selector=[where] * ranks if where else None
+        )
 
     def __enter__(self) -> Room:
         return self
@@ -52,10 +59,10 @@ def bundle(threads: int, gpu: bool) -> dict[str, float]:
     return {"CPU": float(threads)} | ({"GPU": 1.0} if gpu else {})
 
 
-def fitting(threads: int, gpu: bool) -> int:
+def fitting(threads: int, gpu: bool, placement: str = "pack") -> int:
     """How many ranks the living nodes have room for, if nothing else ran on them."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return sum(_times(node, bundle(threads, gpu)) for node in nodes)
+    most = 1 if placement == "strict_spread" else sys.maxsize  # on one node
+    return sum(min(most, _times(node["Resources"], bundle(threads, gpu))) for node in nodes.alive())
 
 
 def _times(node: dict[str, float], wanted: dict[str, float]) -> int:
@@ -67,5 +74,5 @@ def refusal(ranks: int, wanted: dict[str, float], seconds: float) -> str:
     have: Any = ray.cluster_resources()
     return (
         f"no room for {ranks} ranks of {wanted} after {seconds:.0f} s; the cluster has {have}, free are "
-        f"{ray.available_resources()}: lower execution.ranks or execution.threads, or add nodes"
+        f"{ray.available_resources()}: lower execution.ranks or execution.threads, or add nodes{nodes.refusals()}"
     )

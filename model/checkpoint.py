@@ -196,6 +196,16 @@ class Shelf:
         (staging / STATE).mkdir()
         return staging
 
+    def deliver(self, draft: Path, outputs: Path) -> None:
+        """Give what was finished in this start its name, in place of what an earlier start got done.
+
+        Both renames begin or end in the start's folder, so neither succeeds for ranks that were started again meanwhile.
+        """
+        self.require_attempt()
+        if outputs.exists():
+            durable.rename(outputs, self.start / f"old-outputs-{secrets.token_hex(6)}")
+        durable.publish_folder(draft, outputs)
+
     def set_aside(self, folder: Path) -> None:
         """Take `folder` out of the checkpoints, into the attempt: it is fenced, and goes when the attempt goes."""
         durable.rename(folder, self.attempt / f"aside-{folder.name}-{secrets.token_hex(6)}")

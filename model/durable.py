@@ -245,9 +245,28 @@ def read_json(path: Path) -> Any:
 
 
 def append(path: Path, data: bytes) -> None:
-    """Append to a log in one write. Not flushed to the disk: logs are carried by checkpoints, see `train.py`."""
-    with open(path, "ab", buffering=0) as log, _naming(path):
-        log.write(data)
+    """Append in one write, without flushing to the disk."""
+    with open(path, "ab", buffering=0) as file, _naming(path):
+        file.write(data)
+
+
+class Log:
+    """A file that one process appends to, begun anew. Who begins it again has the new file to itself.
+
+    The old one has lost its name then, and what a late writer adds to it is seen by nobody. Not flushed to the disk: logs
+    are carried by checkpoints, see `train.py`.
+    """
+
+    def __init__(self, path: Path, beginning: bytes) -> None:
+        with writing(path) as draft:
+            draft.write_bytes(beginning)
+            self._file = open(draft, "ab", buffering=0)  # noqa: SIM115 (it stays open as long as this lives)
+        self._path = path
+
+    def append(self, data: bytes) -> None:
+        """Add to the end, in one write."""
+        with _naming(self._path):
+            self._file.write(data)
 
 
 def publish_folder(staging: Path, target: Path) -> None:

@@ -76,7 +76,11 @@ def remembered_peak(attempt: Path, device: torch.device, precision: str) -> floa
 
 @dataclass
 class Journal:
-    """What rank 0 writes down of each step: `metrics.jsonl`, an output, and `progress.jsonl`, which tells times."""
+    """What rank 0 writes down of each step: `metrics.jsonl`, an output, and `progress.jsonl`, which tells times.
+
+    Ranks that start again begin both files again, so that those before, which may live on a host that is cut off, write
+    into nothing.
+    """
 
     attempt: Path
     peak_flops: float | None  # of all ranks together
@@ -84,9 +88,18 @@ class Journal:
     metrics: bytearray = field(default_factory=bytearray)  # the whole metrics file, as checkpoints carry it
     seconds: float = 0.0
     tokens: int = 0
+    _logs: tuple[durable.Log, durable.Log] | None = None
+
+    def begin(self) -> None:
+        """Begin the files: the metrics of all steps so far, and the progress of this attempt's earlier starts."""
+        progress = self.attempt / PROGRESS
+        before = progress.read_bytes() if progress.exists() else b""
+        metrics = durable.Log(self.attempt / METRICS, bytes(self.metrics))
+        self._logs = (metrics, durable.Log(progress, before))
 
     def record(self, report: StepReport) -> None:
-        """Add a step to both files. FileNotFoundError when the attempt was taken over."""
+        """Add a step to both files, which were begun."""
+        assert self._logs is not None
         line = {
             "step": report.step,
             "loss": report.loss,
@@ -98,8 +111,9 @@ class Journal:
         self.metrics += data
         self.seconds += report.seconds
         self.tokens += report.tokens
-        durable.append(self.attempt / METRICS, data)
-        durable.append(self.attempt / PROGRESS, json.dumps(self._progress(report)).encode() + b"\n")
+        metrics, progress = self._logs
+        metrics.append(data)
+        progress.append(json.dumps(self._progress(report)).encode() + b"\n")
 
     def _progress(self, report: StepReport) -> dict[str, Any]:
         """Speed of one step, and the time it ended."""

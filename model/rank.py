@@ -113,7 +113,7 @@ class Run:
         if self.resumed:
             self._resume(self.resumed)
         if world.is_first:  # in place of what a killed start of this attempt wrote after its last checkpoint
-            durable.write_bytes(self.attempt / METRICS, bytes(self.journal.metrics))
+            self.journal.begin()
 
     def _resume(self, source: Checkpoint) -> None:
         """Go on from a checkpoint: its weights and its metrics."""
@@ -136,6 +136,11 @@ class Run:
         self.begin_save()
         self.saver.finish()
 
+    def close(self) -> None:
+        """Let go of the folder of what is unfinished."""
+        if self.world.is_first:
+            durable.remove_tree(self.shelf.start)
+
     def steps(self, stop: Callable[[], bool]) -> bool:
         """Train to the last step, or until `stop()` is true on any rank or attempt/stop exists. Whether it was stopped."""
         for report in train(self.engine, self.load, self.job.objective, self.job.train, self.world, self.step):
@@ -145,6 +150,7 @@ class Run:
             self.guard.check(report.step, report.loss, report.grad_norm, newest.folder if newest else None)
             self.step = report.step
             if self.world.is_first:
+                self.shelf.require_attempt()
                 self.journal.record(report)
             stopped, late, busy = self.world.vote(
                 stop() or self._stop_file.exists(), self.world.is_first and self._is_late(), self.saver.busy
@@ -176,15 +182,15 @@ class Run:
         self, state: dict[str, torch.Tensor], tokens: torch.Tensor, mask: torch.Tensor, logits: torch.Tensor
     ) -> float:
         """What `export` does on rank 0, with everything gathered."""
-        outputs = Path(self.job.outputs)
-        outputs.mkdir(exist_ok=True)
         if self.job.train.precision == "bf16" or self.job.device == "cuda":
             logits = self._reference_logits(state, tokens, mask, logits)
-        durable.remove_tree(outputs / "export")  # an earlier start of this very attempt may have got so far
-        export.write_export(outputs / "export", self.job.model, state, Path(self.job.tokenizer))
-        export.write_probe(outputs / "probe.safetensors", tokens, mask, logits)
-        durable.write_bytes(outputs / METRICS, bytes(self.journal.metrics))
-        return export.check_export(outputs / "export", outputs / "probe.safetensors")
+        draft = self.shelf.new_folder("outputs")
+        export.write_export(draft / "export", self.job.model, state, Path(self.job.tokenizer))
+        export.write_probe(draft / "probe.safetensors", tokens, mask, logits)
+        durable.write_bytes(draft / METRICS, bytes(self.journal.metrics))
+        difference = export.check_export(draft / "export", draft / "probe.safetensors")
+        self.shelf.deliver(draft, Path(self.job.outputs))
+        return difference
 
     def _reference_logits(
         self, state: dict[str, torch.Tensor], tokens: torch.Tensor, mask: torch.Tensor, live: torch.Tensor
@@ -250,6 +256,7 @@ def run(job: RankJob) -> dict[str, Any]:
         this.save()
         this.saver.close()
         difference = None if stopped else this.export()
+        this.close()
         lines = this.journal.lines()
         return {
             "steps": this.step,

@@ -141,10 +141,8 @@ class Saver:
         )  # fmt: skip
 
     def close(self) -> None:
-        """Let go of thread, buffers and the folder of what is unfinished, when nothing is under way any more."""
+        """Let go of thread and buffers, when nothing is under way any more."""
         self._thread.shutdown()
-        if self._world.is_first:
-            durable.remove_tree(self._shelf.start)
         self._buffers = HostBuffers(pinned=False)
 
     def _agreed(self, current: _UnderWay) -> Entries:

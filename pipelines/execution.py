@@ -14,7 +14,8 @@ from pydantic import Field, field_validator
 from model.config import Config
 
 
-def _cores() -> int:
+def cores() -> int:
+    """CPUs that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
@@ -68,12 +69,20 @@ class Execution(Config):
     ray_token: str = Field(
         "", validate_default=True, description="file (mode 0600) with the token of the Ray at ray_address"
     )
-    workers: int = Field(default_factory=_cores, ge=1, description="Ray tasks in flight at once")
+    workers: int | None = Field(
+        None, ge=1, description="Ray tasks in flight at once; as many as this machine, or the cluster joined, has CPUs"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where training and evaluation compute")
     ranks: int = Field(
         default_factory=_ranks, ge=1, description="training processes; as many as this machine has GPUs, or 2"
     )
-    threads: int = Field(default_factory=lambda: max(1, _cores() // 2), ge=1, description="CPU threads of one rank")
+    placement: Literal["pack", "spread", "strict_spread"] = Field(
+        "pack", description="ranks on as few nodes as possible, over as many as possible, or each on one of its own"
+    )
+    network_interface: str | None = Field(
+        None, description="over which ranks talk, e.g. ib0; if none, the one by whose address Ray knows the node"
+    )
+    threads: int = Field(default_factory=lambda: max(1, cores() // 2), ge=1, description="CPU threads of one rank")
     micro_batch_size: int = Field(32, ge=1, description="sequences in one forward pass of one rank, at most")
     checkpoint_seconds: float = Field(
         300.0, ge=0, description="seconds between two temporary checkpoints, by rank 0's clock; 0: none by time"

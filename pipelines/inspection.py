@@ -15,7 +15,7 @@ from model import durable
 from pipelines import run as runs
 from pipelines.config import ConfigError
 from pipelines.engine.step import Planned, resolve
-from pipelines.execution import Execution
+from pipelines.execution import Execution, cores
 from pipelines.run import Workspace
 
 _WIDTH = 400  # characters of a text that are shown
@@ -152,7 +152,7 @@ def continued(execution: Execution, model: str, prompt: str, tokens: int, seed: 
             folder = pull.pull(runs_registry(execution), model, Path(scratch) / "model").dest
         job = {
             "export": str(folder), "prompts": [prompt], "max_new_tokens": tokens, "seed": seed, "temperature": temperature,
-            "top_k": 50, "threads": execution.workers, "device": runs.settings(execution)["device"],
+            "top_k": 50, "threads": execution.workers or cores(), "device": runs.settings(execution)["device"],
         }  # fmt: skip
         return prompt + resolve("model.generate:generate")(job)[0]
 

@@ -21,7 +21,7 @@ from pipelines.engine.digests import Digests
 from pipelines.engine.lease import Owner
 from pipelines.engine.record import RECORD, Record
 from pipelines.engine.step import Attempt, Planned, Step, Watch
-from pipelines.execution import Execution, gpus
+from pipelines.execution import Execution, cores, gpus
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,9 @@ def settings(execution: Execution) -> dict[str, Any]:
     if execution.device == "auto":
         # As good as asking torch, which takes three seconds to import.
         chosen["device"] = "cuda" if gpus() else "cpu"
-    return chosen | {"cpus": max(execution.workers, execution.ranks * execution.threads)}
+    if execution.ray_address == "local":
+        chosen["workers"] = execution.workers or cores()
+    return chosen | {"cpus": max(chosen["workers"] or 1, execution.ranks * execution.threads)}
 
 
 def plan(workspace: Workspace) -> dict[str, Planned]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from model import durable
 from pipelines.engine.step import Attempt, Stage
+from pipelines.stages.fan_out import connect
 
 STAGE = Stage("evaluate", 1, "pipelines.stages.evaluate:run")
 _PROMPT_WORDS = 8
@@ -21,10 +22,7 @@ _PROMPT_WORDS = 8
 
 def run(attempt: Attempt) -> dict[str, Any]:
     """Write metrics.json and what was predicted or generated; return the metrics."""
-    from cluster import services
-
-    execution = attempt.execution
-    services.connect(execution["ray_address"], execution["cpus"], execution["ray_token"])
+    connect(attempt)
     measure = {"language_model": language_model, "classification": classification}[attempt.config["kind"]]
     metrics = measure(attempt)
     durable.write_json(attempt.outputs / "metrics.json", metrics)

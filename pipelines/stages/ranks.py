@@ -40,12 +40,14 @@ def found_room(attempt: Attempt, job: dict[str, Any], stop: Stop) -> Room:
     TimeoutError if there is none for the fewest; Interrupted if a stop was asked for meanwhile; RayLost.
     """
     threads, gpu = attempt.execution["threads"], attempt.execution["device"] == "cuda"
-    patience = attempt.execution["wait_for_ranks"]
+    patience, placement = attempt.execution["wait_for_ranks"], attempt.execution["placement"]
     wanted, *fewer = sizes(attempt, job)
-    if room := _waited(Room(wanted, threads, gpu), patience, attempt, stop):
+    if room := _waited(Room(wanted, threads, gpu, placement), patience, attempt, stop):
         return room
     for ranks in fewer:
-        if ranks <= rooms.fitting(threads, gpu) and (room := _waited(Room(ranks, threads, gpu), _TRY, attempt, stop)):
+        if ranks > rooms.fitting(threads, gpu, placement):
+            continue
+        if room := _waited(Room(ranks, threads, gpu, placement), _TRY, attempt, stop):
             log.warning("%s: no room for %d ranks after %g s, going on with %d", attempt.name, wanted, patience, ranks)
             return room
     raise TimeoutError(rooms.refusal(min([wanted, *fewer]), rooms.bundle(threads, gpu), patience))
@@ -74,6 +76,7 @@ class Growth:
         self._room, self._attempt = room, attempt
         self._more = [ranks for ranks in sizes(attempt, job) if ranks > room.ranks]
         self._extra: Room | None = None
+        self._fits = False
         self._seen_at: int | None = None  # the newest checkpoint when the room was there
         self.used = False  # whether the ranks were asked to end for it
 
@@ -91,7 +94,7 @@ class Growth:
         if not self._more or self.used:
             return False
         self._look()
-        if self._extra is None or not self._extra.wait(0):
+        if self._extra is None or not self._extra.wait(0) or not self._fits:
             return False
         newest = newest_checkpoint(self._attempt.checkpoints)
         if self._seen_at is None:
@@ -105,10 +108,12 @@ class Growth:
 
     def _look(self) -> None:
         """Ask for what is missing to the largest number of ranks that fits, or to all where none does: a cluster may grow."""
-        capacity = rooms.fitting(self._room.threads, self._room.gpu)
+        room = self._room
+        capacity = rooms.fitting(room.threads, room.gpu, room.placement)
         target = next((ranks for ranks in self._more if ranks <= capacity), self._more[0])
+        self._fits = target <= capacity  # what is granted beside our own ranks need not be on nodes of its own
         missing = target - self._room.ranks
         if self._extra is None or self._extra.ranks != missing:
             if self._extra:
                 self._extra.release()
-            self._extra, self._seen_at = Room(missing, self._room.threads, self._room.gpu), None
+            self._extra, self._seen_at = Room(missing, room.threads, room.gpu, room.placement), None

@@ -59,11 +59,12 @@ def _again(attempt: Attempt, stop: Stop, loss: Exception | str, then: str) -> No
 def _trained(room: Room, attempt: Attempt, job: dict[str, Any], stop: Stop, budget: Budget) -> dict[str, Any]:
     """Rank 0's result in one room; or its result so far, where there is more room now. NodeLost, RayLost, GaveUp."""
     sliced = job | {"micro_batch_size": micro_batch_size(job, room.ranks)}
-    standby = STANDBY if attempt.execution["standby"] else None
-    with (
-        Growth(room, attempt, job) as growth,
-        Gang("model.train:run_rank", sliced, room, standby=standby, logs=attempt.scratch / "logs") as gang,
-    ):
+    how: dict[str, Any] = {
+        "standby": STANDBY if attempt.execution["standby"] else None,
+        "interface": attempt.execution["network_interface"],
+        "logs": attempt.scratch / "logs",
+    }
+    with Growth(room, attempt, job) as growth, Gang("model.train:run_rank", sliced, room, **how) as gang:
         while True:
             try:
                 result = _watched(gang, attempt, job, stop, growth)

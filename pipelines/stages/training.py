@@ -12,6 +12,7 @@ from typing import Any
 
 from model import durable
 from pipelines.engine.step import Attempt
+from pipelines.stages.fan_out import connect
 from pipelines.stages.stop import Interrupted, Stop
 from pipelines.tokenizer_files import tokenizer_facts
 
@@ -27,11 +28,10 @@ def train(attempt: Attempt, job: dict[str, Any]) -> dict[str, Any]:
 
     Interrupted after a stop was asked for; GaveUp when ranks were lost too often, or the job's own error.
     """
-    from cluster import services
     from pipelines.stages.recovery import supervised
 
     execution = attempt.execution
-    services.connect(execution["ray_address"], execution["cpus"], execution["ray_token"])
+    connect(attempt)
     job = job | {
         "attempt": str(attempt.scratch),
         "outputs": str(attempt.outputs),

@@ -71,7 +71,9 @@ def _files(work: Path) -> Facts:
     found = {}
     for path in sorted(work.rglob("*")):
         name = path.relative_to(work)
-        passing = name.parts[0] == "steps" and len(name.parts) > 2 and name.parts[2] in _COMES_AND_GOES
+        passing = name.parts[0] == "stamps" or (
+            name.parts[0] == "steps" and len(name.parts) > 2 and name.parts[2] in _COMES_AND_GOES
+        )
         if path.is_file() and not passing and path.name != "record.json" and not _OWN.fullmatch(str(name)):
             found[f"file {name}"] = disk.sha256(path)
     return found

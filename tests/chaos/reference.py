@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,19 +37,21 @@ class Reference:
         return list(self.seconds)
 
 
-def reference(recipe: str, until: str | None, tree: Path = ROOT) -> Reference:
+def reference(
+    recipe: str, until: str | None, tree: Path = ROOT, settings: Mapping[str, object] = SETTINGS
+) -> Reference:
     """The reference, from the cache or made now with the code in `tree`."""
     key = {
         "recipe": recipe,
         "until": until,
-        "settings": dict(SETTINGS),
+        "settings": dict(settings),
         "code": _code(recipe, tree),
         "machine": _machine(),
     }
     name = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:16]
     file = CACHE / f"reference-{name}.json"
     if not file.exists():
-        made = _make(recipe, until, tree)
+        made = _make(recipe, until, tree, settings)
         CACHE.mkdir(parents=True, exist_ok=True)
         draft = file.with_suffix(f".{os.getpid()}")
         draft.write_text(json.dumps(asdict(made)))
@@ -56,8 +59,8 @@ def reference(recipe: str, until: str | None, tree: Path = ROOT) -> Reference:
     return Reference(**json.loads(file.read_text()))
 
 
-def _make(recipe: str, until: str | None, tree: Path) -> Reference:
-    with site(recipe=recipe, until=until, tree=tree) as quiet:
+def _make(recipe: str, until: str | None, tree: Path, settings: Mapping[str, object]) -> Reference:
+    with site(recipe=recipe, until=until, tree=tree, settings=settings) as quiet:
         seed_registry(quiet, template(), served=False)
         if quiet.start().wait():
             raise RuntimeError(f"the undisturbed run failed:\n{quiet.log.read_text()}")

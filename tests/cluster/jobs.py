@@ -44,6 +44,10 @@ def environment(job: dict[str, Any]) -> dict[str, str]:
     }
 
 
+def network(job: dict[str, Any]) -> dict[str, str]:
+    return {name: os.environ[name] for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "MASTER_ADDR")}
+
+
 def all_reduce(job: dict[str, Any]) -> float:
     """A real collective over gloo: the sum of the ranks' numbers."""
     import torch

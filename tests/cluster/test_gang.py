@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cluster import gang, rank_process
+from cluster import gang, interfaces, rank_process
 from cluster.room import Room
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -31,6 +31,18 @@ def test_ranks_get_the_environment_that_torchrun_gives() -> None:
 
 def test_ranks_can_talk() -> None:
     assert run("all_reduce", {"plus": 10}, 2) == [21.0, 21.0]
+
+
+def test_an_interface_that_a_node_does_not_have_is_refused_with_those_it_has() -> None:
+    with pytest.raises(
+        interfaces.NoInterface, match=r"execution.network_interface=ib7: host .* it has .*lo \(127.0.0.1"
+    ):
+        run("environment", {}, 1, interface="ib7")
+
+
+def test_ranks_talk_over_the_interface_that_was_asked_for() -> None:
+    (first,) = run("network", {}, 1, interface="lo")
+    assert first == {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "MASTER_ADDR": "127.0.0.1"}
 
 
 def test_a_killed_rank_ends_the_gang_and_is_named_with_its_log(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from model import durable, saving
 from model.checkpoint import MANIFEST, folder_name, published, verified
 from model.job import RankJob
 from model.rank import Run, run
+from model.train import StepReport
 from model.world import World, join
 from tests.model.conftest import Trained
 from tests.model.saving_runs import held_disk
@@ -134,6 +135,29 @@ def test_ranks_that_start_again_fence_and_sweep_what_the_start_before_left(train
     second.step = 1
     second.save()
     assert [path.name for path in published(Path(job["checkpoints"]))] == [folder_name(1)]
+
+
+def test_ranks_that_live_on_while_others_took_their_place_write_nothing_down_and_deliver_nothing(
+    trained: Trained, world: World
+) -> None:
+    """What a host does that was cut off: it goes on where it was, and still sees the shared folder."""
+    job, parsed = alone(trained, "lives-on", checkpoint_every=0)
+    attempt, outputs = Path(job["attempt"]), Path(job["outputs"])
+    first = Run(parsed, world)
+    assert first.steps(lambda: first.step == MIDDLE)
+    second = Run(parsed, world)
+    second.steps(lambda: second.step == 1)
+    written = (attempt / "metrics.jsonl").read_bytes()
+    with pytest.raises(FileNotFoundError, match="its ranks were started again"):
+        first.steps(lambda: False)
+    first.journal.record(StepReport(STEPS, 1.0, 1.0, 1.0, 1, 1.0))  # had it looked a moment before
+    assert (attempt / "metrics.jsonl").read_bytes() == written and written.count(b"\n") == 1
+    second.steps(lambda: False)
+    second.export()
+    delivered = durable.sha256(outputs / "export" / "model.safetensors")
+    with pytest.raises(FileNotFoundError):
+        first.export()
+    assert durable.sha256(outputs / "export" / "model.safetensors") == delivered
 
 
 def test_checkpoints_by_time_are_decided_by_the_clock_of_rank_zero(trained: Trained, world: World) -> None:
