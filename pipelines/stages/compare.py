@@ -14,15 +14,14 @@ from typing import Any
 from model import durable
 from pipelines.engine.step import Attempt, Stage
 from pipelines.stages.evaluate import compute
+from pipelines.stages.fan_out import connect
 
 STAGE = Stage("compare", 1, "pipelines.stages.compare:run")
 
 
 def run(attempt: Attempt) -> dict[str, Any]:
     """Write comparison.json and what both models said; return the figures."""
-    from cluster import services
-
-    services.connect(attempt.execution["ray_address"], attempt.execution["cpus"])
+    connect(attempt)
     measure = {"language_model": language_model, "classification": classification}[attempt.config["kind"]]
     found = measure(attempt)
     found |= decided(found, attempt.config["minimum_gain"])
