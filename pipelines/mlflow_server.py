@@ -74,7 +74,8 @@ def keep_database(site: Path, given: str | None) -> None:
             "MLFLOW_DB is not the address of a PostgreSQL database, postgresql://user:password@host:5432/name; "
             "without MLFLOW_DB, MLflow's database is an sqlite file in the registry folder"
         )
-    durable.write_private(site / "database", given.encode())
+    # With the driver named: which one is the default differs between versions of SQLAlchemy.
+    durable.write_private(site / "database", given.replace("postgresql://", "postgresql+psycopg2://", 1).encode())
 
 
 def prepare(site: Path, asked: SiteSettings) -> None:

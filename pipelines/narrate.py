@@ -18,6 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from cluster import site as sites
 from pipelines import run as runs
 from pipelines import site_status, slots
 from pipelines.engine import lease as leases
@@ -197,12 +198,18 @@ def _failures_told(attempt: Attempt) -> Iterator[None]:
         if isinstance(error, Interrupted):
             raise StepInterrupted(str(error)) from error
         reason = disk_trouble(error) or str(error) or type(error).__name__
-        logs = "\nRay's logs are in /tmp/ray/session_latest/logs" if "ray" in sys.modules else ""
+        logs = f"\nRay's logs are in {_ray_logs(attempt.execution)}" if "ray" in sys.modules else ""
         raise StepFailed(
             f"step {attempt.name} failed: {type(error).__name__}: {reason}\n"
             f"its files are in {attempt.scratch} until the step is run again{logs}\n"
             "next: mend the cause and give the same command; what is finished is kept"
         ) from error
+
+
+def _ray_logs(execution: Mapping[str, Any]) -> str:
+    """Where the Ray that was used writes: one started for the run, or the site's."""
+    ray = sites.read(execution["site"]).ray if execution["site"] else None
+    return f"{ray.temp if ray else '/tmp/ray'}/session_latest/logs"
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from cluster import head_facts, processes, ray_node, shared_folder, supervise
 from cluster.site import MlflowService, RayService
+from model import durable
 from pipelines import mlflow_server, node_versions, served_store, site_files
 from pipelines.config import ConfigError
 from pipelines.site_files import SiteSettings
@@ -23,6 +24,7 @@ from pipelines.store import DATABASE
 
 SERVICES = ("head", "worker", "mlflow")
 RECORDED = {"head": "ray", "worker": "ray", "mlflow": "mlflow"}  # under which name services.json has it
+_SESSIONS = 3  # of Ray, whose logs are kept
 log = logging.getLogger(__name__)
 
 
@@ -116,6 +118,8 @@ def _mlflow(site: Path, asked: SiteSettings, mark: str) -> None:
 def _record_ray(site: Path, asked: SiteSettings, mark: str) -> None:
     node, ours = site_files.ray_node(site, asked), processes.known(os.getpid())
     _private_folder(Path(asked.temp))
+    for old in sorted(Path(node.temp).glob("session_2*"))[:-_SESSIONS]:
+        durable.discard(old)
     log_file = str(site / "logs" / f"{asked.role}.log")
     site_files.record_service(
         site,

@@ -18,7 +18,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         running.done("up", *running.head_options(folder, running.HEAD))
         yield folder / "site"
     finally:
-        running.gptline("down", "--site", str(folder / "site"))
+        running.down(folder / "site")
 
 
 @pytest.fixture(scope="session")

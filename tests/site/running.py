@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -32,6 +34,14 @@ def done(*arguments: str, **environment: str) -> str:
     result = gptline(*arguments, **environment)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
+
+
+def down(site: Path) -> str:
+    """Take a site down, and Ray's files away, which lie elsewhere; what `down` said."""
+    said = gptline("down", "--site", str(site)).stdout
+    temp = json.loads((site / "settings.json").read_text())["temp"]
+    shutil.rmtree(temp, ignore_errors=True)
+    return said
 
 
 def free_ports(count: int) -> list[int]:

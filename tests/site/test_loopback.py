@@ -27,7 +27,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         running.done("up", *options[:at], *options[at + 2 :], "--no-mlflow")
         yield folder / "site"
     finally:
-        running.gptline("down", "--site", str(folder / "site"))
+        running.down(folder / "site")
 
 
 def listening(one: psutil.Process) -> set[str]:

@@ -76,7 +76,7 @@ def test_a_worker_joins_works_and_leaves_nothing_behind(head: Path, tmp_path: Pa
 
     left = running.members(tmp_path / "site")
     assert any("raylet" in one.name() for one in left)
-    done("down", "--site", str(tmp_path / "site"))
+    assert "processes ended" in running.down(tmp_path / "site")
     assert running.still_alive(left) == []
     assert sites.read(tmp_path / "site").ray is None
     assert site_health.head_answers(ray), "the head was not meant"

@@ -94,7 +94,7 @@ def test_a_site_over_postgresql_keeps_its_password_to_itself_and_its_models_over
         running.done("up", "--site", str(site))
         assert mlflow_server.request(mlflow.address, "registered-models/get?name=kept", team)[0] == 200
     finally:
-        running.gptline("down", "--site", str(site))
+        running.down(site)
 
 
 def test_a_killed_server_comes_back_by_itself_and_killed_supervisors_are_replaced_by_up(tmp_path: Path) -> None:
@@ -120,4 +120,4 @@ def test_a_killed_server_comes_back_by_itself_and_killed_supervisors_are_replace
         after = sites.read(site)
         assert after.mlflow is not None and after.mlflow.process != mlflow.process
     finally:
-        running.gptline("down", "--site", str(site))
+        running.down(site)
