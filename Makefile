@@ -86,7 +86,7 @@ test: setup ## all tests
 	@$(PY) -m pytest
 
 thorough: setup ## the fault tests at every single point, and those that take minutes (half an hour)
-	@GPTLINE_CUTS=all $(PY) -m pytest tests/faults -m ""
+	@GPTLINE_CUTS=all $(PY) -m pytest tests/faults tests/pipelines/retraining -m ""
 
 chaos: setup ## kill anything at random and compare with an undisturbed run: KILLS=30 SEED=1
 	@$(PY) -m tests.chaos --kills "$${KILLS:-30}" --seed "$${SEED:-1}"
