@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from model import durable
-from pipelines import promotion, promotion_log, registry
+from pipelines import promotion, registry
 from pipelines.errors import GivenUp
 from pipelines.sources import SourceError
 from pipelines.verification import verify
@@ -40,7 +40,7 @@ def test_ten_nights(store: Path, local_ray: None, tmp_path: Path) -> None:
     _only_the_new_was_made(scene)
 
     (scene.corpus / "4.jsonl").write_text('{"text": "good"}\n{"text": 7}\n')
-    with pytest.raises(SourceError, match=r"4\.jsonl:2"):
+    with pytest.raises(SourceError, match=r"4\.jsonl.*2"):
         scene.night()
     with pytest.raises(GivenUp, match="slot 4, which was given up"):
         scene.night()
@@ -48,7 +48,7 @@ def test_ten_nights(store: Path, local_ray: None, tmp_path: Path) -> None:
     assert registry.alias_version(scene.registry, "ten", "champion") == 2
 
     scene.add("4.jsonl", json.dumps({"text": shakespeare(240_000, 250_000)}) + "\n")
-    worse = scene.night(learning_rate_factor=40.0)
+    worse = scene.night(learning_rate_factor=20.0)
     assert worse.outcome == "kept" and not worse.also["promoted"], worse
     assert worse.also["reason"].startswith("not promoted: bits_per_byte") and "is not above 0" in worse.also["reason"]
     assert registry.alias_version(scene.registry, "ten-base", "champion") == 2
@@ -58,13 +58,13 @@ def test_ten_nights(store: Path, local_ray: None, tmp_path: Path) -> None:
 
     scene.add("9.txt", shakespeare(320_000, 330_000))
     timers = [_process(scene) for _ in range(2)]
-    said = sorted(timer.communicate(timeout=240)[0].splitlines()[-1] for timer in timers)
+    said = sorted(_last(timer.communicate(timeout=240)[0]) for timer in timers)
     number = scene.slots[-1].number
     assert "ten is being worked on by process" in said[0] and said[1].startswith(f"slot {number} ")
 
-    before = promotion_log.read(scene.registry, "ten")[-1].to
-    if registry.alias_version(scene.registry, "ten", "champion") == 2:
-        promotion.promote(scene.registry, "ten@1", "a quieter one", anyway=True)
+    before = registry.alias_version(scene.registry, "ten", "champion")
+    promotion.promote(scene.registry, "ten@1", "a quieter one", anyway=True)
+    assert registry.alias_version(scene.registry, "ten", "champion") == 1
     promotion.rollback(scene.registry, "ten", "not so good")
     scene.clock.next_night()
     scene.clock.next_night()
@@ -117,6 +117,13 @@ def _crash_in_the_middle(scene: Scene, tmp_path: Path) -> None:
 def _package(scene: Scene, kind: str) -> str:
     folder = scene.work / "steps" / f"register-{kind}-{scene.records[f'register-{kind}'].fingerprint[:12]}"
     return str(durable.read_json(folder / "outputs" / "registered.json")["digest"])
+
+
+def _last(said: str) -> str:
+    """What the night said of itself; Ray may have said more."""
+    found = [line for line in said.splitlines() if line.startswith(("slot ", "busy: "))]
+    assert found, said
+    return found[-1]
 
 
 def _process(scene: Scene) -> subprocess.Popen[str]:
