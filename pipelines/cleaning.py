@@ -7,6 +7,7 @@ records that listed them, each unit's certificate before its files. Everything m
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -69,6 +70,9 @@ def _move(doomed: list[Doomed], trash: Path) -> None:
     for name, paths in (("steps", steps), ("certificates", certificates), ("units", files)):
         (trash / name).mkdir()
         durable.gather(paths, trash / name)
+    for folder in {path.parent for path in files}:
+        with contextlib.suppress(OSError):  # other units are in it
+            folder.rmdir()
 
 
 def lines(found: Survey, done: bool, retention: Retention, most: int = 40) -> Iterator[str]:

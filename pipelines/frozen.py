@@ -163,7 +163,7 @@ def outcome(slot: Slot, kept: Frozen, records: Mapping[str, Record]) -> Slot:
             "name": base["name"],
             "version": base["version"],
             "promoted": base["alias"] == "champion",
-            "reason": base["gates"],
+            "reason": base.get("why", base["gates"]),
         }
         if base
         else {}

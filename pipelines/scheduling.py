@@ -52,7 +52,7 @@ def job(wanted: Wanted, text: str, since: datetime.datetime, clean: bool) -> Job
     given = (
         "--recipe", _whole(wanted.recipe), "--work", str(work), *(part for pair in wanted.settings for part in ("--set", pair))
     )  # fmt: skip
-    retrain, gc = (*python, "retrain", *given), (*python, "gc", "--yes", *given[2:])
+    retrain, gc = (*python, "retrain", *given), (*python, "gc", "--yes", "--if-idle", *given[2:])
     return Job(
         name=wanted.name,
         title=f"{wanted.recipe} in {work}",

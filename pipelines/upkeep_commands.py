@@ -39,11 +39,15 @@ def gc(
     registry: Annotated[
         bool, typer.Option("--registry", help="the weights of old versions without alias in the MLflow store, too")
     ] = False,
+    if_idle: Annotated[
+        bool, typer.Option("--if-idle", help="end well, having removed nothing, where somebody is at work: for timers")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Say what no record within the retention and no alias needs any more, and with --yes remove it."""
     from pipelines import cleaning
     from pipelines.aliased import aliased
+    from pipelines.engine.lease import Busy
 
     execution = execution_of(work, settings)
     root, now = Path(execution.work), datetime.datetime.now(datetime.UTC)
@@ -51,10 +55,16 @@ def gc(
         execution.keep_days if keep_days is None else keep_days, execution.keep_records if keep is None else keep
     )
     if yes:
-        found = cleaning.collect(
-            root, retention, now, lambda: aliased(root, execution.registry), execution.lease_seconds,
-            lambda owner: err.print(f"waiting: {owner} is cleaning {root}", markup=False),
-        )  # fmt: skip
+        try:
+            found = cleaning.collect(
+                root, retention, now, lambda: aliased(root, execution.registry), execution.lease_seconds,
+                lambda owner: err.print(f"waiting: {owner} is cleaning {root}", markup=False),
+            )  # fmt: skip
+        except Busy as busy:
+            if not if_idle:
+                raise
+            out.print(str(busy), markup=False)
+            return
     else:
         found = cleaning.look(root, retention, now, aliased(root, execution.registry))
     if as_json:

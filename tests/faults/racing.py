@@ -26,23 +26,35 @@ from pipelines.engine.lease import Busy
 from pipelines.retention import Retention
 from tests.pipelines import nightly
 
-SECONDS = 4.0  # without a sign of life
+SECONDS = 6.0  # without a sign of life
 
 
 def runs(root: Path, registry: str, rounds: int, seed: int) -> None:
-    """A line that comes back to what it had earlier, so that it plans on what gc is after. Says what it lost."""
-    chance, lost, done_again = random.Random(seed), [], 0
-    for _ in range(rounds):
-        files = [f"{seed} {chance.randrange(4)}", *(f"shared {number}" for number in range(8))]
-        space = nightly.workspace(root, nightly.flow(files), registry, SECONDS)
-        for outcome in run.run(space, run.unwatched, lambda owner: None, lost.append):
-            done_again += outcome.done_now
-            time.sleep(chance.random() / 100)
-            for file in outcome.record.outputs:  # what this run plans with stays until it ends
-                if not (root / file.path).exists():
-                    lost.append(f"{file.path} of {outcome.planned.step.name}")
-        time.sleep(chance.random() / 20)
-    print(json.dumps({"lost": lost, "steps": done_again}))
+    """A line that comes back to what it had earlier, so that it plans on what gc is after. Says what it lost.
+
+    For so many rounds, and until the cleaner has removed something and has been kept out often enough.
+    """
+    chance = random.Random(seed)
+    lost: list[str] = []
+    deadline, done = time.monotonic() + 120, 0
+    try:
+        while (done < rounds or not (root.parent / "enough").exists()) and time.monotonic() < deadline:
+            if lost or (root.parent / "lost").exists():
+                break
+            done += 1
+            files = [f"{seed} {chance.randrange(4)}", *(f"shared {number}" for number in range(8))]
+            space = nightly.workspace(root, nightly.flow(files), registry, SECONDS)
+            for outcome in run.run(space, run.unwatched, lambda owner: None, lost.append):
+                time.sleep(chance.random() / 100)
+                for file in outcome.record.outputs:  # what this run plans with stays until it ends
+                    if not (root / file.path).exists():
+                        lost.append(f"{file.path} of {outcome.planned.step.name}")
+            time.sleep(chance.random() / 20)
+    except BaseException as error:
+        lost.append(f"ended by {error!r}")
+    if lost:
+        (root.parent / "lost").touch()  # the others need not go on
+    print(json.dumps({"lost": lost, "rounds": done}))
 
 
 def cleans(root: Path, registry: str, host: str) -> None:
@@ -58,6 +70,8 @@ def cleans(root: Path, registry: str, host: str) -> None:
             counts["removed"] += len(found.doomed)
         except Busy:
             counts["busy"] += 1
+        if counts["removed"] >= 10 and counts["busy"] >= 5:
+            (root.parent / "enough").touch()
         time.sleep(0.005)
     print(json.dumps(counts))
 

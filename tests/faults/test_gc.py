@@ -64,7 +64,7 @@ def race(folder: Path, rounds: int, host: str, marked: bool = True) -> tuple[lis
         return subprocess.Popen(command, cwd=injection.ROOT, env=environment, stdout=subprocess.PIPE, text=True)
 
     with start("gc", host) as cleaner, start("run", str(rounds), "1") as one, start("run", str(rounds), "2") as two:
-        said = [json.loads(process.communicate()[0] or "{}") for process in (one, two)]
+        said = [json.loads(process.communicate()[0]) for process in (one, two)]
         (folder / "stop").touch()
         cleaned = json.loads(cleaner.communicate()[0])
     return said, cleaned
@@ -72,7 +72,7 @@ def race(folder: Path, rounds: int, host: str, marked: bool = True) -> tuple[lis
 
 @pytest.mark.parametrize(
     ("host", "rounds"),
-    [("here", 12), ("elsewhere", 8)]
+    [("here", 8), ("elsewhere", 4)]
     + [pytest.param(host, 150, marks=pytest.mark.thorough) for host in ("here", "elsewhere")],
 )
 def test_runs_lose_nothing_that_they_planned_with_while_gc_works_all_the_time(
@@ -80,12 +80,12 @@ def test_runs_lose_nothing_that_they_planned_with_while_gc_works_all_the_time(
 ) -> None:
     said, cleaned = race(tmp_path, rounds, host)
     assert [line["lost"] for line in said] == [[], []]
-    assert cleaned["cleaned"] > 3 and cleaned["removed"] > 5 and cleaned["busy"] > 3, cleaned
+    assert cleaned["removed"] >= 10 and cleaned["busy"] >= 5, cleaned
     report = verify(tmp_path / "work")
     assert report.missing == report.damaged == report.unowned == []
 
 
 def test_runs_that_do_not_say_so_do_lose_what_they_planned_with(tmp_path: Path) -> None:
     """The test above can fail."""
-    said, cleaned = race(tmp_path, 20, "here", marked=False)
-    assert any(line.get("lost", "ended by an error") for line in said), (said, cleaned)
+    said, cleaned = race(tmp_path, 10_000, "here", marked=False)
+    assert any(line["lost"] for line in said), (said, cleaned)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from pipelines import cleaning, slots
 from pipelines.aliased import aliased
 from pipelines.engine import record as records
 from pipelines.engine import sealed
+from pipelines.engine.using import using
 from pipelines.retention import Retention, Survey, survey
 from tests.pipelines import nightly
 
@@ -146,11 +149,12 @@ def test_pulled_champions_of_closed_slots_go_but_for_the_latest(root: Path, regi
 def test_collecting_removes_exactly_what_looking_said_and_looking_writes_nothing(root: Path, registry: str) -> None:
     retention = Retention(5, 1)
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+    files = [path for path in before if path.is_file()]
     said = cleaning.look(root, retention, LATER, aliased(root, registry))
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
     done = cleaning.collect(root, retention, LATER, lambda: aliased(root, registry), 2.0)
     assert said == done
-    gone = {path for path in before if not path.exists()}
+    gone = {path for path in files if not path.exists()}
     paths = [path for thing in said.doomed for path in thing.paths]
     assert all(any(path == top or top in path.parents for top in paths) for path in gone)
     assert not any(path.exists() for path in paths)
@@ -164,3 +168,35 @@ def test_a_folder_that_is_no_work_directory_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match="no work directory"):
         cleaning.look(tmp_path, Retention(), NOW, {})
+
+
+def test_the_command_says_what_would_go_does_it_with_yes_and_leaves_where_somebody_is_at_work(
+    root: Path, registry: str
+) -> None:
+    def gc(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [
+            sys.executable,
+            "-m",
+            "pipelines",
+            "gc",
+            "-w",
+            str(root),
+            "--keep-days",
+            "0",
+            "--keep",
+            "1",
+            *arguments,
+        ]
+        setting = f"execution.registry={registry.removeprefix('sqlite:///').removesuffix('/mlflow.db')}"
+        return subprocess.run([*command, "--set", setting], capture_output=True, text=True, check=False)
+
+    dry = gc()
+    assert dry.returncode == 0 and "would free" in dry.stdout and "next: the same with YES=1" in dry.stdout
+    with using(root, 2.0, lambda owner: None):
+        refused, left = gc("--yes"), gc("--yes", "--if-idle")
+    assert (refused.returncode, left.returncode) == (1, 0)
+    assert "nothing was removed" in refused.stderr and "nothing was removed" in left.stdout
+    before = json.loads(gc("--json").stdout)
+    done = json.loads(gc("--json", "--yes").stdout)
+    assert done["done"] and done["removed"] == before["removed"] != []
+    assert json.loads(gc("--json").stdout)["removed"] == []

@@ -108,7 +108,7 @@ def test_the_line_runs_what_was_given_once_at_a_time_and_into_the_log(machine: M
     given = f"<--recipe><tiny><--work><{work}><--set><{setting}><--set><execution.keep_days=7>"
     retrain, gc = (
         f"<-m><pipelines><retrain>{given}",
-        f"<-m><pipelines><gc><--yes>{given.removeprefix('<--recipe><tiny>')}",
+        f"<-m><pipelines><gc><--yes><--if-idle>{given.removeprefix('<--recipe><tiny>')}",
     )
     assert (machine.folder / "work.retrain.log").read_text().splitlines() == [retrain, gc], (
         "the second found the lock taken"

@@ -56,11 +56,12 @@ def test_a_year_of_nights_does_not_fill_the_disk_and_keeps_what_is_needed(
         collect(root, registry, now)
         for needed in (champion, line) if night % 3 == 0 or night > NIGHTS - 10 else ():
             assert all(planned.done for planned in run.plan(nightly.workspace(root, needed, registry)).values()), night
-        sizes.append(size_of(root))
+        if night % 5 == 0:
+            sizes.append(size_of(root))
     report = verify(root)
     assert report.damaged == report.missing == report.unowned == []
     # After the corpus and the retention have filled it stays as it is: the second half of the year adds nothing.
-    assert max(sizes[NIGHTS // 2 :]) <= 1.05 * max(sizes[60 : NIGHTS // 2]), (sizes[60], max(sizes), sizes[-1])
+    assert max(sizes[36:]) <= 1.05 * max(sizes[12:36]), sizes
     assert len(list((root / "steps").iterdir())) < 60
 
 
