@@ -169,7 +169,7 @@ def test_a_link_in_the_registry_brings_what_is_listed_or_nothing(store: Path, so
 def test_a_server_that_sends_more_than_is_listed_is_not_listened_to(
     mlflow_server: MlflowServer, sound: Path, tmp_path: Path
 ) -> None:
-    uri = f"http://127.0.0.1:{mlflow_server.port}"
+    uri = mlflow_server.uri
     version = big_packages.register(uri, "endless", sound)
     stored = mlflow_server.folder / "kept" / version.source.partition(":/")[2].lstrip("/") / "model.safetensors"
     with open(stored, "ab") as file:
@@ -187,7 +187,7 @@ def test_credentials_go_to_the_server_that_was_named_and_to_no_other(
 
     from pipelines import fetching
 
-    uri = f"http://127.0.0.1:{mlflow_server.port}"
+    uri = mlflow_server.uri
     version = big_packages.register(uri, "elsewhere", sound)
     there = replace(version, source="mlflow-artifacts://evil.example/1/x")
     with pytest.raises(PackageDamaged, match=r"at another server \(evil\.example\)"):

@@ -135,7 +135,7 @@ def told(where: str | Path, what: str, *options: str) -> str:
 
 
 def test_the_command_asks_a_server_both_ways(mlflow_server: MlflowServer, tmp_path: Path) -> None:
-    uri = f"http://127.0.0.1:{mlflow_server.port}"
+    uri = mlflow_server.uri
     family(uri, tmp_path)
     (tmp_path / "a.txt").write_text("a")
     said = told(uri, str(tmp_path / "a.txt"))
