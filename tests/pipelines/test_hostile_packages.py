@@ -118,7 +118,7 @@ HOSTILE = {
     "an artifact elsewhere": (says("path: .", "path: /etc"), "its artifacts is not"),
     "another flavor": (says("flavors:", "flavors:\n  sklearn: {pickled_model: model.pkl}"), "says more than gptline"),
     "code beside it": (says("  python_function:", "  python_function:\n    code: code"), "says more than gptline"),
-    "an MLmodel that is none": (holds("MLmodel", b"[" * 60_000), "MLmodel"),
+    "an MLmodel that is none": (holds("MLmodel", b"[" * 15_000), "MLmodel"),
     "an MLmodel without end": (holds("MLmodel", b"#" * 70_000), "more than"),
     "another entry's code": (holds(ENTRY, b"import os"), "would be run by MLflow"),
     "other requirements": (holds("requirements.txt", b"evil==1\n"), "would be installed from by MLflow"),
