@@ -17,6 +17,7 @@ import typer
 from pipelines.config import ConfigError
 from pipelines.options import AsJson, Settings, execution_of, out
 from pipelines.pull_commands import Registry, registry_of
+from pipelines.stages.register import CODE_TAG
 
 _DIGEST = re.compile(r"[0-9a-f]{8,64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -79,15 +80,16 @@ def _of_model(lineages: Any, origin: Any, spec: str) -> dict[str, Any]:
     return {
         "model": wanted.name, "version": wanted.version, "aliases": list(known.listed.aliases), "digest": wanted.digest,
         "run": run, "execution_run": run_tags.get("mlflow.parentRunId", ""), "recipe": parent.get("gptline.recipe", ""),
-        "code": json.loads(tags.get("gptline.code", "{}")) or {_code(parent): ["the run"]},
+        "code": json.loads(tags.get(CODE_TAG, "{}")) or _code(parent),
         "steps": known.manifest.get("lineage", {}),
         "sources": [_use(use, lineages.in_words(use, known)) for use in lineages.sources(known, everybody)],
     }  # fmt: skip
 
 
-def _code(tags: dict[str, str]) -> str:
+def _code(tags: dict[str, str]) -> dict[str, list[str]]:
+    """Of a version that does not say which code made it: that of the execution."""
     named = [f"{key} {tags[f'gptline.{key}']}" for key in ("commit", "package") if f"gptline.{key}" in tags]
-    return " ".join(named) or "not recorded"
+    return {" ".join(named): ["the execution"]} if named else {}
 
 
 def _use(use: Any, words: str) -> dict[str, str]:
@@ -101,7 +103,7 @@ def _model_lines(said: dict[str, Any]) -> Iterator[str]:
         f", of execution {said['execution_run']}" if said["execution_run"] else ""
     )
     yield f"  recipe {said['recipe'] or 'unknown'}; the configuration of each step is in MANIFEST.json, and in --json"
-    for code, steps in said["code"].items():
+    for code, steps in (said["code"] or {"unknown": ["not recorded"]}).items():
         yield f"  code {code}: {', '.join(steps)}"
     for name, step in said["steps"].items():
         yield f"  step {name}: {step.get('stage', '?')} {step.get('version', '?')}, fingerprint {step.get('fingerprint', '?')}"

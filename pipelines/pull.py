@@ -74,9 +74,21 @@ def pull_from(origin: From, spec: str, dest: Path) -> Pulled:
     if origin.offline:
         wanted, asked = recall(_cache(origin), spec)
     else:
-        location, what = origin.location, f"pulling {spec}"
-        wanted, asked = patiently(location, origin.patience, what, lambda: versions.resolve(location, spec)), ""
+        wanted, asked = _resolved(origin, spec), ""
     return pull_version(origin, wanted, dest, spec, asked)
+
+
+def _resolved(origin: From, spec: str) -> ModelVersion:
+    location, what = origin.location, f"pulling {spec}"
+    try:
+        return patiently(location, origin.patience, what, lambda: versions.resolve(location, spec))
+    except ConnectionError as error:
+        with contextlib.suppress(UnknownModel, PullRefused):
+            known, asked = recall(_cache(origin), spec)
+            raise ConnectionError(
+                f"{error}, or --offline: the cache has version {known.version}, as of {asked}"
+            ) from error
+        raise
 
 
 def pull_version(origin: From, wanted: ModelVersion, dest: Path, spec: str, asked: str = "") -> Pulled:
