@@ -30,6 +30,9 @@ def lineage(
             help="name@alias or name@version; or a file, a folder, a SHA-256 (8 digits or more), a hub commit"
         ),
     ],
+    text: Annotated[
+        str | None, typer.Option("--text", help="of the files at or below WHAT, only those that hold this text")
+    ] = None,
     registry: Registry = None,
     settings: Settings = None,
     as_json: AsJson = False,
@@ -41,11 +44,13 @@ def lineage(
     execution = execution_of("work", registry_of(registry, settings))
     cache = Path(execution.model_cache) if execution.model_cache else None
     origin = From(execution.registry, execution.registry_patience, cache)
-    if "@" in what and not Path(what).exists():
+    if "@" in what and not Path(what).exists() and text is None:
         said = _of_model(lineages, origin, what)
         lines = _model_lines(said)
     else:
-        said = _of_files(lineages, origin, _digests(lineages, what))
+        found = _found(what, text) if text else []
+        digests = _digests(lineages, what) if text is None else _digests_of_found(lineages, what, found)
+        said = _of_files(lineages, origin, digests) | {"found": [f"{path}:{line}" for path, line in found]}
         lines = _file_lines(said, what)
     if as_json:
         sys.stdout.write(json.dumps(said, indent=1) + "\n")
@@ -62,6 +67,30 @@ def _digests(lineages: Any, what: str) -> dict[str, str]:
     if _DIGEST.fullmatch(what):
         return {what: what} | ({lineages.digest_of_revision(what): f"commit {what}"} if _COMMIT.fullmatch(what) else {})
     raise ConfigError(f"{what} is no file or folder here, no name@alias, and no SHA-256 of 8 digits or more")
+
+
+def _found(what: str, text: str) -> list[tuple[Path, int]]:
+    from pipelines.lineage_text import holding
+
+    path = Path(what).expanduser()
+    if not path.exists():
+        raise ConfigError(f"--text looks into files, and {what} is no file or folder here")
+    found = list(holding(path, text))
+    if not found:
+        raise ConfigError(
+            f"no file at or below {what} that a source could be holds {text!r}; was it written otherwise, or in another folder?"
+        )
+    return found
+
+
+def _digests_of_found(lineages: Any, what: str, found: list[tuple[Path, int]]) -> dict[str, str]:
+    """Those of the files that hold the text, and of the folder as a dataset."""
+    files = {str(path) for path, _ in found}
+    return {
+        sha256: name
+        for sha256, name in _digests(lineages, what).items()
+        if name in files or name.endswith("as a dataset")
+    }
 
 
 def _of_model(lineages: Any, origin: Any, spec: str) -> dict[str, Any]:
@@ -132,6 +161,7 @@ def _of_files(lineages: Any, origin: Any, digests: dict[str, str]) -> dict[str, 
 
 def _file_lines(said: dict[str, Any], what: str) -> Iterator[str]:
     names = list(said["digests"].items())
+    yield from (f"the text is in {place}" for place in said["found"])
     for sha256, name in names[:5]:
         yield f"{name}: SHA-256 {sha256}" if name != sha256 else f"files whose SHA-256 begins with {sha256}"
     if len(names) > 5:

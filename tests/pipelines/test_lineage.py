@@ -14,6 +14,7 @@ import pytest
 
 from pipelines import lineage, registry
 from pipelines.lineage import digests_of, in_words, learned_from, read_all, sources
+from pipelines.lineage_text import holding
 from pipelines.model_card import Card
 from pipelines.package import build_package
 from pipelines.pull import From
@@ -128,6 +129,28 @@ def test_a_folder_is_known_by_its_files_and_as_a_dataset(tmp_path: Path) -> None
     assert lineage.digest_of_revision("ab" * 20) == hub.sha256
 
 
+def test_a_text_is_found_in_files_of_every_format(tmp_path: Path) -> None:
+    import bz2
+    import gzip
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    needle = "Ein Satz,\nder \u201eweg\u201c muß"
+    record = json.dumps({"text": f"before {needle} after"}) + "\n"
+    plain = json.dumps({"text": "nothing"}) + "\n"
+    (tmp_path / "a.txt").write_bytes(b"x\r\n\r\n" + needle.replace("\n", "\r\n").encode())
+    (tmp_path / "b.jsonl").write_text(plain + plain + record)
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress((plain + record).encode()))
+    pq.write_table(pa.table({"text": ["nothing", f"<{needle}>"]}), tmp_path / "d.parquet")
+    (tmp_path / "e.csv.bz2").write_bytes(bz2.compress(b"text\nder \xe2\x80\x9eweg"))
+    (tmp_path / "f.txt").write_text("nothing")
+    (tmp_path / "g.txt").write_text("line\n" * 500_000 + needle)  # over more than one block
+    found = {path.name: line for path, line in holding(tmp_path, needle)}
+    assert found == {"a.txt": 3, "b.jsonl": 3, "c.jsonl.gz": 2, "d.parquet": 2, "g.txt": 500_001}
+    assert [path.name for path, _ in holding(tmp_path, "der \u201eweg")] == sorted([*found, "e.csv.bz2"])
+
+
 def told(where: str | Path, what: str, *options: str) -> str:
     command = [sys.executable, "-m", "pipelines", "lineage", what, "--registry", str(where), *options]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -141,6 +164,12 @@ def test_the_command_asks_a_server_both_ways(mlflow_server: MlflowServer, tmp_pa
     said = told(uri, str(tmp_path / "a.txt"))
     assert "kin-task version 1 (candidate, champion)\n    text that it was pre-trained on" in said
     assert f"stand on {tmp_path / 'a.txt'}" in said
+    for name in ("a", "b"):
+        (tmp_path / "corpus" / f"{name}.txt").parent.mkdir(exist_ok=True)
+        (tmp_path / "corpus" / f"{name}.txt").write_text(name)
+    answer = json.loads(told(uri, str(tmp_path / "corpus"), "--text", "a", "--json"))
+    assert answer["found"] == [f"{tmp_path}/corpus/a.txt:1"]
+    assert [model["model"] for model in answer["models"]] == ["kin-base", "kin-task"]
     answer = json.loads(told(uri, "kin-task@champion", "--json"))
     assert answer["code"] == {"commit abc": ["shard"]}
     assert {use["sha256"] for use in answer["sources"]} == {FILES[name] for name in ("a", "b", "films", "words")}
