@@ -98,9 +98,9 @@ def pull_version(origin: From, wanted: ModelVersion, dest: Path, spec: str, aske
             f"{spec} is version {wanted.version}, which carries no {DIGEST_TAG}: it was not registered by gptline"
         )
     dest = dest.absolute()
-    if origin.cache and not origin.offline:
-        remember(_cache(origin), spec, wanted)
     fetched = place(dest, wanted.digest, lambda folder: _assemble(origin, wanted, folder, dest))
+    if origin.cache and not origin.offline:  # not before: what an alias means offline has to be there
+        remember(_cache(origin), spec, wanted)
     return Pulled(wanted.name, wanted.version, wanted.digest, dest, fetched, asked)
 
 
@@ -158,10 +158,7 @@ def _assemble(origin: From, wanted: ModelVersion, folder: Path, dest: Path) -> N
             check_code(manifest, f"{wanted.name} version {wanted.version}")
         cache.touch(manifest["digest"])
         durable.write_bytes(folder / MANIFEST, data)
-        lacking = {file["sha256"]: file["size"] for file in manifest["files"].values()}
-        _refuse_without_room(
-            cache, {name: size for name, size in lacking.items() if not (cache.folder / name).exists()}
-        )
+        _refuse_without_room(cache, {file["sha256"]: file["size"] for file in manifest["files"].values()})
         # Small files first: what is refused is refused before the weights are fetched.
         for name, stated in sorted(manifest["files"].items(), key=lambda item: item[1]["size"]):
             target = folder / name
@@ -206,15 +203,18 @@ def _manifest(origin: From, wanted: ModelVersion, cache: ModelCache | None) -> t
 
 
 def _manifest_bytes(location: str | Path, wanted: ModelVersion) -> bytes:
+    data = b""
     with fetching.opened(location, wanted, MANIFEST, 0) as answer:
-        data = b"".join(iter(lambda: answer.read(MANIFEST_BYTES + 1), b""))
+        while len(data) <= MANIFEST_BYTES and (block := answer.read(MANIFEST_BYTES + 1 - len(data))):
+            data += block
     if len(data) > MANIFEST_BYTES:
         raise PackageDamaged(f"{wanted.source}/{MANIFEST} is longer than any manifest; do not use it")
     return data
 
 
-def _refuse_without_room(cache: ModelCache, lacking: dict[str, int]) -> None:
-    needed, free = sum(lacking.values()), shutil.disk_usage(cache.folder).free
+def _refuse_without_room(cache: ModelCache, sizes: dict[str, int]) -> None:
+    needed = sum(max(0, size - cache.has(sha256)) for sha256, size in sizes.items())
+    free = shutil.disk_usage(cache.folder).free
     if needed > free:
         raise PullRefused(
             f"{cache.folder}: the model needs {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free; make room there, or "
