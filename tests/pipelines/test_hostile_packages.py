@@ -178,6 +178,10 @@ def test_a_server_that_sends_more_than_is_listed_is_not_listened_to(
         pull_from(From(uri, cache=tmp_path / "cache"), "endless@champion", tmp_path / "dest")
     assert not (tmp_path / "dest").exists()
     assert sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*") if path.is_file()) < 100_000
+    with open(stored.with_name(MANIFEST), "ab") as file:
+        file.truncate(10**10)
+    with pytest.raises(PackageDamaged, match="longer than any manifest"):
+        pull_from(From(uri), "endless@champion", tmp_path / "dest")
 
 
 def test_credentials_go_to_the_server_that_was_named_and_to_no_other(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pipelines import model_cache_cleaning
 from pipelines.model_cache_cleaning import clean
-from pipelines.pull import From, pull_version
+from pipelines.package import MANIFEST, PackageDamaged, read_manifest
+from pipelines.pull import From, pull_from, pull_version
 from pipelines.registry import ModelVersion
 from tests.pipelines import big_packages
 
@@ -19,8 +21,6 @@ DAY = 86400
 
 def pulled(folder: Path, name: str, seed: int) -> str:
     """Pull a package of a folder through the cache in `folder`; its digest."""
-    from pipelines.package import MANIFEST, read_manifest
-
     package = big_packages.write_package(folder / name, 1000, seed)
     digest = str(read_manifest(package / MANIFEST)["digest"])
     version = ModelVersion(name, 1, str(package), digest, None)
@@ -51,6 +51,21 @@ def test_old_packages_go_and_what_others_share_stays(tmp_path: Path, monkeypatch
     assert {path: path.read_bytes() for path in files} == files, "a pulled folder keeps its files"
     pulled(tmp_path, "again", 1)
     assert len(names(cache)) > len(left)
+
+
+def test_a_pull_that_failed_does_not_change_what_an_alias_means_offline(tmp_path: Path) -> None:
+    origin = From("registry", cache=tmp_path / "cache")
+    found = []
+    for number in (1, 2):
+        package = big_packages.write_package(tmp_path / str(number), 1000, number)
+        digest = str(read_manifest(package / MANIFEST)["digest"])
+        found.append(ModelVersion("model", number, str(package), digest, None))
+    pull_version(origin, found[0], tmp_path / "dest", "model@champion")
+    (tmp_path / "2" / "package" / "model.safetensors").unlink()
+    with pytest.raises(PackageDamaged, match="is not there"):
+        pull_version(origin, found[1], tmp_path / "dest", "model@champion")
+    offline = pull_from(replace(origin, offline=True), "model@champion", tmp_path / "offline")
+    assert (offline.version, offline.fetched) == (1, True)
 
 
 def test_what_came_just_now_stays_though_no_manifest_lists_it(tmp_path: Path) -> None:
