@@ -94,17 +94,19 @@ def _digests_of_found(lineages: Any, what: str, found: list[tuple[Path, int]]) -
 
 
 def _of_model(lineages: Any, origin: Any, spec: str) -> dict[str, Any]:
-    from pipelines import versions
+    from pipelines import model_versions
 
-    wanted = versions.resolve(origin.location, spec)
+    wanted = model_versions.resolve(origin.location, spec)
     everybody = lineages.read_all(origin)
     known = next(one for one in everybody if one.listed.version == wanted)
     if known.manifest is None:
-        raise versions.UnknownModel(f"{spec}: its manifest cannot be read: {known.trouble}")
+        raise model_versions.UnknownModel(f"{spec}: its manifest cannot be read: {known.trouble}")
     tags, run = known.listed.tags, wanted.run_id or ""
-    run_tags = versions.run_tags(origin.location, run) if run else {}
+    run_tags = model_versions.run_tags(origin.location, run) if run else {}
     parent = (
-        versions.run_tags(origin.location, run_tags["mlflow.parentRunId"]) if "mlflow.parentRunId" in run_tags else {}
+        model_versions.run_tags(origin.location, run_tags["mlflow.parentRunId"])
+        if "mlflow.parentRunId" in run_tags
+        else {}
     )
     return {
         "model": wanted.name, "version": wanted.version, "aliases": list(known.listed.aliases), "digest": wanted.digest,

@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from model import durable
-from pipelines import fetching, versions
+from pipelines import fetching, model_versions
 from pipelines.model_cache import ModelCache, Wanted
+from pipelines.model_versions import DIGEST_TAG, ModelVersion, UnknownModel
 from pipelines.package import MANIFEST, PackageDamaged, check_code, parsed_manifest, verify_file, verify_package
 from pipelines.package_rules import MANIFEST_BYTES
 from pipelines.patience import patiently
 from pipelines.remembered import recall, remember
 from pipelines.staging import staging, sweep
-from pipelines.versions import DIGEST_TAG, ModelVersion, UnknownModel
 
 _NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.EACCES)
 
@@ -81,7 +81,7 @@ def pull_from(origin: From, spec: str, dest: Path) -> Pulled:
 def _resolved(origin: From, spec: str) -> ModelVersion:
     location, what = origin.location, f"pulling {spec}"
     try:
-        return patiently(location, origin.patience, what, lambda: versions.resolve(location, spec))
+        return patiently(location, origin.patience, what, lambda: model_versions.resolve(location, spec))
     except ConnectionError as error:
         with contextlib.suppress(UnknownModel, PullRefused):
             known, asked = recall(_cache(origin), spec)

@@ -18,6 +18,10 @@ from typing import Any
 from pipelines import store
 from pipelines.mlflow_runs import experiment_id as experiment_id
 from pipelines.mlflow_runs import find_or_create_run as find_or_create_run
+from pipelines.model_versions import DIGEST_TAG as DIGEST_TAG
+from pipelines.model_versions import ModelVersion as ModelVersion
+from pipelines.model_versions import UnknownModel as UnknownModel
+from pipelines.model_versions import resolve as resolve
 from pipelines.package import verify_package
 from pipelines.store import EXPERIMENT as EXPERIMENT
 from pipelines.store import connect as connect
@@ -25,10 +29,6 @@ from pipelines.store import ensure_store as ensure_store
 from pipelines.store import names_damage
 from pipelines.store import tracking_uri as tracking_uri
 from pipelines.upload import upload
-from pipelines.versions import DIGEST_TAG as DIGEST_TAG
-from pipelines.versions import ModelVersion as ModelVersion
-from pipelines.versions import UnknownModel as UnknownModel
-from pipelines.versions import resolve as resolve
 
 DOUBLE_TAG = "gptline.duplicate_of"  # on a version whose package an earlier one holds: no alias points at it
 

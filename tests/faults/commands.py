@@ -16,8 +16,8 @@ from pipelines.engine.record import Record
 from pipelines.engine.step import Attempt
 from pipelines.execution import Execution
 from pipelines.model_card import Card
+from pipelines.model_versions import ModelVersion
 from pipelines.package import build_package
-from pipelines.versions import ModelVersion
 from tests.faults.forkserver import outcome
 from tests.pipelines.engine import toys
 from tests.pipelines.tiny_exports import safetensors

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from pipelines import model_cache, patience, registry
+from pipelines.model_versions import UnknownModel
 from pipelines.package import PackageDamaged
 from pipelines.pull import From, pull_from
 from pipelines.registry import ModelVersion
-from pipelines.versions import UnknownModel
 from tests.mlflow_server import MlflowServer
 from tests.pipelines import big_packages
 from tests.pipelines.big_packages import contents
