@@ -1,4 +1,4 @@
-"""What tests share, because it takes long to make: a local Ray, an empty MLflow store, an MLflow server."""
+"""What tests of a process share, because it takes long to make: a local Ray, an empty MLflow store, a server; and the order of files."""
 
 from __future__ import annotations
 
@@ -18,6 +18,22 @@ ROOT = Path(__file__).parents[1]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("GPTLINE_MODEL_CACHE", "")  # no test fills this user's cache of models
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+# `make test` hands out files to two processes: the longest first, or one of the two ends long after the other.
+LONGEST = (
+    "test_end_to_end.py",
+    "test_recovery.py",
+    "test_mlflow_cuts.py",
+    "test_world_sizes.py",
+    "test_mlflow_away.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files of LONGEST first, in that order; the others as they are."""
+    order = {name: position for position, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 @pytest.fixture(scope="session")
