@@ -24,7 +24,18 @@ from pathlib import Path
 
 from benchmarks.report import Figure, Options, machine, save, say, table, versions
 
-NAMES = ("nothing_to_do", "planning", "overhead", "loader", "tokenize", "train", "checkpoint", "recovery", "memory")
+NAMES = (
+    "nothing_to_do",
+    "planning",
+    "overhead",
+    "loader",
+    "tokenize",
+    "train",
+    "checkpoint",
+    "recovery",
+    "memory",
+    "pulls",
+)
 
 
 def parsed() -> tuple[list[str], Options]:

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import store
+from pipelines.model_versions import ModelVersion
 from pipelines.package_rules import PackageDamaged
-from pipelines.versions import ModelVersion
 
 BLOCK = 1 << 20  # bytes read at a time
 _SILENCE = 60.0  # seconds without a byte after which a connection counts as cut

@@ -10,10 +10,10 @@ import logging
 import time
 from collections.abc import Callable
 
-from pipelines import versions
+from pipelines import model_versions
+from pipelines.model_versions import ModelVersion, UnknownModel
 from pipelines.patience import is_away
 from pipelines.pull import From
-from pipelines.versions import ModelVersion, UnknownModel
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def wait_for(
     began, told = time.monotonic(), ""
     while True:
         try:
-            found = versions.resolve(origin.location, spec)
+            found = model_versions.resolve(origin.location, spec)
             if welcome(found.version):
                 return found
             seen = f"{spec} is version {found.version}"

@@ -149,7 +149,9 @@ def continued(execution: Execution, model: str, prompt: str, tokens: int, seed: 
         if not folder.is_dir():
             from pipelines import pull
 
-            folder = pull.pull(runs_registry(execution), model, Path(scratch) / "model").dest
+            cache = Path(execution.model_cache) if execution.model_cache else None
+            origin = pull.From(runs_registry(execution), cache=cache)
+            folder = pull.pull_from(origin, model, Path(scratch) / "model").dest
         job = {
             "export": str(folder), "prompts": [prompt], "max_new_tokens": tokens, "seed": seed, "temperature": temperature,
             "top_k": 50, "threads": execution.workers or cores(), "device": runs.settings(execution)["device"],

@@ -20,9 +20,9 @@ from model import durable
 from pipelines import sources as source_files
 from pipelines.config import Source
 from pipelines.engine.fingerprint import digest
+from pipelines.model_versions import Listed, all_versions
 from pipelines.package import PackageDamaged
 from pipelines.pull import From, manifest_of
-from pipelines.versions import Listed, all_versions
 
 _READERS = 8  # manifests asked for at a time
 _PACKAGE, _PINNED, _LABELLED, _TEXT = "package", "pinned", "labelled", "text"  # groups of sources

@@ -17,6 +17,7 @@ import typer
 from pipelines.config import ConfigError
 from pipelines.options import AsJson, Settings, execution_of, out
 from pipelines.pull_commands import Registry, registry_of
+from pipelines.stages.register import CODE_TAG
 
 _DIGEST = re.compile(r"[0-9a-f]{8,64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -29,6 +30,9 @@ def lineage(
             help="name@alias or name@version; or a file, a folder, a SHA-256 (8 digits or more), a hub commit"
         ),
     ],
+    text: Annotated[
+        str | None, typer.Option("--text", help="of the files at or below WHAT, only those that hold this text")
+    ] = None,
     registry: Registry = None,
     settings: Settings = None,
     as_json: AsJson = False,
@@ -40,11 +44,13 @@ def lineage(
     execution = execution_of("work", registry_of(registry, settings))
     cache = Path(execution.model_cache) if execution.model_cache else None
     origin = From(execution.registry, execution.registry_patience, cache)
-    if "@" in what and not Path(what).exists():
+    if "@" in what and not Path(what).exists() and text is None:
         said = _of_model(lineages, origin, what)
         lines = _model_lines(said)
     else:
-        said = _of_files(lineages, origin, _digests(lineages, what))
+        found = _found(what, text) if text else []
+        digests = _digests(lineages, what) if text is None else _digests_of_found(lineages, what, found)
+        said = _of_files(lineages, origin, digests) | {"found": [f"{path}:{line}" for path, line in found]}
         lines = _file_lines(said, what)
     if as_json:
         sys.stdout.write(json.dumps(said, indent=1) + "\n")
@@ -63,31 +69,58 @@ def _digests(lineages: Any, what: str) -> dict[str, str]:
     raise ConfigError(f"{what} is no file or folder here, no name@alias, and no SHA-256 of 8 digits or more")
 
 
-def _of_model(lineages: Any, origin: Any, spec: str) -> dict[str, Any]:
-    from pipelines import versions
+def _found(what: str, text: str) -> list[tuple[Path, int]]:
+    from pipelines.lineage_text import holding
 
-    wanted = versions.resolve(origin.location, spec)
+    path = Path(what).expanduser()
+    if not path.exists():
+        raise ConfigError(f"--text looks into files, and {what} is no file or folder here")
+    found = list(holding(path, text))
+    if not found:
+        raise ConfigError(
+            f"no file at or below {what} that a source could be holds {text!r}; was it written otherwise, or in another folder?"
+        )
+    return found
+
+
+def _digests_of_found(lineages: Any, what: str, found: list[tuple[Path, int]]) -> dict[str, str]:
+    """Those of the files that hold the text, and of the folder as a dataset."""
+    files = {str(path) for path, _ in found}
+    return {
+        sha256: name
+        for sha256, name in _digests(lineages, what).items()
+        if name in files or name.endswith("as a dataset")
+    }
+
+
+def _of_model(lineages: Any, origin: Any, spec: str) -> dict[str, Any]:
+    from pipelines import model_versions
+
+    wanted = model_versions.resolve(origin.location, spec)
     everybody = lineages.read_all(origin)
     known = next(one for one in everybody if one.listed.version == wanted)
     if known.manifest is None:
-        raise versions.UnknownModel(f"{spec}: its manifest cannot be read: {known.trouble}")
+        raise model_versions.UnknownModel(f"{spec}: its manifest cannot be read: {known.trouble}")
     tags, run = known.listed.tags, wanted.run_id or ""
-    run_tags = versions.run_tags(origin.location, run) if run else {}
+    run_tags = model_versions.run_tags(origin.location, run) if run else {}
     parent = (
-        versions.run_tags(origin.location, run_tags["mlflow.parentRunId"]) if "mlflow.parentRunId" in run_tags else {}
+        model_versions.run_tags(origin.location, run_tags["mlflow.parentRunId"])
+        if "mlflow.parentRunId" in run_tags
+        else {}
     )
     return {
         "model": wanted.name, "version": wanted.version, "aliases": list(known.listed.aliases), "digest": wanted.digest,
         "run": run, "execution_run": run_tags.get("mlflow.parentRunId", ""), "recipe": parent.get("gptline.recipe", ""),
-        "code": json.loads(tags.get("gptline.code", "{}")) or {_code(parent): ["the run"]},
+        "code": json.loads(tags.get(CODE_TAG, "{}")) or _code(parent),
         "steps": known.manifest.get("lineage", {}),
         "sources": [_use(use, lineages.in_words(use, known)) for use in lineages.sources(known, everybody)],
     }  # fmt: skip
 
 
-def _code(tags: dict[str, str]) -> str:
+def _code(tags: dict[str, str]) -> dict[str, list[str]]:
+    """Of a version that does not say which code made it: that of the execution."""
     named = [f"{key} {tags[f'gptline.{key}']}" for key in ("commit", "package") if f"gptline.{key}" in tags]
-    return " ".join(named) or "not recorded"
+    return {" ".join(named): ["the execution"]} if named else {}
 
 
 def _use(use: Any, words: str) -> dict[str, str]:
@@ -101,7 +134,7 @@ def _model_lines(said: dict[str, Any]) -> Iterator[str]:
         f", of execution {said['execution_run']}" if said["execution_run"] else ""
     )
     yield f"  recipe {said['recipe'] or 'unknown'}; the configuration of each step is in MANIFEST.json, and in --json"
-    for code, steps in said["code"].items():
+    for code, steps in (said["code"] or {"unknown": ["not recorded"]}).items():
         yield f"  code {code}: {', '.join(steps)}"
     for name, step in said["steps"].items():
         yield f"  step {name}: {step.get('stage', '?')} {step.get('version', '?')}, fingerprint {step.get('fingerprint', '?')}"
@@ -130,6 +163,7 @@ def _of_files(lineages: Any, origin: Any, digests: dict[str, str]) -> dict[str, 
 
 def _file_lines(said: dict[str, Any], what: str) -> Iterator[str]:
     names = list(said["digests"].items())
+    yield from (f"the text is in {place}" for place in said["found"])
     for sha256, name in names[:5]:
         yield f"{name}: SHA-256 {sha256}" if name != sha256 else f"files whose SHA-256 begins with {sha256}"
     if len(names) > 5:

@@ -30,6 +30,7 @@ from model import durable
 from pipelines.fetching import BLOCK, Answer
 from pipelines.package_rules import PackageDamaged, check_content
 from pipelines.patience import patiently
+from pipelines.store import tracking_uri
 
 _PAUSE = 0.2  # seconds after a cut before a download goes on
 Open = Callable[[int], AbstractContextManager[Answer]]  # the bytes of a file from a position on
@@ -166,6 +167,10 @@ class ModelCache:
         finally:
             lock.release()
 
+    def has(self, sha256: str) -> int:
+        """The bytes that there are of a file, unhashed."""
+        return _size(self.folder / sha256) or _size(self.folder / f"{sha256}.part")
+
     def manifest(self, digest: str) -> Path:
         """Where the MANIFEST.json of a package is, or is to be, kept."""
         return self.folder / "packages" / f"{digest}.json"
@@ -186,7 +191,7 @@ class ModelCache:
             return None
 
     def _resolution(self, spec: str) -> Path:
-        key = hashlib.sha256(f"{self.location} {spec}".encode()).hexdigest()[:32]
+        key = hashlib.sha256(f"{tracking_uri(self.location).rstrip('/')} {spec}".encode()).hexdigest()[:32]
         return self.folder / "resolved" / f"{key}.json"
 
 

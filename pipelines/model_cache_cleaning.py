@@ -32,9 +32,10 @@ def clean(cache: Path, days: float, keep: Collection[str] = ()) -> int:
         else:
             manifest.unlink(missing_ok=True)
     freed = 0
-    for path in list(cache.iterdir()):
+    for path in [*cache.iterdir(), *(cache / "packages").iterdir(), *(cache / "resolved").iterdir()]:
         name = re.fullmatch(r"([0-9a-f]{64})(\.part)?", path.name)
-        if name and name[1] not in listed:
+        draft = path.name.startswith(".") and path.name.endswith(".tmp")  # of a pull that was killed
+        if draft or (name and name[1] not in listed):
             freed += _removed(path, now)
     if freed:
         log.warning("%s: %.1f MB that no pull had used for %g days were removed", cache, freed / 1e6, days)
@@ -48,11 +49,12 @@ def _files(manifest: Path) -> set[str]:
 
 
 def _removed(path: Path, now: float) -> int:
-    """Remove a file that no manifest lists, unless it came within the hour: then somebody may be at work with it."""
+    """Remove a file that nobody needs, unless it changed within the hour: then somebody may be at work with it."""
     with contextlib.suppress(FileNotFoundError):
         status = path.stat()
-        if now - status.st_ctime > _HOUR:
+        if now - status.st_ctime >= _HOUR:
             durable.remove(path)
-            durable.remove(path.parent / "locks" / path.name.removesuffix(".part"))
+            if (path.parent / "locks").is_dir():
+                durable.remove(path.parent / "locks" / path.name.removesuffix(".part"))
             return status.st_size
     return 0

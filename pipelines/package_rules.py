@@ -26,7 +26,7 @@ OURS = (ENTRY, "requirements.txt", "python_env.yaml", "conda.yaml")
 EARLIER: Mapping[str, frozenset[str]] = {}
 
 MANIFEST_BYTES = 4 << 20  # the longest manifest
-MLMODEL_BYTES = 64 << 10
+MLMODEL_BYTES = 16 << 10
 _FILES = 10_000
 _HEADER_BYTES = 100 << 20  # of a safetensors file, as its own library limits it
 _UNPICKLED = {".bin", ".ckpt", ".dill", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth"}

@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from model import durable
-from pipelines import fetching, versions
+from pipelines import fetching, model_versions
 from pipelines.model_cache import ModelCache, Wanted
+from pipelines.model_versions import DIGEST_TAG, ModelVersion, UnknownModel
 from pipelines.package import MANIFEST, PackageDamaged, check_code, parsed_manifest, verify_file, verify_package
 from pipelines.package_rules import MANIFEST_BYTES
 from pipelines.patience import patiently
 from pipelines.remembered import recall, remember
 from pipelines.staging import staging, sweep
-from pipelines.versions import DIGEST_TAG, ModelVersion, UnknownModel
 
 _NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.EACCES)
 
@@ -74,9 +74,21 @@ def pull_from(origin: From, spec: str, dest: Path) -> Pulled:
     if origin.offline:
         wanted, asked = recall(_cache(origin), spec)
     else:
-        location, what = origin.location, f"pulling {spec}"
-        wanted, asked = patiently(location, origin.patience, what, lambda: versions.resolve(location, spec)), ""
+        wanted, asked = _resolved(origin, spec), ""
     return pull_version(origin, wanted, dest, spec, asked)
+
+
+def _resolved(origin: From, spec: str) -> ModelVersion:
+    location, what = origin.location, f"pulling {spec}"
+    try:
+        return patiently(location, origin.patience, what, lambda: model_versions.resolve(location, spec))
+    except ConnectionError as error:
+        with contextlib.suppress(UnknownModel, PullRefused):
+            known, asked = recall(_cache(origin), spec)
+            raise ConnectionError(
+                f"{error}, or --offline: the cache has version {known.version}, as of {asked}"
+            ) from error
+        raise
 
 
 def pull_version(origin: From, wanted: ModelVersion, dest: Path, spec: str, asked: str = "") -> Pulled:
@@ -86,9 +98,9 @@ def pull_version(origin: From, wanted: ModelVersion, dest: Path, spec: str, aske
             f"{spec} is version {wanted.version}, which carries no {DIGEST_TAG}: it was not registered by gptline"
         )
     dest = dest.absolute()
-    if origin.cache and not origin.offline:
-        remember(_cache(origin), spec, wanted)
     fetched = place(dest, wanted.digest, lambda folder: _assemble(origin, wanted, folder, dest))
+    if origin.cache and not origin.offline:  # not before: what an alias means offline has to be there
+        remember(_cache(origin), spec, wanted)
     return Pulled(wanted.name, wanted.version, wanted.digest, dest, fetched, asked)
 
 
@@ -146,10 +158,7 @@ def _assemble(origin: From, wanted: ModelVersion, folder: Path, dest: Path) -> N
             check_code(manifest, f"{wanted.name} version {wanted.version}")
         cache.touch(manifest["digest"])
         durable.write_bytes(folder / MANIFEST, data)
-        lacking = {file["sha256"]: file["size"] for file in manifest["files"].values()}
-        _refuse_without_room(
-            cache, {name: size for name, size in lacking.items() if not (cache.folder / name).exists()}
-        )
+        _refuse_without_room(cache, {file["sha256"]: file["size"] for file in manifest["files"].values()})
         # Small files first: what is refused is refused before the weights are fetched.
         for name, stated in sorted(manifest["files"].items(), key=lambda item: item[1]["size"]):
             target = folder / name
@@ -194,15 +203,18 @@ def _manifest(origin: From, wanted: ModelVersion, cache: ModelCache | None) -> t
 
 
 def _manifest_bytes(location: str | Path, wanted: ModelVersion) -> bytes:
+    data = b""
     with fetching.opened(location, wanted, MANIFEST, 0) as answer:
-        data = b"".join(iter(lambda: answer.read(MANIFEST_BYTES + 1), b""))
+        while len(data) <= MANIFEST_BYTES and (block := answer.read(MANIFEST_BYTES + 1 - len(data))):
+            data += block
     if len(data) > MANIFEST_BYTES:
         raise PackageDamaged(f"{wanted.source}/{MANIFEST} is longer than any manifest; do not use it")
     return data
 
 
-def _refuse_without_room(cache: ModelCache, lacking: dict[str, int]) -> None:
-    needed, free = sum(lacking.values()), shutil.disk_usage(cache.folder).free
+def _refuse_without_room(cache: ModelCache, sizes: dict[str, int]) -> None:
+    needed = sum(max(0, size - cache.has(sha256)) for sha256, size in sizes.items())
+    free = shutil.disk_usage(cache.folder).free
     if needed > free:
         raise PullRefused(
             f"{cache.folder}: the model needs {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free; make room there, or "

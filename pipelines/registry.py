@@ -19,6 +19,11 @@ from typing import Any
 from pipelines import promotion_log, store
 from pipelines.mlflow_runs import experiment_id as experiment_id
 from pipelines.mlflow_runs import find_or_create_run as find_or_create_run
+from pipelines.model_versions import DIGEST_TAG as DIGEST_TAG
+from pipelines.model_versions import REMOVED_TAG as REMOVED_TAG
+from pipelines.model_versions import ModelVersion as ModelVersion
+from pipelines.model_versions import UnknownModel as UnknownModel
+from pipelines.model_versions import resolve as resolve
 from pipelines.package import PackageDamaged, verify_package
 from pipelines.store import EXPERIMENT as EXPERIMENT
 from pipelines.store import connect as connect
@@ -26,11 +31,6 @@ from pipelines.store import ensure_store as ensure_store
 from pipelines.store import names_damage
 from pipelines.store import tracking_uri as tracking_uri
 from pipelines.upload import local_folder, upload
-from pipelines.versions import DIGEST_TAG as DIGEST_TAG
-from pipelines.versions import REMOVED_TAG as REMOVED_TAG
-from pipelines.versions import ModelVersion as ModelVersion
-from pipelines.versions import UnknownModel as UnknownModel
-from pipelines.versions import resolve as resolve
 
 SLOT_TAG = "gptline.slot"  # the retraining slot that made a version
 GATES_TAG = "gptline.gates"  # how each gate came out, JSON

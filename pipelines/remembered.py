@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 from pipelines.engine.record import now
 from pipelines.model_cache import ModelCache
-from pipelines.versions import ModelVersion, UnknownModel, parsed
+from pipelines.model_versions import ModelVersion, UnknownModel, parsed
 
 
 def remember(cache: ModelCache, spec: str, version: ModelVersion) -> None:

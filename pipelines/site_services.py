@@ -16,7 +16,7 @@ from pathlib import Path
 from cluster import head_facts, processes, ray_node, shared_folder, supervise
 from cluster.site import MlflowService, RayService
 from model import durable
-from pipelines import mlflow_server, node_versions, served_store, site_files
+from pipelines import mlflow_server, served_store, site_files, versions
 from pipelines.config import ConfigError
 from pipelines.site_files import SiteSettings
 from pipelines.stamps import stamp
@@ -54,7 +54,7 @@ def _head(site: Path, asked: SiteSettings, mark: str) -> None:
     ask = dict(ray_node.environment(node.token_file, node.host))
 
     def publish(alive: Callable[[], bool]) -> None:
-        facts = {"versions": node_versions.ours(), "work": asked.work}
+        facts = {"versions": versions.ours(), "work": asked.work}
         while alive():
             try:
                 if asked.work:
@@ -91,7 +91,7 @@ def check_head(site: Path, asked: SiteSettings) -> None:
     """Whether this node may join its head. Refused, TokenRefused, NotShared say why not; HeadAway if nobody answers."""
     node = site_files.ray_node(site, asked)
     facts = head_facts.read(node.address, ray_node.environment(node.token_file, node.host))
-    differences = list(node_versions.skew(node_versions.ours(), facts["versions"]))
+    differences = list(versions.skew(versions.ours(), facts["versions"]))
     if differences:
         raise Refused(
             f"this node does not fit the head {asked.head}:\n  " + "\n  ".join(differences) + "\n"

@@ -1,4 +1,4 @@
-"""What tests share, because it takes long to make: a local Ray, a Ray head, an empty MLflow store, an MLflow server. And the order of the files."""
+"""What tests of a process share, because it takes long to make: a local Ray, a Ray head, an empty MLflow store, a server; and the order of files."""
 
 from __future__ import annotations
 

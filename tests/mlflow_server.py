@@ -30,6 +30,11 @@ class MlflowServer:
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
 
+    @property
+    def uri(self) -> str:
+        """The address to give to clients."""
+        return f"http://127.0.0.1:{self.port}"
+
     def start(self) -> None:
         """Start, and wait until it answers."""
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]

@@ -112,6 +112,32 @@ def test_every_stage_left_a_record_and_both_models_are_champions(finished: Line)
     assert {"ranks", "threads", "micro_batch_size", "instruction_set", "device"} <= set(records["pretrain"]["numerics"])
 
 
+def test_every_source_file_leads_to_its_models_and_every_model_to_its_files(finished: Line) -> None:
+    def lineage(what: str) -> dict[str, Any]:
+        command = [sys.executable, "-m", "pipelines", "lineage", what, "--registry", str(finished.registry), "--json"]
+        return dict(json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout))
+
+    records = finished.records()
+    files = {
+        file["sha256"]: file["path"]
+        for record in records.values()
+        for group in record["sources"].values()
+        for file in group
+    }
+    said = lineage("sentiment@champion")
+    assert {use["sha256"] for use in said["sources"]} == set(files)
+    assert said["steps"]["finetune"]["config"] == records["finetune"]["config"] and said["recipe"] == "tiny"
+    assert [steps for code, steps in said["code"].items() if "commit" in code] == [
+        sorted(set(records) & set(said["steps"]))
+    ]
+    for sha256, path in files.items():
+        assert [(model["model"], model["version"]) for model in lineage(path)["models"]] == [
+            ("base", 1),
+            ("sentiment", 1),
+        ]
+        assert lineage(path)["digests"] == {sha256: path}
+
+
 def test_the_pulled_model_predicts_what_evaluation_recorded(finished: Line) -> None:
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer

@@ -18,11 +18,13 @@ from pipelines.engine.record import Record
 from pipelines.engine.step import Attempt
 from pipelines.execution import Execution
 from pipelines.model_card import Card
-from pipelines.package import build_package, verify_package
+from pipelines.model_versions import ModelVersion
+from pipelines.package import build_package
 from pipelines.retention import Retention
 from tests.faults.forkserver import outcome
 from tests.pipelines import nightly
 from tests.pipelines.engine import toys
+from tests.pipelines.tiny_exports import safetensors
 
 
 def workspace(root: Path, text: str, lease_seconds: float, **config: Any) -> run.Workspace:
@@ -90,7 +92,7 @@ def _export(folder: Path, weights: bytes) -> None:
     """What training hands over, as far as packaging looks at it."""
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text("{}")
-    (folder / "model.safetensors").write_bytes(weights)
+    (folder / "model.safetensors").write_bytes(safetensors(weights))
 
 
 def package(root: Path) -> None:
@@ -112,16 +114,12 @@ def packages(root: Path) -> None:
 
 
 def pulled(root: Path) -> None:
-    """Pull the second package over a pull of the first. The registry's part, fetching, is a plain copy here."""
+    """Pull the second package over a pull of the first, through a cache. The registry is a folder here."""
     source = root / "package-2"
-    manifest = verify_package(source)
-
-    def fetch(staging: Path) -> None:
-        for name in ["MANIFEST.json", *manifest["files"]]:
-            durable.write_bytes(staging / name, (source / name).read_bytes())
-        verify_package(staging)
-
-    pull.place(root / "pulled" / "model", manifest["digest"], fetch)
+    digest = durable.read_json(source / "MANIFEST.json")["digest"]
+    origin = pull.From("registry", cache=root / "cache")
+    version = ModelVersion("toy", 2, str(source), digest, None)
+    pull.pull_version(origin, version, root / "pulled" / "model", "toy@2")
 
 
 NIGHTS = [["a"], ["a", "b"], ["a", "b", "c"]]  # what the corpus of `nights` holds, night for night

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from pipelines import model_cache, patience, registry
+from pipelines.model_versions import UnknownModel
 from pipelines.package import PackageDamaged
 from pipelines.pull import From, pull_from
 from pipelines.registry import ModelVersion
-from pipelines.versions import UnknownModel
 from tests.mlflow_server import MlflowServer
 from tests.pipelines import big_packages
 from tests.pipelines.big_packages import contents
@@ -218,7 +218,7 @@ def test_a_dead_server_delays_ten_pulls_and_a_follower_and_stops_none(
     mlflow_server: MlflowServer, package: Path, tmp_path: Path
 ) -> None:
     """The small form of `python -m benchmarks pulls`, and a consumer that waits for a newer version meanwhile."""
-    uri = f"http://127.0.0.1:{mlflow_server.port}"
+    uri = mlflow_server.uri
     big = big_packages.write_package(tmp_path / "big", 20_000_000)
     big_packages.register(uri, "loaded", big)
     old = big_packages.register(uri, "followed", package)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cluster import site as sites
-from pipelines import node_versions, site_health
+from pipelines import site_health, versions
 from tests.site import running
 from tests.site.running import done, gptline
 
@@ -99,13 +99,13 @@ def test_join_refuses_other_code_and_names_both_versions(head: Path, tmp_path: P
         changed.write("# a day older\n")
     refused = gptline("join", *joining(head, tmp_path), code=checkout)
     assert refused.returncode == 2
-    assert re.search(rf"gptline: [0-9a-f]{{12}} here, {node_versions.code_digest()} on the head", refused.stderr)
+    assert re.search(rf"gptline: [0-9a-f]{{12}} here, {versions.code_digest()} on the head", refused.stderr)
 
 
 @pytest.mark.parametrize("name", ["python", "ray", "torch", "deepspeed"])
 def test_skew_names_both_versions(name: str) -> None:
-    [line] = node_versions.skew(node_versions.ours(), node_versions.ours() | {name: "9.9.9"})
-    assert line == f"{name}: {node_versions.ours()[name]} here, 9.9.9 on the head"
+    [line] = versions.skew(versions.ours(), versions.ours() | {name: "9.9.9"})
+    assert line == f"{name}: {versions.ours()[name]} here, 9.9.9 on the head"
 
 
 def test_join_refuses_a_node_that_does_not_see_the_work_directory_or_an_older_state(head: Path, tmp_path: Path) -> None:
