@@ -33,6 +33,9 @@ def test_the_whole_line_over_three_hosts_gives_the_bytes_of_one_machine(expected
         hosts.start()
         said = hosts.ended()
         assert "2 ranks on 2 hosts" in said
+        assert all(hosts.workers(number) for number in (1, 2, 3)), (
+            "tasks run on all nodes, not only on those with ranks"
+        )
         assert not lines.differences(hosts, expected)
 
 
