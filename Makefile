@@ -68,8 +68,8 @@ integrity: setup ## check the MLflow store: database, packages, aliases, runs
 test: setup ## all tests
 	@$(PY) -m pytest
 
-thorough: setup ## the fault tests at every single point, and those that take minutes (half an hour)
-	@GPTLINE_CUTS=all $(PY) -m pytest tests/faults -m ""
+thorough: setup ## the fault tests at every single point, and those that take minutes (an hour)
+	@GPTLINE_CUTS=all $(PY) -m pytest tests/faults tests/hosts -m ""
 
 chaos: setup ## kill anything at random and compare with an undisturbed run: KILLS=30 SEED=1
 	@$(PY) -m tests.chaos --kills "$${KILLS:-30}" --seed "$${SEED:-1}"
