@@ -136,7 +136,7 @@ unschedule: setup ## no more: removes what schedule installed for this RECIPE an
 test: setup ## all tests, two files at a time
 	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-thorough: setup ## the fault tests at every single point, and those that take minutes (half an hour)
+thorough: setup ## the fault tests at every single point, and those that take minutes (an hour)
 	@GPTLINE_CUTS=all $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/faults -m ""
 	@$(PY) -m pytest -m thorough --ignore tests/faults
 

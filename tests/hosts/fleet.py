@@ -139,6 +139,10 @@ class Fleet:
         }
         return [placed[rank] for rank in sorted(placed)]
 
+    def workers(self, number: int) -> int:
+        """How many processes Ray has started on a host to work for a driver; none before there is work for it."""
+        return len(self.hosts[number].run("sh", "-c", "ls /tmp/ray/session_2*/logs/python-core-worker-*").split())
+
     def when_up(self, count: int, seconds: float = 90) -> None:
         """Wait until the head's Ray counts `count` living nodes."""
         deadline = time.monotonic() + seconds

@@ -66,9 +66,9 @@ def tokens(work: Path) -> int:
 
 
 def progress(work: Path, stage: str) -> int:
-    """The newest step of a stage that was made, 0 if there is none."""
-    lines = [line for attempt in (work / "steps").glob(f"{stage}-*/attempts/*") for line in disk.progress(attempt)]
-    return max((line["step"] for line in lines), default=0)
+    """The step that a stage has made last, 0 if there is none."""
+    attempts = sorted((work / "steps").glob(f"{stage}-*/attempts/*"))
+    return max((found[-1]["step"] for attempt in attempts if (found := disk.progress(attempt))), default=0)
 
 
 def aliases(fleet: Fleet) -> dict[str, str]:
