@@ -17,7 +17,6 @@ Nothing here makes a parent folder.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 import secrets
@@ -77,18 +76,13 @@ def published(*folders: Path) -> list[Path]:
     return sorted(found, key=step_of, reverse=True)
 
 
-def _digest(manifest: dict[str, Any]) -> str:
-    """The SHA-256 of a manifest without its own."""
-    return hashlib.sha256(durable.to_json({key: manifest[key] for key in manifest if key != "sha256"})).hexdigest()
-
-
 def _read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a checkpoint. DamagedCheckpoint if it is not what was written."""
     try:
         manifest: dict[str, Any] = durable.read_json(folder / MANIFEST)
         if manifest["schema"] != SCHEMA:
             raise DamagedCheckpoint(f"{folder} has schema {manifest['schema']}, this version reads {SCHEMA}")
-        if manifest["sha256"] != _digest(manifest) or manifest["step"] != step_of(folder):
+        if manifest["sha256"] != durable.own_digest(manifest) or manifest["step"] != step_of(folder):
             raise DamagedCheckpoint(f"{folder / MANIFEST} is not what was written")
     except OSError as error:
         raise DamagedCheckpoint(f"{error.filename} cannot be read ({error.strerror})") from error
@@ -213,7 +207,7 @@ class Shelf:
     def publish(self, staging: Path, facts: dict[str, Any], *, permanent: bool) -> Checkpoint:
         """Write the manifest of a finished staging folder, give the folder its name, and let go of what is too old."""
         manifest = {"schema": SCHEMA} | facts
-        durable.write_json(staging / MANIFEST, manifest | {"sha256": _digest(manifest)})
+        durable.write_json(staging / MANIFEST, manifest | {"sha256": durable.own_digest(manifest)})
         shelf = self.checkpoints
         if permanent and self.permanent:
             shelf = self.permanent

@@ -19,7 +19,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -229,6 +229,12 @@ def hashing(path: Path) -> Iterator[HashedFile]:
 def to_json(value: Any) -> bytes:
     """`value` as readable JSON with sorted keys: equal values give equal bytes. NaN is refused."""
     return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def own_digest(content: Mapping[str, Any]) -> str:
+    """The SHA-256 of JSON content that states it under "sha256", without that: a manifest tells of a flipped bit in itself."""
+    stated = {key: value for key, value in content.items() if key != "sha256"}
+    return hashlib.sha256(to_json(stated)).hexdigest()
 
 
 def write_json(path: Path, value: Any) -> None:

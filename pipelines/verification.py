@@ -142,10 +142,10 @@ def _check_checkpoint(folder: Path, report: Report, known: set[str]) -> None:
     known.add(str(manifest.relative_to(report.root)))
     try:
         place = folder.relative_to(report.root)
-        files = [
-            UnitFile(f"{place}/{file['path']}", file["size"], file["sha256"])
-            for file in durable.read_json(manifest)["files"]
-        ]
+        content = durable.read_json(manifest)
+        files = [UnitFile(f"{place}/{file['path']}", file["size"], file["sha256"]) for file in content["files"]]
+        if content["sha256"] != durable.own_digest(content):
+            raise ValueError("it is not what was written")
     except FileNotFoundError:
         report.missing.append(str(manifest.relative_to(report.root)))
         return
