@@ -105,11 +105,12 @@ down: setup ## end what up or join started on this node
 user: setup ## a user who can read the registry and change nothing: NAME=team (REMOVE=1 takes it away)
 	@$(PY) -m pipelines user --site "$${SITE:-site}" $${REMOVE:+--remove} -- "$${NAME:?say who: make user NAME=team}"
 
-test: setup ## all tests
-	@$(PY) -m pytest
+test: setup ## all tests, two files at a time
+	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 thorough: setup ## the fault tests at every single point, and those that take minutes (half an hour)
-	@GPTLINE_CUTS=all $(PY) -m pytest tests/faults tests/site -m ""
+	@GPTLINE_CUTS=all $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/faults -m ""
+	@$(PY) -m pytest -m thorough --ignore tests/faults
 
 chaos: setup ## kill anything at random and compare with an undisturbed run: KILLS=30 SEED=1
 	@$(PY) -m tests.chaos --kills "$${KILLS:-30}" --seed "$${SEED:-1}"
