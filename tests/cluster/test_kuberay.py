@@ -148,7 +148,9 @@ def test_the_commands_in_the_manifests_are_ours_and_say_the_same() -> None:
     run = {f"{option}={value}" for option, value in zip(words[5::2], words[6::2], strict=True)}
     container = pod("submitter")["spec"]["containers"][0]
     assert container["command"] == ["python", "-m", "pipelines", "submit"]
-    assert run == {word for word in container["args"] if not word.startswith(("--dashboard", "--token-file", "--retrain"))}
+    assert run == {
+        word for word in container["args"] if not word.startswith(("--dashboard", "--token-file", "--retrain"))
+    }
     recipe, execution = options.configured("default", "work", [word[6:] for word in run if word.startswith("--set")])
     assert recipe.name == "default" and execution.cache == "/data/cache"
     environment = yaml.safe_load(DOCUMENTS["job.yaml RayJob"]["spec"]["runtimeEnvYAML"])["env_vars"]
