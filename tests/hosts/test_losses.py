@@ -120,7 +120,7 @@ def test_a_host_is_cut_off_for_good_in_training(expected: Reference) -> None:
 
 def test_ranks_that_go_on_alone_on_a_host_that_was_cut_off_publish_nothing() -> None:
     """Both ranks are on one host, need nobody else, and see the shared folder: they train on while others took their place."""
-    steps = {"pretrain__max_steps": 3000, "execution__placement": "pack", "execution__checkpoint_every": 100_000}
+    steps = {"pretrain__max_steps": 1500, "execution__placement": "pack", "execution__checkpoint_every": 100_000}
     with fleet(3, settings=lines.settings(**steps), cpus=2, head_cpus=0, ray=IMPATIENT) as hosts:
         hosts.when_up(3)
         hosts.start("--until", "pretrain")
@@ -133,7 +133,7 @@ def test_ranks_that_go_on_alone_on_a_host_that_was_cut_off_publish_nothing() -> 
         hosts.ended()
         assert {number, *hosts.ranks_on()} == {2, 3}
         print(f"the ranks that were cut off had come to step {alone}")
-        assert not lines.differences(hosts, lines.alone("pretrain", pretrain__max_steps=3000))
+        assert not lines.differences(hosts, lines.alone("pretrain", pretrain__max_steps=1500))
 
 
 def test_the_head_loses_power_in_training_and_the_same_command_goes_on(expected: Reference) -> None:
