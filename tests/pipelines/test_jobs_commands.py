@@ -171,4 +171,5 @@ def test_who_follows_a_job_whose_head_is_lost_is_told_and_the_same_submit_goes_o
         assert follower.returncode == 75 and "out of sight" in rest and "next:" in rest, rest
     lease.release()
     with head() as second:
-        assert "1 of 1 steps done now" in (again := Site(second, tmp_path / "work"))(again.submit())
+        again = Site(second, tmp_path / "work")
+        assert "1 of 1 steps done now" in again(again.submit())
