@@ -82,11 +82,12 @@ backup: setup ## copy the MLflow store to <registry>-backups, verified
 integrity: setup ## check the MLflow store: database, packages, aliases, runs
 	@$(PY) -m pipelines registry-check $(SETTINGS)
 
-test: setup ## all tests
-	@$(PY) -m pytest
+test: setup ## all tests, two files at a time
+	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 thorough: setup ## the fault tests at every single point, and those that take minutes (half an hour)
-	@GPTLINE_CUTS=all $(PY) -m pytest tests/faults tests/pipelines/retraining -m ""
+	@GPTLINE_CUTS=all $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/faults -m ""
+	@$(PY) -m pytest -m thorough --ignore tests/faults
 
 chaos: setup ## kill anything at random and compare with an undisturbed run: KILLS=30 SEED=1
 	@$(PY) -m tests.chaos --kills "$${KILLS:-30}" --seed "$${SEED:-1}"

@@ -17,6 +17,8 @@ from collections.abc import Iterator
 
 import psutil
 
+from cluster import control_store
+
 _OURS = ("raylet", "gcs_server")  # the processes of a local Ray without which it is none
 _STARTS = 3  # of a local Ray, before it is given up
 _PATIENCE = 60.0  # seconds in which a Ray that was lost has to be there again
@@ -24,6 +26,9 @@ log = logging.getLogger(__name__)
 _last: list[tuple[str, int]] = []  # what `connect` was last called with
 _watched: list[psutil.Process] = []
 _told: list[str] = []  # what Ray itself said about its own loss
+_HANGING = 30.0  # seconds in which the loss of a local Ray's control store is noticed; then this process hangs on it
+_AWAY = 50.0  # the same for another's, which may come back; after 60 Ray itself ends this process
+_store: list[control_store.Watch] = []
 
 
 class RayLost(ConnectionError):
@@ -50,6 +55,8 @@ def connect(address: str, cpus: int) -> None:
     else:
         with _own_sigterm():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    patience = _HANGING if address == "local" else _AWAY
+    _store.append(control_store.Watch(ray.get_runtime_context().gcs_address, patience))
     _told.clear()
 
 
@@ -72,7 +79,7 @@ def _start_once(cpus: int) -> None:
     import ray
 
     try:
-        with _own_sigterm():
+        with _own_sigterm(), control_store.unanswered_requests_survived():
             ray.init(
                 address="local",
                 num_cpus=cpus,
@@ -160,3 +167,6 @@ def disconnect() -> None:
         if _alive(process):
             process.kill()
     _watched.clear()
+    for watch in _store:
+        watch.end()
+    _store.clear()

@@ -8,6 +8,7 @@ driver that gives up although it was not killed is a broken promise.
 from __future__ import annotations
 
 import json
+import os
 import random
 import time
 from collections import Counter
@@ -24,6 +25,7 @@ from tests.chaos.site import Site, kill_all
 _LOOK = 0.004  # seconds between two looks: some steps take a tenth of a second
 _STALLED = 150.0  # seconds without any sign of work that count as hanging; a raylet's death is seen after 15
 _SETTLE = 0.3  # seconds in which the dying may still leave a sign
+_LEAVING = 60.0  # seconds after the death of a GCS in which a driver may leave resumable instead of going on
 _ORPHANED = 3.0  # the same after the death of a raylet or GCS, whose ranks work on for a while
 _DISTURBANCES = 2  # of a living driver in one step: the product gives up at the third failure, by design
 _BROKEN = 4  # broken promises after which a round is given up
@@ -58,6 +60,7 @@ class Round:
         self.disturbed: Counter[tuple[int, str]] = Counter()
         self.server_back: float | None = None
         self.began = time.monotonic()
+        self.store_lost = -_LEAVING  # when Ray's control store was killed
 
     def run(self) -> list[str]:
         """Run the line to its end under the aims; the differences from the reference, one line each."""
@@ -91,6 +94,9 @@ class Round:
         missing = set(self.reference.steps) - set(disk.recorded(self.site.work))
         if code == 0 and not missing:
             return True
+        if code == os.EX_TEMPFAIL and time.monotonic() - self.store_lost < _LEAVING:
+            self._again("it left, as promised, when Ray's control store was gone and it waited for it")
+            return False
         said = self.site.log.read_text()[-3000:]
         self._break(f"the driver ended with {code} and was not killed; missing: {sorted(missing)}", said)
         if self.broken > _BROKEN:
@@ -155,6 +161,7 @@ class Round:
         kill_all(found)
         self.disturbed[key] += 1
         self.kills += 1
+        self.store_lost = time.monotonic() if role == "gcs" else self.store_lost
         self._tell(aim, role, titles, wound, at)
         self.wounds.append(wound)
         if role in ("server", "power") and self.site.server:

@@ -127,10 +127,9 @@ class Injector:
         """Run on `root` up to the point: the call is not made, the process is gone. Missed if another call was hit."""
         ended = self.run(root, f"{point.call}:signal=KILL:when={point.number}")
         # strace counts calls, we planned a place: a run that does other things than the reference did is no proof.
-        if ended.code != -9 or ended.calls[-1] != point:
-            raise Missed(
-                f"{point} was planned; the command ended with {ended.code} after {ended.calls[-1]} {ended.said}"
-            )
+        if ended.code != -9 or ended.calls[-1:] != [point]:
+            last = ended.calls[-1] if ended.calls else "no call"
+            raise Missed(f"{point} was planned; the command ended with {ended.code} after {last} {ended.said}")
         return ended
 
     def fail_at(self, point: Point, error: str, root: Path) -> Ended:

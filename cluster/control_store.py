@@ -1,0 +1,70 @@
+"""What becomes of this process when Ray's control store (GCS) is gone and a request to it stays unanswered.
+
+The one idea: such a request blocks its caller for ever, in Ray's own code, and after a minute Ray ends the process in
+the middle of whatever it does (`_Exit`), even if it has long left that Ray and works on another one. Instead, a
+process that noticed and went on is left alone, and one that hangs ends as interrupted: the same command goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+_INTERVAL = 2.0  # seconds between two looks
+_SETTING = "RAY_gcs_rpc_server_reconnect_timeout_s"
+
+
+@contextlib.contextmanager
+def unanswered_requests_survived() -> Iterator[None]:
+    """A Ray that is started in here ends no process for requests to its control store, when that is gone.
+
+    Ray reads the setting while it starts. Its children get it too; those of a local Ray end with their parents all the same.
+    """
+    before = os.environ.get(_SETTING)
+    os.environ.setdefault(_SETTING, str(10**6))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_SETTING]
+
+
+class Watch:
+    """Looks at the control store at `address` ("host:port") until `end`. Ends this process when it is away for `patience` seconds."""
+
+    def __init__(self, address: str, patience: float) -> None:
+        self._address, self._patience = address, patience
+        self._over = threading.Event()
+        threading.Thread(target=self._look, name="control store", daemon=True).start()
+
+    def end(self) -> None:
+        """The process has left that Ray, or works on another."""
+        self._over.set()
+
+    def _look(self) -> None:
+        seen = time.monotonic()
+        while not self._over.wait(_INTERVAL):
+            if listens(self._address, timeout=5.0):
+                seen = time.monotonic()
+            elif time.monotonic() - seen > self._patience and not self._over.is_set():
+                sys.stderr.write(
+                    f"gptline: Ray's control store at {self._address} is gone, and what this process asked it will never "
+                    "be answered; the same command goes on from what is finished\n"
+                )
+                sys.stderr.flush()
+                os._exit(os.EX_TEMPFAIL)
+
+
+def listens(address: str, timeout: float) -> bool:
+    """Whether something accepts connections at "host:port" within `timeout` seconds."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout).close()
+    except OSError:
+        return False
+    return True
