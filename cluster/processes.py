@@ -62,18 +62,24 @@ def family(process: Process, mark: str) -> list[psutil.Process]:
     return list(found.values())
 
 
+def tell(process: Process) -> None:
+    """Tell a process to end, if it is still the one that is meant."""
+    if process.alive():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGTERM)
+
+
 def end(process: Process, mark: str, patience: float) -> int:
     """Tell a service to end, wait for `patience` seconds, then kill what is left of it. How many processes it had."""
     ours = family(process, mark)
     if process.alive():
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process.pid, signal.SIGTERM)
+        tell(process)
         psutil.wait_procs([one for one in ours if one.pid == process.pid], timeout=patience)
     known = {one.pid: one for one in [*ours, *family(process, mark)]}
     left = psutil.wait_procs(list(known.values()), timeout=0.2)[1]
-    for patience_left, tell in ((2, psutil.Process.terminate), (10, psutil.Process.kill)):
+    for seconds, send in ((2, psutil.Process.terminate), (10, psutil.Process.kill)):
         for one in left:
             with contextlib.suppress(psutil.NoSuchProcess):
-                tell(one)
-        left = psutil.wait_procs(left, timeout=patience_left)[1]
+                send(one)
+        left = psutil.wait_procs(left, timeout=seconds)[1]
     return len(known)

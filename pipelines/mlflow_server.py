@@ -90,6 +90,8 @@ def prepare(site: Path, asked: SiteSettings) -> None:
         "database_uri": users,
         "admin_username": admin.user,
         "admin_password": admin.password,
+        # Checking a password takes a good part of a second of a core, by design; once a minute and process will do.
+        "auth_cache_ttl_seconds": "60",
         "authorization_function": "mlflow.server.auth:authenticate_request_basic_auth",
     }
     lines = [f"{name} = {value.replace('%', '%%')}" for name, value in values.items()]

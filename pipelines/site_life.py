@@ -172,13 +172,15 @@ def _where(name: str, service: Any) -> str:
 def down(site: Path) -> Iterator[str]:
     """End what was started here, and all that it started; yields what was ended."""
     known = sites.read(site)
-    for name in ("mlflow", "ray"):
-        service: RayService | MlflowService | None = getattr(known, name)
-        if service is None:
-            continue
-        ended = processes.end(service.process, service.mark, _GRACE)
+    found: dict[str, RayService | MlflowService | None] = {"mlflow": known.mlflow, "ray": known.ray}
+    services = {name: service for name, service in found.items() if service is not None}
+    had = {name: len(processes.family(service.process, service.mark)) for name, service in services.items()}
+    for service in services.values():
+        processes.tell(service.process)  # all of them first: they end at the same time
+    for name, service in services.items():
+        processes.end(service.process, service.mark, _GRACE)
         site_files.record_service(site, name, None)
-        yield f"{name}: {ended} processes ended"
+        yield f"{name}: {had[name]} processes ended"
 
 
 _GRACE = 60.0  # seconds for a supervisor to end its service in

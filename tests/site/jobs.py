@@ -6,9 +6,9 @@ import time
 from typing import Any
 
 
-def where(item: Any) -> str:
-    """The address of the node that this runs on; long enough that another task needs another node."""
+def where(seconds: Any) -> str:
+    """The address of the node that this runs on; after so many seconds, in which another task needs another node."""
     import ray
 
-    time.sleep(3)
+    time.sleep(seconds)
     return str(ray.util.get_node_ip_address())

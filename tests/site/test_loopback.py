@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +11,7 @@ import pytest
 
 from cluster import site as sites
 from tests.site import running
-from tests.site.test_site import DRIVER
+from tests.site.test_site import work_on
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +35,7 @@ def listening(one: psutil.Process) -> set[str]:
 def test_without_host_nothing_listens_outside_loopback(alone: Path) -> None:
     ray = sites.read(alone).ray
     assert ray is not None
-    command = [sys.executable, "-c", DRIVER, ray.address, ray.token_file, str(alone)]
-    ran = subprocess.run(command, cwd=running.ROOT, capture_output=True, text=True, check=False, timeout=120)
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    assert json.loads(ran.stdout.splitlines()[-1]) == ["127.0.0.1"] * 2
-
+    assert work_on(ray, [0]) == ["127.0.0.1"]
     seen = {one.name(): listening(one) for one in running.members(alone)}
     assert sum(map(len, seen.values())) >= 4, "its control store, its node and its dashboard listen somewhere"
     for name, addresses in seen.items():
