@@ -191,6 +191,8 @@ def ui(settings: Settings = None) -> None:
         out.print(f"MLflow's own server has its UI: {uri} (user and password: {execution.credentials})", markup=False)
         return
     out.print(f"MLflow at http://127.0.0.1:{execution.port} (Ctrl-C ends it)", markup=False)
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # ten processes, for nothing here
     os.execv(
         sys.executable,
         [

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("GPTLINE_MODEL_CACHE", "")  # no test fills this user's cache of models
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # ten processes a server, for nothing
 
 
 # `make test` hands out files to two processes: the longest first, or one of the two ends long after the other.

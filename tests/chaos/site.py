@@ -197,7 +197,11 @@ class Server:
         """Start the server; `wait` for it."""
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         stores = ["--backend-store-uri", f"sqlite:///{self._folder}/mlflow.db", "--artifacts-destination", str(self._folder / "artifacts")]  # fmt: skip
-        environment = os.environ | {MARK: self._mark, "MLFLOW_DISABLE_TELEMETRY": "true"}
+        environment = os.environ | {
+            MARK: self._mark,
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        }
         with open(self._folder / "server.log", "ab") as log:
             subprocess.Popen([*command, *stores, "--workers", "1"], env=environment, stdout=log, stderr=log, start_new_session=True)  # fmt: skip
 
