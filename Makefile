@@ -76,6 +76,7 @@ backup: setup ## copy the MLflow store to <registry>-backups, verified
 integrity: setup ## check the MLflow store: database, packages, aliases, runs
 	@$(PY) -m pipelines registry-check $(SETTINGS)
 
+<<<<<<< HEAD
 up: setup ## this node's Ray head and MLflow server: HOST=address WORK=shared-folder MLFLOW_ARTIFACTS=folder-or-bucket
 	@$(PY) -m pipelines up $(NODE) $${SHARED:+--work "$$WORK"} $${REGISTRY:+--registry "$$REGISTRY"} $${MLFLOW_ARTIFACTS:+--artifacts "$$MLFLOW_ARTIFACTS"} \
 	  $${RAY_PORT:+--ray-port "$$RAY_PORT"} $${DASHBOARD_PORT:+--dashboard-port "$$DASHBOARD_PORT"} $${MLFLOW_PORT:+--mlflow-port "$$MLFLOW_PORT"}
@@ -94,6 +95,14 @@ test: setup ## all tests
 
 thorough: setup ## the fault tests at every single point, and those that take minutes (half an hour)
 	@GPTLINE_CUTS=all $(PY) -m pytest tests/faults tests/site -m ""
+=======
+test: setup ## all tests, two files at a time
+	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+thorough: setup ## the fault tests at every single point, and those that take minutes (half an hour)
+	@GPTLINE_CUTS=all $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/faults -m ""
+	@$(PY) -m pytest -m thorough --ignore tests/faults
+>>>>>>> main
 
 chaos: setup ## kill anything at random and compare with an undisturbed run: KILLS=30 SEED=1
 	@$(PY) -m tests.chaos --kills "$${KILLS:-30}" --seed "$${SEED:-1}"

@@ -36,6 +36,8 @@ def main() -> int:
     options = _options()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # unwinds, so that nothing is left running
     if options.report:
+        if not Path(options.report).is_file():
+            raise SystemExit(f"--report {options.report}: there is no such log; run make chaos first")
         print("\n".join(ledgers.report(Path(options.report))))
         return 0
     if options.self_test:

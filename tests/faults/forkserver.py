@@ -39,11 +39,14 @@ def serve() -> None:
 def _run(request: dict[str, Any]) -> int:
     """The exit code of the command in a fork; negative: the signal that ended it."""
     waiting, go = os.pipe()
+    # Opened before the fork: strace may or may not see what the child does before it is attached, and must not count it.
+    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     pid = os.fork()
     if pid == 0:
         os.close(go)
-        os._exit(_child(request, waiting))
+        os._exit(_child(request, waiting, log))
     os.close(waiting)
+    os.close(log)
     Path(request["pid"]).write_text(str(pid))
     tracer = _attached(pid, request["strace"]) if request["strace"] else None
     os.close(go)
@@ -62,9 +65,8 @@ def _attached(pid: int, options: list[str]) -> subprocess.Popen[str]:
     return tracer
 
 
-def _child(request: dict[str, Any], waiting: int) -> int:
+def _child(request: dict[str, Any], waiting: int, log: int) -> int:
     ctypes.CDLL(None).prctl(_PR_SET_PTRACER, _ANYBODY, 0, 0, 0)
-    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.read(waiting, 1)  # ends when strace is attached
