@@ -76,7 +76,6 @@ backup: setup ## copy the MLflow store to <registry>-backups, verified
 integrity: setup ## check the MLflow store: database, packages, aliases, runs
 	@$(PY) -m pipelines registry-check $(SETTINGS)
 
-<<<<<<< HEAD
 up: setup ## this node's Ray head and MLflow server: HOST=address WORK=shared-folder MLFLOW_ARTIFACTS=folder-or-bucket
 	@$(PY) -m pipelines up $(NODE) $${SHARED:+--work "$$WORK"} $${REGISTRY:+--registry "$$REGISTRY"} $${MLFLOW_ARTIFACTS:+--artifacts "$$MLFLOW_ARTIFACTS"} \
 	  $${RAY_PORT:+--ray-port "$$RAY_PORT"} $${DASHBOARD_PORT:+--dashboard-port "$$DASHBOARD_PORT"} $${MLFLOW_PORT:+--mlflow-port "$$MLFLOW_PORT"}
@@ -90,19 +89,12 @@ down: setup ## end what up or join started on this node
 user: setup ## a user who can read the registry and change nothing: NAME=team (REMOVE=1 takes it away)
 	@$(PY) -m pipelines user --site "$${SITE:-site}" $${REMOVE:+--remove} -- "$${NAME:?say who: make user NAME=team}"
 
-test: setup ## all tests
-	@$(PY) -m pytest
-
-thorough: setup ## the fault tests at every single point, and those that take minutes (half an hour)
-	@GPTLINE_CUTS=all $(PY) -m pytest tests/faults tests/site -m ""
-=======
 test: setup ## all tests, two files at a time
 	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 thorough: setup ## the fault tests at every single point, and those that take minutes (half an hour)
 	@GPTLINE_CUTS=all $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/faults -m ""
 	@$(PY) -m pytest -m thorough --ignore tests/faults
->>>>>>> main
 
 chaos: setup ## kill anything at random and compare with an undisturbed run: KILLS=30 SEED=1
 	@$(PY) -m tests.chaos --kills "$${KILLS:-30}" --seed "$${SEED:-1}"
