@@ -12,7 +12,13 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 
 # `make test` hands out files to two processes: the longest first, or one of the two ends long after the other.
-LONGEST = ("test_end_to_end.py", "test_recovery.py", "test_mlflow_cuts.py", "test_world_sizes.py", "test_mlflow_away.py")
+LONGEST = (
+    "test_end_to_end.py",
+    "test_recovery.py",
+    "test_mlflow_cuts.py",
+    "test_world_sizes.py",
+    "test_mlflow_away.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
