@@ -23,7 +23,12 @@ from tests.hosts.machines import Host, Switch, switch
 
 ROOT = Path(__file__).parents[2]
 PORT = 6379
-# A host that is silent for about 12 s is taken for dead; a site takes longer, so that a short cut costs nothing.
+# Ray of a site where a host is taken for dead after ten seconds of silence.
+IMPATIENT = {
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_failure_threshold": "3",
+}
 _SERVICE = 'while true; do "$@"; sleep 1; done'
 
 

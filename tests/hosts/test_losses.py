@@ -15,15 +15,9 @@ import pytest
 from tests.chaos import disk
 from tests.chaos.reference import Reference
 from tests.hosts import lines
-from tests.hosts.fleet import Fleet, fleet
+from tests.hosts.fleet import IMPATIENT, Fleet, fleet
 
 pytestmark = pytest.mark.thorough
-# Ray of a site where a host is taken for dead after ten seconds of silence.
-IMPATIENT = {
-    "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_timeout_ms": "2000",
-    "RAY_health_check_failure_threshold": "3",
-}
 # Of losses where steps were made by another number of ranks. Fine-tuning begins with weights that differ already.
 TOLERANCE = {"pretrain": 2e-5, "finetune": 1e-3}
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 
 from tests.hosts import lines
-from tests.hosts.fleet import fleet
+from tests.hosts.fleet import IMPATIENT, fleet
 
 
 def test_a_worker_host_loses_power_in_training_and_a_blind_one_is_refused_and_the_bytes_are_the_same() -> None:
-    with fleet(3, settings=lines.settings()) as hosts:
+    with fleet(3, settings=lines.settings(), ray=IMPATIENT) as hosts:
         hosts.add(4, hidden=hosts.folder)
         hosts.when_up(4)
         hosts.start("--until", "pretrain")
