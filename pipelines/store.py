@@ -188,7 +188,7 @@ def ask_whole(uri: str, what: str, **values: Any) -> dict[str, Any] | None:
         raise ConnectionError(
             f"{uri} answered {error.code} to a question for {', '.join(map(str, values.values()))}: {error.reason}"
         ) from error
-    except ConnectionError:
+    except (ConnectionError, credentials.Rejected):
         raise
     except (OSError, ValueError, http.client.HTTPException) as error:  # half an answer, or somebody else's
         raise ConnectionError(f"{uri} cannot be understood ({error}); is it an MLflow server?") from error

@@ -112,7 +112,7 @@ def test_any_other_error_of_the_system_is_a_bug_and_keeps_its_traceback() -> Non
 
 
 def test_a_steps_failure_on_a_full_disk_says_what_to_do(tmp_path: Path) -> None:
-    attempt = Attempt("letters", {}, {}, {}, tmp_path, tmp_path, tmp_path, UnitStore(tmp_path), {}, "f", {})
+    attempt = Attempt("letters", {}, {}, {}, tmp_path, tmp_path, tmp_path, UnitStore(tmp_path), {"site": ""}, "f", {})
     with pytest.raises(
         errors.StepFailed, match=r"step letters failed: OSError: /w/f: full; the disk is full: make room"
     ):

@@ -14,7 +14,14 @@ from pipelines.engine.units import UnitStore
 from pipelines.sources import described
 from pipelines.text_shards import row_groups
 
-EXECUTION = {"workers": 2, "ray_address": "local", "cpus": 2, "max_failures": 10, "max_preemptions": 100}
+EXECUTION = {
+    "workers": 2,
+    "ray_address": "local",
+    "ray_token": "",
+    "cpus": 2,
+    "max_failures": 10,
+    "max_preemptions": 100,
+}
 SHARD = {"document_bytes": 256, "shard_bytes": 4096, "heldout_fraction": 0.2, "decontaminate_min_words": 8}
 
 
