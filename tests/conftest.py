@@ -24,11 +24,16 @@ os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # ten proc
 
 # `make test` hands out files to two processes: the longest first, or one of the two ends long after the other.
 LONGEST = (
-    "test_end_to_end.py",
     "test_recovery.py",
+    "test_end_to_end.py",
     "test_mlflow_cuts.py",
-    "test_world_sizes.py",
+    "test_training.py",
     "test_mlflow_away.py",
+    "test_world_sizes.py",
+    "test_chaos.py",
+    "test_two_at_once.py",
+    "test_registry_server.py",
+    "test_gang.py",
 )
 
 
