@@ -158,7 +158,10 @@ class Gang:
         for rank, place in enumerate(self._places):
             ranks.setdefault(f"{place.name} ({place.address}, {place.interface})", []).append(str(rank))
         where = "; ".join(f"{', '.join(numbers)} on {host}" for host, numbers in ranks.items())
-        return f"{len(self._places)} ranks on {len(ranks)} host{'s' if len(ranks) > 1 else ''}: {where}"
+        counts = [
+            f"{n} {what}{'s' if n > 1 else ''}" for n, what in ((len(self._places), "rank"), (len(ranks), "host"))
+        ]
+        return f"{counts[0]} on {counts[1]}: {where}"
 
     def _asked(self, actor: Any) -> Any:
         return actor.place.remote(self._interface, nodes.required())

@@ -138,7 +138,7 @@ class Fleet:
 
     def ranks_on(self) -> list[int]:
         """The numbers of the hosts that the ranks were placed on last, by rank."""
-        line = re.findall(r"\d+ ranks on \d+ hosts?: (.*)", self.said())[-1]
+        line = re.findall(r"\d+ ranks? on \d+ hosts?: (.*)", self.said())[-1]
         placed = {
             rank: int(host) for ranks, host in re.findall(r"([\d, ]+) on gp(\d+)", line) for rank in ranks.split(", ")
         }

@@ -18,8 +18,8 @@ from tests.hosts import lines
 from tests.hosts.fleet import IMPATIENT, Fleet, fleet
 
 pytestmark = pytest.mark.thorough
-# Of losses where steps were made by another number of ranks. Fine-tuning begins with weights that differ already.
-TOLERANCE = {"pretrain": 2e-5, "finetune": 1e-3}
+# Of losses where steps were made by another number of ranks: 1.8e-7 of pre-training, 5e-6 of fine-tuning after it were seen.
+TOLERANCE = 2e-5
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +170,7 @@ def test_a_host_that_joins_in_training_is_taken_in() -> None:
             curve = [value for _, value in longer.facts[f"run {stage} curve loss"]]
             differences = [abs(ours - theirs) for ours, theirs in zip(seen, curve, strict=True)]
             print(stage, "differs by", max(differences))
-            assert stage not in TOLERANCE or max(differences) < TOLERANCE[stage]
+            assert max(differences) < TOLERANCE, stage
         assert longer.facts["model sentiment alias champion"] == "1"
         assert lines.aliases(hosts) == {"base": "1", "sentiment": "1"}
 
