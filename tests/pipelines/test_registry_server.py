@@ -48,7 +48,7 @@ def test_points_logged_while_the_server_is_away_arrive_once_and_in_order(served:
     step = tracker.start_step("pretrain", "f-outage", {"a": 1}, {})
     step.follow(metrics)
     metrics.write_text(line(1) + line(2))
-    eventually(lambda: [len(history(uri, run)) for run in runs(uri, {"gptline.step": "pretrain"})] == [2])
+    eventually(lambda: [len(history(uri, run)) for run in runs(uri, {"gptline.fingerprint": "f-outage"})] == [2])
     served.lose = {b"runs/log-batch"}
     with open(metrics, "a") as log:
         log.write(line(3) + line(4))
