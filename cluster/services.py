@@ -26,6 +26,9 @@ _PATIENCE = 60.0  # seconds in which a Ray that was lost has to be there again
 log = logging.getLogger(__name__)
 _last: list[tuple[str, int, str]] = []  # what `connect` was last called with
 _watched: list[psutil.Process] = []
+_followers: list[
+    psutil.Process
+] = []  # what the watched ones started: Ray's agents outlive them for a minute, or for ever
 _told: list[str] = []  # what Ray itself said about its own loss
 _HANGING = 30.0  # seconds in which the loss of a local Ray's control store is noticed; then this process hangs on it
 _AWAY = 50.0  # the same for another's, which may come back; after 60 Ray itself ends this process
@@ -105,6 +108,7 @@ def _start_once(cpus: int) -> None:
             )
     finally:
         _watched[:] = _own_processes()
+        _remember_followers()
 
 
 @contextlib.contextmanager
@@ -121,6 +125,13 @@ def _own_sigterm() -> Iterator[None]:
 def _own_processes() -> list[psutil.Process]:
     """The processes of the Ray that this process started."""
     return [child for child in psutil.Process().children() if _alive(child) and child.name().startswith(_OURS)]
+
+
+def _remember_followers() -> None:
+    """Know the processes below the watched ones as long as these live: afterwards nothing says whose they were."""
+    for process in _watched:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            _followers.extend(child for child in process.children(recursive=True) if child not in _followers)
 
 
 def lost() -> str | None:
@@ -176,13 +187,17 @@ def disconnect() -> None:
     """Leave Ray, and end it if this process started it."""
     import ray
 
+    _remember_followers()
     if ray.is_initialized():
         with _own_sigterm():
             ray.shutdown()
-    for process in _watched:  # Ray ends its processes by itself; one that it has lost sight of would stay for ever
-        if _alive(process):
-            process.kill()
+    # Ray ends its processes by itself; one that it has lost sight of would stay for ever
+    for process in [*_watched, *_followers]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if _alive(process):
+                process.kill()
     _watched.clear()
+    _followers.clear()
     for watch in _store:
         watch.end()
     _store.clear()
