@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pipelines import store
 from pipelines.engine import record as records
+from pipelines.model_versions import aliases
 from pipelines.retention import Aliased
 
 
@@ -33,26 +34,7 @@ def _registries(root: Path) -> Iterator[str]:
             yield str(record.metrics["registry"])
 
 
-def _aliases(uri: str) -> Iterator[tuple[str, str, int]]:
+def _aliases(uri: str) -> list[tuple[str, str, int]]:
     """(model, alias, version) of every alias in a registry. ConnectionError, StoreDamaged."""
-    if uri.startswith("http"):
-        yield from _aliases_over_http(uri)
-        return
     with store.damage_named(uri):
-        rows = store.select(uri, "select name, alias, version from registered_model_aliases")
-    for name, alias, version in rows:
-        yield name, alias, int(version)
-
-
-def _aliases_over_http(uri: str) -> Iterator[tuple[str, str, int]]:
-    token = ""
-    while True:
-        page = store.ask_whole(
-            uri, "registered-models/search", max_results=1000, **({"page_token": token} if token else {})
-        )
-        for model in (page or {}).get("registered_models", []):
-            for alias in model.get("aliases", []):
-                yield model["name"], alias["alias"], int(alias["version"])
-        token = (page or {}).get("next_page_token", "")
-        if not token:
-            return
+        return list(aliases(uri))

@@ -107,14 +107,30 @@ def all_versions(location: str | Path) -> list[Listed]:
 
 
 def _all_over_http(uri: str) -> Iterator[Listed]:
-    aliases: dict[tuple[str, int], list[str]] = {}
-    for model in _pages(uri, "registered-models/search", "registered_models"):
-        for alias in model.get("aliases", []):
-            aliases.setdefault((model["name"], int(alias["version"])), []).append(alias["alias"])
+    pointing = _pointing(uri)
     for found in _pages(uri, "model-versions/search", "model_versions"):
         tags = {tag["key"]: tag["value"] for tag in found.get("tags", [])}
         version = _version(found, tags)
-        yield Listed(version, tags, tuple(sorted(aliases.get((version.name, version.version), []))))
+        yield Listed(version, tags, tuple(sorted(pointing.get((version.name, version.version), []))))
+
+
+def aliases(uri: str) -> Iterator[tuple[str, str, int]]:
+    """(model, alias, version) of every alias in a registry. ConnectionError if a server cannot be asked."""
+    if uri.startswith("http"):
+        for model in _pages(uri, "registered-models/search", "registered_models"):
+            for alias in model.get("aliases", []):
+                yield model["name"], alias["alias"], int(alias["version"])
+    else:
+        for name, alias, version in store.select(uri, "select name, alias, version from registered_model_aliases"):
+            yield name, alias, int(version)
+
+
+def _pointing(uri: str) -> dict[tuple[str, int], list[str]]:
+    """The aliases of each version that has some, by name and number."""
+    found: dict[tuple[str, int], list[str]] = {}
+    for name, alias, version in aliases(uri):
+        found.setdefault((name, version), []).append(alias)
+    return found
 
 
 def _pages(uri: str, what: str, answer: str) -> Iterator[dict[str, Any]]:
@@ -131,14 +147,12 @@ def _all_in_sqlite(uri: str) -> Iterator[Listed]:
     tags: dict[tuple[str, int], dict[str, str]] = {}
     for name, number, key, value in store.select(uri, "select name, version, key, value from model_version_tags"):
         tags.setdefault((name, int(number)), {})[key] = value
-    aliases: dict[tuple[str, int], list[str]] = {}
-    for name, number, alias in store.select(uri, "select name, version, alias from registered_model_aliases"):
-        aliases.setdefault((name, int(number)), []).append(alias)
+    pointing = _pointing(uri)
     query = f"select name, version, source, run_id from model_versions where current_stage != '{store.DELETED}'"
     for name, number, source, run in store.select(uri, query):
         known = (name, int(number))
         version = _version({"name": name, "version": number, "source": source, "run_id": run}, tags.get(known, {}))
-        yield Listed(version, tags.get(known, {}), tuple(sorted(aliases.get(known, []))))
+        yield Listed(version, tags.get(known, {}), tuple(sorted(pointing.get(known, []))))
 
 
 def run_tags(location: str | Path, run: str) -> dict[str, str]:

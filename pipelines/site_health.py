@@ -6,7 +6,6 @@ The one idea: a service is up when it does for us what it is for, and does not f
 from __future__ import annotations
 
 import json
-import socket
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -66,10 +65,3 @@ def mlflow_answers(mlflow: MlflowService) -> bool:
         return True
     except (OSError, ValueError):
         return False
-
-
-def taken(host: str, port: int) -> bool:
-    """Whether somebody listens at this address."""
-    with socket.socket() as probe:
-        probe.settimeout(1)
-        return probe.connect_ex((host, port)) == 0

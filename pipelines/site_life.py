@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from cluster import head_facts, processes, ray_node
+from cluster import control_store, head_facts, processes, ray_node
 from cluster import site as sites
 from cluster.site import MlflowService, RayService
 from pipelines import mlflow_server, site_files, site_health, site_services
@@ -121,7 +121,7 @@ def _begin(site: Path, asked: SiteSettings, name: str) -> subprocess.Popen[bytes
         "mlflow": [("MLFLOW_PORT", asked.host, asked.mlflow_port)],
     }
     for variable, host, port in ports.get(name, []):
-        if site_health.taken(host, port):
+        if control_store.listens(f"{host}:{port}", timeout=1.0):
             raise ConfigError(
                 f"somebody else listens at {host}:{port}, which is the {name}'s; next: end it, or choose another port: "
                 f"{variable}={port + 1}"
