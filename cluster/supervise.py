@@ -10,7 +10,8 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import FrameType
 
 from cluster import processes
@@ -18,6 +19,7 @@ from cluster import processes
 _YOUNG = 60.0  # seconds; what lived longer is started again at once
 _LONGEST = 30.0  # seconds between two starts
 GRACE = 20.0  # seconds that a service has to end in, before it is killed
+_LOOK = 0.1  # seconds between two looks at the process
 log = logging.getLogger(__name__)
 
 
@@ -27,6 +29,31 @@ class DiedYoung(ChildProcessError):
 
 class Told(Exception):
     """SIGTERM or SIGINT came."""
+
+
+class _Signals:
+    """SIGTERM and SIGINT: noted at any time, raised as Told only where nothing runs that it would leave behind."""
+
+    def __init__(self) -> None:
+        self.told, self._raises = False, False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._come)
+
+    @contextmanager
+    def raised(self) -> Iterator[None]:
+        """Whoever waits in here is interrupted."""
+        self._raises = True
+        try:
+            if self.told:
+                raise Told
+            yield
+        finally:
+            self._raises = False
+
+    def _come(self, number: int, frame: FrameType | None) -> None:
+        first, self.told = not self.told, True
+        if first and self._raises:
+            raise Told
 
 
 def supervise(
@@ -40,35 +67,28 @@ def supervise(
     `before` each start may raise, which ends all. `after` each start runs in a thread; it is given a function that
     says whether the started process still runs.
     """
-    told = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, frame: _told(told, frame))
-    pause, old = 1.0, False
+    signals, pause, old = _Signals(), 1.0, False
     try:
         while True:
-            before()
+            with signals.raised():
+                before()
             began, child = time.monotonic(), processes.start_below(command, environment)
             ours = processes.known(child.pid)
             log.info("process %d runs: %s", child.pid, " ".join(command))
             if after is not None:
                 threading.Thread(target=after, args=(ours.alive,), daemon=True).start()
-            try:
-                code = child.wait()
-            finally:
-                processes.end(ours, environment[processes.MARK], GRACE)  # and what it may have left
-            old = old or time.monotonic() - began > _YOUNG
-            if not old and pause > 1:
-                raise DiedYoung(
-                    f"{command[:4]} ended by itself twice, the last time with {code}, and never lived a minute"
-                )
-            pause = 1.0 if time.monotonic() - began > _YOUNG else min(2 * pause, _LONGEST)
-            log.warning("process %d ended by itself with %d; starting it again in %.0f s", child.pid, code, pause)
-            time.sleep(pause)
+            while child.poll() is None and not signals.told:
+                time.sleep(_LOOK)
+            code = child.poll()
+            processes.end(ours, environment[processes.MARK], GRACE)  # and what it may have left
+            with signals.raised():
+                old = old or time.monotonic() - began > _YOUNG
+                if not old and pause > 1:
+                    raise DiedYoung(
+                        f"{command[:4]} ended by itself twice, the last time with {code}, and never lived a minute"
+                    )
+                pause = 1.0 if time.monotonic() - began > _YOUNG else min(2 * pause, _LONGEST)
+                log.warning("process %d ended by itself with %s; starting it again in %.0f s", child.pid, code, pause)
+                time.sleep(pause)
     except Told:
         log.info("ended as told")
-
-
-def _told(told: threading.Event, frame: FrameType | None) -> None:
-    if not told.is_set():  # a second signal must not interrupt the ending
-        told.set()
-        raise Told
