@@ -59,7 +59,7 @@ def learning_rate(train: TrainConfig, step: int) -> float:
     )
 
 
-def _on_device(batch: objectives.Batch, device: torch.device) -> objectives.Batch:
+def on_device(batch: objectives.Batch, device: torch.device) -> objectives.Batch:
     """The batch with what the model reads on `device`; the indices stay on the host, where dropout's keys are made."""
 
     def move(tensor: torch.Tensor | None) -> torch.Tensor | None:
@@ -85,7 +85,7 @@ def _optimizer_step(
     for number, batch in enumerate(micro_batches, start=1):
         last = number == len(micro_batches)
         key = DropoutKey(train.seed, step, batch.indices)
-        loss, _ = objectives.loss(engine, objective, _on_device(batch, world.device), key)
+        loss, _ = objectives.loss(engine, objective, on_device(batch, world.device), key)
         engine.set_gradient_accumulation_boundary(last)
         engine.backward(loss * (world.size / share.loss_tokens), scale_wrt_gas=False)
         total += loss.detach()

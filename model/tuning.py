@@ -14,7 +14,7 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -127,7 +127,7 @@ def _key_dropout(model: nn.Module, probability: float) -> None:
     model.register_forward_pre_hook(remember, with_kwargs=True)
     layers = [module for module in model.modules() if hasattr(module, "lora_dropout")]
     for number, layer in enumerate(layers):
-        layer.lora_dropout[ADAPTER] = _KeyedDropout(probability, keys, _LORA_SITES + number)
+        cast(nn.ModuleDict, layer.lora_dropout)[ADAPTER] = _KeyedDropout(probability, keys, _LORA_SITES + number)
 
 
 def put_back(initial: nn.Module, trained: Mapping[str, Tensor]) -> None:
@@ -142,13 +142,11 @@ def put_back(initial: nn.Module, trained: Mapping[str, Tensor]) -> None:
 
 def merged(model: nn.Module) -> dict[str, Tensor]:
     """The whole model's state by its own names, with adapters added to the weights that they stand beside: W + (alpha / r) B A."""
-    from peft.tuners.lora import LoraLayer
-
-    state = {}
-    adapted = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
-    for module in adapted.values():
-        module.merge(safe_merge=True)
-    for name, parameter in model.named_parameters():
-        if ".lora_" not in name:
-            state[name.replace(".base_layer.", ".")] = parameter.detach()
-    return state
+    for module in model.modules():
+        if hasattr(module, "lora_dropout"):
+            cast(Any, module).merge(safe_merge=True)
+    return {
+        name.replace(".base_layer.", "."): parameter.detach()
+        for name, parameter in model.named_parameters()
+        if ".lora_" not in name
+    }

@@ -19,7 +19,7 @@ class LoraConfig(Config):
     """Low-rank adapters (Hu et al. 2021, LoRA): W x becomes W x + (alpha / rank) B A x, and only A and B are learned."""
 
     rank: int = Field(8, ge=1, description="rows of A and columns of B")
-    alpha: float = Field(16.0, gt=0, description="the adapter's output is multiplied by alpha / rank")
+    alpha: int = Field(16, ge=1, description="the adapter's output is multiplied by alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout of the adapters' inputs, a probability")
     targets: Literal["attention", "attention_and_feed_forward"] = Field(
         "attention", description="which matrices of each block get an adapter, whatever the family calls them"
@@ -31,7 +31,9 @@ class EarlyStopping(Config):
 
     metric: Literal["loss", "accuracy"] = Field("loss", description="what is compared; accuracy needs classes")
     every: int = Field(50, ge=1, description="optimizer steps between two evaluations; one more after the last step")
-    patience: int = Field(3, ge=1, description="evaluations in a row that are no better than the best before training stops")
+    patience: int = Field(
+        3, ge=1, description="evaluations in a row that are no better than the best before training stops"
+    )
 
 
 class Tuning(Config):
@@ -51,14 +53,18 @@ class Tuning(Config):
     @model_validator(mode="after")
     def _belongs_together(self) -> Tuning:
         if (self.tune == "last_layers") != (self.last_layers is not None):
-            raise ValueError(f"tune={self.tune} and last_layers={self.last_layers}: give a number exactly with tune=last_layers")
+            raise ValueError(
+                f"tune={self.tune} and last_layers={self.last_layers}: give a number exactly with tune=last_layers"
+            )
         if self.tune != "lora" and self.lora != LoraConfig():
             raise ValueError(f"lora is given, but tune={self.tune}; set tune=lora or leave lora out")
         return self
 
     def meaning(self) -> dict[str, Any]:
         """What enters a step's configuration: nothing where all weights are tuned to the last step."""
-        used = {"all": set(), "head": {"tune"}, "last_layers": {"tune", "last_layers"}, "lora": {"tune", "lora"}}[self.tune]
+        used = {"all": set(), "head": {"tune"}, "last_layers": {"tune", "last_layers"}, "lora": {"tune", "lora"}}[
+            self.tune
+        ]
         if self.early_stopping:
             used = used | {"early_stopping"}
         return self.model_dump(mode="json", include=used)
