@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tests.mlflow_server import MlflowServer
 from tests.ray_head import Head, head
@@ -62,15 +63,23 @@ def ray_head() -> Iterator[Head]:
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of an sqlite store, made by two processes that both came first. To be copied, not to be used."""
-    folder = tmp_path_factory.mktemp("mlflow") / "registry"
+    """The folder of an sqlite store, which all processes of the tests share. To be copied, not to be used."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "empty-store"
+    with FileLock(f"{shared}.lock"):
+        if not shared.exists():
+            _make_store(shared / "registry")
+    return shared / "registry"
+
+
+def _make_store(folder: Path) -> None:
+    """By two processes that both come first."""
     code = f"from pipelines.registry import ensure_store; print(ensure_store({str(folder)!r}))"
     command, environment = [sys.executable, "-c", code], os.environ | {"PYTHONPATH": str(ROOT)}
     makers = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     answers = {maker.communicate(timeout=240)[0].strip() for maker in makers}
     assert [maker.returncode for maker in makers] == [0, 0]
     assert answers == {f"sqlite:///{folder}/mlflow.db"}
-    return folder
 
 
 @pytest.fixture(scope="module")

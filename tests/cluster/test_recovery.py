@@ -67,7 +67,7 @@ class Run:
         below = self.driver.children(recursive=True)
         out, log = self.driver.communicate(timeout=240)
         assert self.driver.returncode == code, log[-5000:]
-        _, left = psutil.wait_procs(below, timeout=20)
+        _, left = psutil.wait_procs(below, timeout=60)
         assert not left, left
         return json.loads(out.splitlines()[-1]) if code == 0 else {}, log
 
@@ -116,6 +116,7 @@ def test_killed_ranks_are_started_again_and_the_bytes_are_the_same(
     cleaned.append(run)
     run.until_checkpoint(50)
     os.kill(run.pids(1)[-1], signal.SIGKILL)
+    run.until(lambda: len(run.pids(0)) == 2)
     run.until_checkpoint(200)
     os.kill(run.pids(0)[-1], signal.SIGKILL)
     _, log = run.ended()
