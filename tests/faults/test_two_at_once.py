@@ -165,7 +165,8 @@ def test_frozen_at_every_point_overtaken_and_woken_nobody_publishes(tmp_path: Pa
     ):
         points = frozen.points(tmp_path / "reference")
         expected = toys.digests(tmp_path / "reference")
-        for number, point in enumerate(points[:-1]):
+        every = 1 if os.environ.get("GPTLINE_CUTS") == "all" else 3
+        for number, point in enumerate(points[:-1:every]):
             root = tmp_path / str(number)
             thread, late = frozen_after(frozen, point, root)
             won = winner.undisturbed(root)
@@ -179,7 +180,7 @@ def test_frozen_at_every_point_overtaken_and_woken_nobody_publishes(tmp_path: Pa
                 overtaken += 1
             assert made(root) == published, f"frozen after {point}"
             shutil.rmtree(root)
-    assert overtaken > 10
+    assert overtaken > 10 / every
 
 
 def test_the_command_leaves_with_the_owners_name_when_it_may_not_wait(tmp_path: Path) -> None:

@@ -49,13 +49,20 @@ class Site:
 
     def begin(self, words: list[str]) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            words, cwd=ROOT, env=self.head.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+            words, cwd=ROOT, env=self.head.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            preexec_fn=_as_in_a_terminal,
+        )  # fmt: skip
 
     def jobs(self) -> list[dict[str, object]]:
         """The jobs of this work directory."""
         listed = json.loads(self(self.command("jobs", "--json")))["jobs"]
         return [job for job in listed if job["work"] == str(self.work)]
+
+
+def _as_in_a_terminal() -> None:
+    """Tests that run in the background of a shell, or under nohup, are started with these signals ignored."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.fixture

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shlex
 import shutil
 import stat
 import sys
@@ -33,7 +31,7 @@ pytestmark = pytest.mark.thorough
 
 # Planted before anything starts. What a site makes by itself is as long, and is searched for as well.
 PLANTED = {
-    "token": "70cafe" + "planted-token".encode().hex() + "0" * 32,
+    "token": "70cafe" + b"planted-token".hex() + "0" * 32,
     "flask_key": "planted-flask-key-5d1c0a8be2",
     "admin": "planted admin/password%7f+21",
 }
@@ -156,7 +154,11 @@ MEANT = {"token": ["token"], "flask_key": ["flask_key"], "admin": ["admin", "bas
 
 def assert_kept(line: Line, watch: Watch, secrets: Mapping[str, set[bytes]], meant: Mapping[str, list[str]]) -> None:
     """Every secret is in its own files and nowhere else."""
-    found = holding(line.searched(), secrets)
+    paths = line.searched()
+    found = holding(paths, {**secrets, "the recipe's name": {b"growing"}})
+    named = found.pop("the recipe's name")  # no secret: it shows where this looks
+    assert any(path.suffix == ".db" for path in named) or "database" in secrets
+    assert any("/session_" in str(path) for path in named) and any(path.name == "record.json" for path in named)
     for name in secrets:
         assert found[name] == {line.site / file for file in meant.get(name, [])}, name
     for path in {path for files in found.values() for path in files}:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from cluster import site as sites
-from pipelines import promotion_log
 from tests.site import running
 from tests.site.test_registry_access import server  # noqa: F401  a fixture
 
