@@ -20,7 +20,6 @@ from model.tuning_config import LoraConfig
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."  # peft's own: the model inside of its wrapper
-_HEADS = ("score", "classifier")  # what transformers calls a classification head
 
 
 def write(folder: Path, config: ModelConfig, lora: LoraConfig, trained: Mapping[str, Tensor]) -> None:
@@ -67,7 +66,7 @@ def _turned(config: ModelConfig) -> bool:
 
 def _config(config: ModelConfig, lora: LoraConfig, modules: list[str], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """adapter_config.json: what peft needs to know. Which base it belongs to is said where it is registered."""
-    found = [head for head in _HEADS if any(name.startswith(f"{_PREFIX}{head}.") for name in tensors)]
+    saved = {name.removeprefix(_PREFIX).rpartition(".")[0] for name in tensors if ".lora_" not in name}
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM" if config.num_labels is None else "SEQ_CLS",
@@ -78,7 +77,7 @@ def _config(config: ModelConfig, lora: LoraConfig, modules: list[str], tensors: 
         "bias": "none",
         "fan_in_fan_out": _turned(config),
         "target_modules": sorted({_in_a_block(module) for module in modules}),
-        "modules_to_save": found or None,
+        "modules_to_save": sorted(saved) or None,
         "inference_mode": True,
     }
 

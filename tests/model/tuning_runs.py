@@ -50,7 +50,10 @@ class TuningJobs(Jobs):
         jobs["head"] = self.tuned("head", {"tune": "head"}, stage=1)
         jobs["last_layers"] = self.tuned("last_layers", {"tune": "last_layers", "last_layers": 1}, stage=3)
         jobs["language_model"] = self.job(
-            "language_model", tuning=LORA, init=str(self.base), train={"zero_stage": 2, "activation_checkpointing": True}
+            "language_model",
+            tuning=LORA,
+            init=str(self.base),
+            train={"zero_stage": 2, "activation_checkpointing": True},
         )
         jobs["bf16"] = self.tuned("bf16", LORA, stage=2, precision="bf16")
         return jobs | self.stopping()
