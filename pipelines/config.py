@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from model.config import Config, ModelShape, TrainConfig, accumulation_steps
+from model.tuning_config import Tuning
 from pipelines.execution import Execution
 
 SourceFormat = Literal["auto", "txt", "md", "jsonl", "jsonl.gz", "jsonl.zst", "parquet", "csv.bz2"]
@@ -158,7 +159,7 @@ class TaskConfig(Config):
         return {group: source for group, source in given.items() if source}
 
 
-class FinetuneConfig(TrainConfig):
+class FinetuneConfig(TrainConfig, Tuning):
     """Fine-tuning on a task. `sequence_length` cuts longer examples, which is counted and reported."""
 
     init: Literal["base", "random"] = Field(
@@ -167,6 +168,14 @@ class FinetuneConfig(TrainConfig):
     dropout: float = Field(
         0.1, ge=0, lt=1, description="dropout of embeddings, residual branches and head, a probability"
     )
+
+    @model_validator(mode="after")
+    def _something_learned_before(self) -> FinetuneConfig:
+        if self.tune != "all" and self.init == "random":
+            raise ValueError(
+                f"tune={self.tune} freezes weights that init=random never trained; set tune=all or init=base"
+            )
+        return self
 
 
 class EvaluateConfig(Config):
@@ -203,6 +212,11 @@ class RegisterConfig(Config):
     task: str = Field("sentiment", pattern=r"^[\w.-]+$", description="registered name of the task's model")
     base_gates: tuple[Gate, ...] = Field((), description="all must pass for `base@champion`")
     task_gates: tuple[Gate, ...] = Field((), description="all must pass for the task's `@champion`")
+    adapter: str | None = Field(
+        None,
+        pattern=r"^[\w.-]+$",
+        description="registered name of the adapter alone, against its base version (finetune.tune=lora); none: it is not registered",
+    )
 
 
 class RetrainConfig(Config):
@@ -260,6 +274,14 @@ class Recipe(Config):
         if self.task is not None and self.register_as.base == self.register_as.task:
             raise ValueError(
                 f"register_as.base and register_as.task are both {self.register_as.base!r}: they are two models, give them two names"
+            )
+        if self.register_as.adapter is not None and (self.finetune is None or self.finetune.tune != "lora"):
+            raise ValueError(
+                f"register_as.adapter={self.register_as.adapter!r} needs finetune.tune=lora: nothing else has an adapter"
+            )
+        if self.register_as.adapter in (self.register_as.base, self.register_as.task):
+            raise ValueError(
+                f"register_as.adapter={self.register_as.adapter!r} is another model's name too; give it its own"
             )
         return self
 

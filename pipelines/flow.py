@@ -11,8 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from model.tuning_config import Tuning
 from pipelines.champions import Champion
-from pipelines.config import ADDED_TO_TASK, Recipe, Source, TaskConfig, TokenizerConfig
+from pipelines.config import ADDED_TO_TASK, FinetuneConfig, Recipe, Source, TaskConfig, TokenizerConfig
 from pipelines.engine.step import Input, Step
 from pipelines.stages import (
     champion,
@@ -49,7 +50,8 @@ def retraining(recipe: Recipe, champions: Mapping[str, Champion], files: Files) 
     The recipe is that of `challenging`: its tokenizer is pinned to the champion's.
     """
     begun = _begun_from(recipe)
-    steps = build(recipe, files)
+    # An adapter stands on a registered base, and a challenger's may be the task's own champion: it is merged only.
+    steps = [step for step in build(recipe, files) if not step.name.endswith("-adapter")]
     if recipe.task and begun.get("finetune"):  # nothing is pre-trained, so no document is read
         steps = [step for step in steps if step.name not in _PRETRAINED]
     changed = [part for step in steps for part in _challenged(step, recipe, champions, begun)]
@@ -222,14 +224,34 @@ def _task(recipe: Recipe) -> list[Step]:
     named = {} if form == "classification" else {"form": form}  # it was the only one: what was made stays made
     return [
         Step(
-            "finetune", finetune.STAGE, {"model": _json(recipe.model), "train": _json(recipe.finetune)} | named,
-            {"examples": examples["train"], "tokenizer": Input("train_tokenizer", "tokenizer/")} | labels | base,
+            "finetune", finetune.STAGE, {"model": _json(recipe.model), "train": _finetuning(recipe.finetune)} | named,
+            {"examples": examples["train"], "tokenizer": Input("train_tokenizer", "tokenizer/")} | labels | base
+            | ({"validation": examples["validation"]} if recipe.finetune.early_stopping else {}),
         ),
         Step(
             "evaluate-task", evaluate.STAGE, {"kind": form},
             {"export": Input("finetune", "export/")} | labels | examples,
         ),
         *_released("task", recipe.register_as.task, _json(recipe.register_as)["task_gates"], "finetune"),
+        *(_adapter(recipe) if recipe.register_as.adapter else []),
+    ]  # fmt: skip
+
+
+def _finetuning(config: FinetuneConfig) -> dict[str, Any]:
+    """What decides the fine-tuned weights. Tuning counts where something was chosen: what was made stays made."""
+    return _json(config, *Tuning.model_fields) | config.meaning()
+
+
+def _adapter(recipe: Recipe) -> list[Step]:
+    """Register the adapter alone, against the base that it was trained on, under the gates of the model that it makes."""
+    register_as = _json(recipe.register_as)
+    gates = [gate for gate in register_as["task_gates"] if gate["metric"] not in ("export_bytes", "latency_ms")]
+    return [
+        Step(
+            "register-adapter", register.STAGE, {"name": register_as["adapter"], "kind": "adapter", "gates": gates},
+            {"export": Input("finetune", "adapter/"), "evaluation": Input("evaluate-task", "metrics.json"), "base": Input("register-base", "registered.json")},
+        ),
+        Step("pull-adapter", pull.STAGE, {"name": register_as["adapter"]}, {"registered": Input("register-adapter", "registered.json")}),
     ]  # fmt: skip
 
 
