@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model import durable
+from model.vocabulary import SEP  # ends each document where there is no end-of-text token: in bidirectional models
 
 EOT = "<|endoftext|>"  # ends each document; beginning of text, padding and unknown too, as in GPT-2
-SEP = "[SEP]"  # ends each document where a tokenizer is for bidirectional models, which have no end-of-text token
 FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
 
 
