@@ -81,7 +81,9 @@ def document_bits(job: dict[str, Any]) -> dict[str, Any]:
     model = load_export(Path(job["export"]), job.get("device", "cpu"))
     _same_tokens(job, shards, model)
     bits: list[float] = [0.0]
-    for tokens, losses in _losses(model, shards, model.config.n_positions, job.get("batch_size", BATCH_SIZE)):
+    for tokens, losses in _losses(
+        model, shards, model.config.max_position_embeddings, job.get("batch_size", BATCH_SIZE)
+    ):
         ends = (tokens == shards.eot).long()
         place = ends.cumsum(0) - ends  # (B * T,): an EOT belongs to the document that it closes
         sums = torch.zeros(int(ends.sum()) + 1, dtype=torch.float64, device=losses.device)
@@ -112,7 +114,7 @@ def evaluate_language_model(job: dict[str, Any]) -> dict[str, Any]:
     shards = TokenShards.from_manifest(Path(job["manifest"]), Path(job["root"]))
     model = load_export(Path(job["export"]), job.get("device", "cpu"))
     _same_tokens(job, shards, model)
-    length = model.config.n_positions
+    length = model.config.max_position_embeddings
     nats = total_nats(model, shards, length, job.get("batch_size", BATCH_SIZE))
     tokens, size = len(shards), sum(unit.bytes for unit in shards.units)
     return {
@@ -192,7 +194,7 @@ def classify(job: dict[str, Any]) -> dict[str, Any]:
     export = Path(job["export"])
     examples = read_examples(Path(job["examples"]))
     model = load_export(export, job.get("device", "cpu"))
-    limit = min(job.get("max_length") or model.config.n_positions, model.config.n_positions)
+    limit = min(job.get("max_length") or model.config.max_position_embeddings, model.config.max_position_embeddings)
     rows = encode(load_tokenizer(export), [example["text"] for example in examples])
     scores = class_probabilities(model, [row[:limit] for row in rows], job.get("batch_size", BATCH_SIZE))
     predicted = [max(range(len(row)), key=row.__getitem__) for row in scores]

@@ -36,10 +36,10 @@ def continue_tokens(
     A prompt that leaves no room in the model's positions loses its beginning. ValueError if the
     continuation alone does not fit.
     """
-    room = model.config.n_positions - max_new_tokens
+    room = model.config.max_position_embeddings - max_new_tokens
     if max_new_tokens < 1 or room < 1:
         raise ValueError(
-            f"max_new_tokens={max_new_tokens} must be from 1 to {model.config.n_positions - 1}, one less than the model's positions"
+            f"max_new_tokens={max_new_tokens} must be from 1 to {model.config.max_position_embeddings - 1}, one less than the model's positions"
         )
     inputs = torch.tensor([prompt[-room:]], device=model.device)  # (1, T)
     torch.manual_seed(seed)

@@ -39,8 +39,9 @@ def flops_per_token(model: nn.Module, config: ModelConfig, length: int) -> float
     is the output layer. T is the length of the sequence. Recomputed activations are not counted.
     """
     count = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())
-    count -= config.n_positions * config.n_embd
-    if config.num_labels is not None or not config.tie_word_embeddings:
+    if config.family != "llama":
+        count -= config.n_positions * config.n_embd
+    if config.head_kind in ("classification", "span") or not config.tie_word_embeddings:
         count -= config.vocab_size * config.n_embd
     return 6 * count + 12 * config.n_layer * config.n_embd * length
 

@@ -175,7 +175,7 @@ class Run:
         state = full_state(self.engine, self.job.train, self.world)
         tokens, mask = export.probe_inputs(self.job.model)
         self.engine.eval()
-        logits = export.last_logits(self.engine, tokens, mask)  # (rows, V or K)
+        logits = export.last_logits(self.engine, tokens, mask, self.job.model.family)  # (rows, V or K)
         return self.world.from_first(lambda: self._write_outputs(state, tokens, mask, logits))
 
     def _write_outputs(
@@ -201,7 +201,7 @@ class Run:
         """
         model = build(self.job.model)
         load_pretrained(model, state)
-        logits = export.last_logits(model.eval(), tokens, mask)
+        logits = export.last_logits(model.eval(), tokens, mask, self.job.model.family)
         difference = float((logits - live).abs().max())
         if not difference <= LIVE_TOLERANCE[self.job.train.precision] * float(logits.abs().max()):
             raise export.ExportMismatch(

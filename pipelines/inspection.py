@@ -117,7 +117,8 @@ def _batch(step_name: str, step: int, rows: int, workspace: Workspace) -> Iterat
 
 
 def _data_job(step_name: str, planned: dict[str, Planned], workspace: Workspace, scratch: Path) -> dict[str, Any]:
-    from pipelines.stages.finetune import encode
+    from pipelines.forms import form
+    from pipelines.stages.training import train_config
 
     needed = "prepare_task" if step_name == "finetune" else "tokenize"
     if needed not in planned or not planned[needed].done:
@@ -125,7 +126,8 @@ def _data_job(step_name: str, planned: dict[str, Planned], workspace: Workspace,
     folder = planned[needed].folder
     assert folder is not None
     step = next(step for step in workspace.steps if step.name == step_name)
-    train = {key: value for key, value in step.config["train"].items() if key not in ("objective", "init", "dropout")}
+    settings = step.config["train"]
+    train = train_config(settings)
     if step_name == "pretrain":
         return {
             "train": train,
@@ -133,11 +135,8 @@ def _data_job(step_name: str, planned: dict[str, Planned], workspace: Workspace,
         }
     tokenizer = planned["train_tokenizer"].folder
     assert tokenizer is not None
-    encode(
-        folder / "outputs" / "train.jsonl",
-        tokenizer / "outputs" / "tokenizer",
-        train["sequence_length"],
-        scratch / "examples.arrow",
+    form.of(step.config.get("form", "classification")).encode(
+        folder / "outputs" / "train.jsonl", tokenizer / "outputs" / "tokenizer", settings, scratch / "examples.arrow"
     )
     return {"train": train, "data": {"examples": str(scratch / "examples.arrow")}}
 
@@ -145,18 +144,23 @@ def _data_job(step_name: str, planned: dict[str, Planned], workspace: Workspace,
 def continued(execution: Execution, model: str, prompt: str, tokens: int, seed: int, temperature: float) -> str:
     """`prompt` and its continuation by the export in the folder `model`, or by the registered `name@alias`."""
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(model)
-        if not folder.is_dir():
-            from pipelines import pull
-
-            cache = Path(execution.model_cache) if execution.model_cache else None
-            origin = pull.From(runs_registry(execution), cache=cache)
-            folder = pull.pull_from(origin, model, Path(scratch) / "model").dest
+        folder = export_folder(execution, model, Path(scratch))
         job = {
             "export": str(folder), "prompts": [prompt], "max_new_tokens": tokens, "seed": seed, "temperature": temperature,
             "top_k": 50, "threads": execution.workers or cores(), "device": runs.settings(execution)["device"],
         }  # fmt: skip
         return prompt + resolve("model.generate:generate")(job)[0]
+
+
+def export_folder(execution: Execution, model: str, scratch: Path) -> Path:
+    """The folder `model`, or the registered `name@alias` pulled into `scratch`."""
+    if Path(model).is_dir():
+        return Path(model).absolute()
+    from pipelines import pull
+
+    cache = Path(execution.model_cache) if execution.model_cache else None
+    origin = pull.From(runs_registry(execution), cache=cache)
+    return pull.pull_from(origin, model, scratch / "model").dest.absolute()
 
 
 def runs_registry(execution: Execution) -> str:
