@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from model.config import Config, ModelConfig, TrainConfig
+from model.config import Config, ModelConfig, ObjectiveConfig, TrainConfig
 
 
 class StreamData(Config):
@@ -32,7 +32,8 @@ class RankJob(Config):
 
     model: ModelConfig
     train: TrainConfig
-    objective: Literal["causal_lm", "classification"]
+    objective: Literal["causal_lm", "masked_lm", "next_sentence", "masked_lm_next_sentence", "classification"]
+    objective_options: ObjectiveConfig = ObjectiveConfig()
     data: StreamData | ExampleData
     tokenizer: str = Field(description="folder of the tokenizer that the export carries")
     init: str | None = Field(None, description="export folder to start from; none: weights are a function of the seed")
