@@ -38,15 +38,8 @@ class RankBatch:
 
     def micro_batches(self, size: int) -> Iterator[Batch]:
         """The rows, `size` at a time, as views."""
-        rows = self.rows
-        for start in range(0, len(rows.tokens), size):
-            cut = slice(start, start + size)
-            yield Batch(
-                rows.tokens[cut],
-                rows.indices[cut],
-                None if rows.loss_mask is None else rows.loss_mask[cut],
-                None if rows.labels is None else rows.labels[cut],
-            )
+        for start in range(0, len(self.rows.tokens), size):
+            yield self.rows.cut(slice(start, start + size))
 
 
 class Permutation:
@@ -56,7 +49,7 @@ class Permutation:
     falls below n (Black and Rogaway, 2002: less than two steps on average). Vectorised; no table is stored.
     """
 
-    def __init__(self, n: int, seed: int, epoch: int = 0) -> None:
+    def __init__(self, n: int, seed: int | str, epoch: int = 0) -> None:
         if n < 1:
             raise ValueError(f"a permutation of {n} samples; at least one is needed")
         self.n = n

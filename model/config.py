@@ -223,6 +223,35 @@ class TrainConfig(Config):
         return self
 
 
+class ObjectiveConfig(Config):
+    """What an objective makes of unlabelled text. A field at its default is left out when it is dumped: an option that
+    came later changes no older recipe's fingerprint."""
+
+    mask_fraction: float = Field(
+        0.15, gt=0, le=0.5, description="masked_*: tokens that are targets, of a sequence's, as a fraction"
+    )
+    whole_words: bool = Field(False, description="masked_*: hide all tokens of a word, or none")
+    attention: Literal["across_documents", "within_documents"] = Field(
+        "across_documents", description="whether a token sees other documents of its sequence"
+    )
+    mixture: dict[str, float] = Field(
+        {}, description="weight of each corpus, by the label of its source: its share of the samples; by size if empty"
+    )
+
+    @model_serializer(mode="wrap")
+    def _what_was_chosen(self, dump: Any) -> dict[str, Any]:
+        fields: dict[str, Any] = dump(self)
+        plain = {name: one.default for name, one in ObjectiveConfig.model_fields.items()}
+        return {name: value for name, value in fields.items() if name not in plain or value != plain[name]}
+
+    @model_validator(mode="after")
+    def _weights_are_weights(self) -> ObjectiveConfig:
+        for name, weight in self.mixture.items():
+            if not weight > 0:
+                raise ValueError(f"mixture: the weight of {name!r} is {weight}; give each corpus a weight above 0")
+        return self
+
+
 def accumulation_steps(global_batch_size: int, world_size: int, micro_batch_size: int) -> int:
     """Micro-batches that a rank runs in one optimizer step. ValueError if the batch does not divide."""
     per_rank, rest = divmod(global_batch_size, world_size)

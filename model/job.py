@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from model.config import Config, ModelConfig, TrainConfig
+from model.config import Config, ModelConfig, ObjectiveConfig, TrainConfig
 from model.tuning_config import Tuning
 
 
@@ -33,7 +33,8 @@ class RankJob(Config):
 
     model: ModelConfig
     train: TrainConfig
-    objective: Literal["causal_lm", "classification"]
+    objective: Literal["causal_lm", "masked_lm", "next_sentence", "masked_lm_next_sentence", "classification"]
+    objective_options: ObjectiveConfig = ObjectiveConfig()
     data: StreamData | ExampleData
     tokenizer: str = Field(description="folder of the tokenizer that the export carries")
     tuning: Tuning = Field(Tuning(), description="which weights are trained, and what may stop it early")

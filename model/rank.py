@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from model import durable, outputs, restore, tuning
-from model.batches import RankBatch, example_batch, pretrain_batch
+from model.batches import RankBatch, example_batch
 from model.checkpoint import BEST, Checkpoint, open_shelf
 from model.config import ModelConfig, accumulation_steps
 from model.examples import Examples
@@ -25,6 +25,7 @@ from model.heads import build
 from model.hf import from_hugging_face, load_pretrained
 from model.job import ExampleData, RankJob
 from model.monitor import METRICS, DivergenceGuard, Journal, flops_per_token, remembered_peak, sigterm_noticed
+from model.pretraining import Order, streams
 from model.saving import Saver
 from model.token_shards import DamagedShard, TokenShards
 from model.train import train
@@ -70,11 +71,12 @@ def loader(job: RankJob, world: World) -> Callable[[int], RankBatch]:
         examples = Examples(Path(job.data.examples))
         _same_vocabulary(examples, job.model)
         return lambda step: example_batch(examples, step, **order)
-    shards = TokenShards.from_manifest(Path(job.data.manifest), Path(job.data.root))
-    _same_vocabulary(shards, job.model)
-    if job.verify:
-        _verify_shards(shards, world)
-    return lambda step: pretrain_batch(shards, step, **order)
+    pretraining = streams(job, Order(**order))
+    for shards in pretraining.corpora.values():
+        _same_vocabulary(shards, job.model)
+        if job.verify:
+            _verify_shards(shards, world)
+    return pretraining
 
 
 def initial_model(job: RankJob) -> nn.Module:

@@ -20,7 +20,6 @@ from torch import Tensor
 from model import objectives
 from model.cross_entropy import cross_entropy_sum
 from model.examples import Examples
-from model.train import on_device
 from model.tuning_config import EarlyStopping
 from model.world import World
 
@@ -52,7 +51,7 @@ class Validation:
         # Under ZeRO 3 all ranks call the model equally often: who has no batch left measures the last one once more.
         for first in range(0, len(self._batches), size):
             number = min(first + rank, len(self._batches) - 1)
-            own[number] = self._sums(engine, on_device(self._batches[number], self._world.device))
+            own[number] = self._sums(engine, self._batches[number].to(self._world.device))
         engine.train()
         found = {number: sums for part in self._world.gather(own) for number, sums in part.items()}
         losses, targets, right = zip(*(found[number] for number in sorted(found)), strict=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model import durable
+from model.vocabulary import SEP  # ends each document where there is no end-of-text token: in bidirectional models
 
 EOT = "<|endoftext|>"  # ends each document; beginning of text, padding and unknown too, as in GPT-2
 FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
@@ -31,6 +32,9 @@ def tokenizer_facts(folder: Path) -> TokenizerFacts:
     if isinstance(vocabulary, list):  # of a Unigram model: pieces with their scores, in order of their ids
         vocabulary = {piece: index for index, (piece, _) in enumerate(vocabulary)}
     ids = vocabulary | {token["content"]: token["id"] for token in state["added_tokens"]}
-    if EOT not in ids:
-        raise ValueError(f"{path} has no token {EOT}, which has to end each document; use a tokenizer that has it")
-    return TokenizerFacts(durable.sha256(path), max(ids.values()) + 1, ids[EOT])
+    end = EOT if EOT in ids else SEP
+    if end not in ids:
+        raise ValueError(
+            f"{path} has no token {EOT} (or {SEP}), which has to end each document; use a tokenizer that has it"
+        )
+    return TokenizerFacts(durable.sha256(path), max(ids.values()) + 1, ids[end])
