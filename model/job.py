@@ -40,6 +40,9 @@ class RankJob(Config):
     tuning: Tuning = Field(Tuning(), description="which weights are trained, and what may stop it early")
     validation: str | None = Field(None, description="file of the tokenised examples that early stopping looks at")
     init: str | None = Field(None, description="export folder to start from; none: weights are a function of the seed")
+    release: bool = Field(
+        True, description="leave a Hugging Face export behind; false: our own weights, which no other software reads"
+    )
     attempt: str = Field(description="folder of this owner; nothing is written outside of it but by a rename from it")
     outputs: str = Field(description="folder in the attempt for what the step leaves behind")
     checkpoints: str = Field(description="folder of the published checkpoints, older attempts' too")

@@ -67,12 +67,13 @@ def write(
 def _write_export(
     job: RankJob, draft: Path, state: Mapping[str, Tensor], tokens: Tensor, mask: Tensor, logits: Tensor
 ) -> float:
-    """Write export and probe, and compare them."""
+    """Write the export (or our own weights, where nothing is released) and the probe, and compare them."""
     if job.train.precision == "bf16" or job.device == "cuda":
         logits = _reference_logits(job, state, tokens, mask, logits)
-    export.write_export(draft / "export", job.model, state, Path(job.tokenizer))
+    name, write = ("export", export.write_export) if job.release else ("weights", export.write_own)
+    write(draft / name, job.model, state, Path(job.tokenizer))
     export.write_probe(draft / "probe.safetensors", tokens, mask, logits)
-    return export.check_export(draft / "export", draft / "probe.safetensors")
+    return export.check_export(draft / name, draft / "probe.safetensors")
 
 
 def _reference_logits(job: RankJob, state: Mapping[str, Tensor], tokens: Tensor, mask: Tensor, live: Tensor) -> Tensor:

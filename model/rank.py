@@ -50,8 +50,8 @@ def _verify_shards(shards: TokenShards, world: World) -> None:
 
 
 def _same_vocabulary(data: TokenShards | Examples, model: ModelConfig) -> None:
-    """ValueError unless the data's tokens are those that the model knows."""
-    if (data.vocab_size, data.eot) != (model.vocab_size, model.eot_token_id):
+    """ValueError unless the data's tokens are those that the model knows. It may know more than its tokenizer has."""
+    if data.vocab_size > model.vocab_size or data.eot != model.eot_token_id:
         raise ValueError(
             f"the data has {data.vocab_size} token ids with EOT {data.eot}, the model {model.vocab_size} with EOT "
             f"{model.eot_token_id}; tokenize the data with the model's tokenizer"

@@ -7,13 +7,14 @@ the rest.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, model_serializer, model_validator
 
 from model.config import Config, ModelShape, TrainConfig, accumulation_steps
 from model.tuning_config import Tuning
 from pipelines.execution import Execution
+from pipelines.pretrained import Pretrained
 
 SourceFormat = Literal["auto", "txt", "md", "jsonl", "jsonl.gz", "jsonl.zst", "parquet", "csv.bz2"]
 
@@ -247,20 +248,52 @@ class Recipe(Config):
     """Everything that decides what comes out."""
 
     name: str = Field(pattern=r"^[\w.-]+$", description="for people; enters no fingerprint")
-    shard: ShardConfig
-    tokenizer: TokenizerConfig
-    model: ModelShape
-    pretrain: PretrainConfig
+    pretrained: Pretrained | None = Field(
+        None, description="somebody else's model to start from, with its tokenizer; none: all is made here"
+    )
+    shard: ShardConfig | None = Field(None, description="the corpus; given exactly when pretrain is")
+    tokenizer: TokenizerConfig | None = Field(None, description="the tokenizer, unless it comes with `pretrained`")
+    model: ModelShape | None = Field(None, description="the model's shape, unless it comes with `pretrained`")
+    pretrain: PretrainConfig | None = Field(
+        None, description="how the base model is learned; left out where `pretrained` is fine-tuned as it is"
+    )
+    release: bool = Field(
+        True,
+        description="export, register and pull what is made; false: train and measure it only, with gptline's own code",
+    )
     task: TaskConfig | None = Field(None, description="the labelled task; none: only a base model is made")
     finetune: FinetuneConfig | None = Field(None, description="how the task is learned; given exactly when task is")
     evaluate: EvaluateConfig = EvaluateConfig()
     register_as: RegisterConfig = RegisterConfig()
     retrain: RetrainConfig = RetrainConfig()
 
+    @model_serializer(mode="wrap")
+    def _as_it_was(self, dump: Any) -> dict[str, Any]:
+        """Options that came later are left out at their defaults: a recipe that says nothing of them is what it was."""
+        fields: dict[str, Any] = dump(self)
+        usual = {"pretrained": None, "release": True}
+        return {name: value for name, value in fields.items() if name not in usual or value != usual[name]}
+
     @model_validator(mode="after")
-    def _fits(self) -> Recipe:
+    def _begins_somewhere(self) -> Recipe:
         if (self.task is None) != (self.finetune is None):
             raise ValueError("task and finetune belong together: give both or neither")
+        if (self.shard is None) != (self.pretrain is None):
+            raise ValueError("shard and pretrain belong together: give both or neither")
+        own = [name for name in ("tokenizer", "model") if getattr(self, name) is not None]
+        if self.pretrained is None and (len(own) < 2 or self.pretrain is None):
+            missing = [name for name in ("shard", "tokenizer", "model", "pretrain") if getattr(self, name) is None]
+            raise ValueError(f"{', '.join(missing)} missing; give them, or somebody else's model as `pretrained`")
+        if self.pretrained is not None and own:
+            raise ValueError(f"{' and '.join(own)} come with `pretrained`; leave them out, or leave `pretrained` out")
+        if self.pretrain is None and self.task is None:
+            raise ValueError("nothing is to be made of `pretrained`; give shard and pretrain, or task and finetune")
+        return self
+
+    @model_validator(mode="after")
+    def _model_can(self) -> Recipe:
+        if self.model is None:  # that of `pretrained`: its step `import` says what it can
+            return self
         for name, part in (("pretrain", self.pretrain), ("finetune", self.finetune)):
             if part is not None and part.sequence_length > self.model.n_positions:
                 raise ValueError(
@@ -271,9 +304,23 @@ class Recipe(Config):
                 f"evaluate.continuation_tokens={self.evaluate.continuation_tokens} leaves no room for a prompt in "
                 f"model.n_positions={self.model.n_positions}; choose fewer"
             )
+        if self.release and not self.model.exportable:
+            raise ValueError(
+                f"model.feed_forward={self.model.feed_forward!r} is in no Hugging Face family, so nothing can be exported; "
+                "set release=false (it is trained and measured here), or choose another feed_forward"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _released_under_names(self) -> Recipe:
         if self.task is not None and self.register_as.base == self.register_as.task:
             raise ValueError(
                 f"register_as.base and register_as.task are both {self.register_as.base!r}: they are two models, give them two names"
+            )
+        if self.register_as.adapter is not None and self.pretrain is None:
+            raise ValueError(
+                f"register_as.adapter={self.register_as.adapter!r} needs a base model that is registered here, and "
+                "`pretrained` is not; leave it out (the merged model is registered), or give shard and pretrain"
             )
         if self.register_as.adapter is not None and (self.finetune is None or self.finetune.tune != "lora"):
             raise ValueError(
@@ -295,7 +342,8 @@ def check_together(recipe: Recipe, execution: Execution) -> None:
     from pipelines import samples
 
     labelled = recipe.task.sources.values() if recipe.task else ()
-    for source in (*recipe.shard.sources, *recipe.tokenizer.sources, *labelled):
+    corpus = recipe.shard.sources if recipe.shard else ()
+    for source in (*corpus, *(recipe.tokenizer.sources if recipe.tokenizer else ()), *labelled):
         if source.sample and source.sample not in samples.SAMPLES:
             raise ConfigError(f"no sample is called {source.sample!r}; there are {', '.join(sorted(samples.SAMPLES))}")
     for name, part in (("pretrain", recipe.pretrain), ("finetune", recipe.finetune)):

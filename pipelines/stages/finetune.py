@@ -12,6 +12,7 @@ from model.tuning_config import Tuning
 from pipelines.engine.step import Attempt, Stage
 from pipelines.forms import form
 from pipelines.stages import training
+from pipelines.stages.evaluate import weights
 
 STAGE = Stage("finetune", 1, "pipelines.stages.finetune:run")
 
@@ -31,15 +32,15 @@ def run(attempt: Attempt) -> dict[str, Any]:
         attempt,
         job
         | {
-            "model": attempt.config["model"]
-            | training.vocabulary(tokenizer)
+            "model": training.shape(attempt, tokenizer)
             | job["model"]
             | dict.fromkeys(("embd_pdrop", "resid_pdrop", "head_pdrop"), settings["dropout"]),
             "train": training.train_config(settings),
             "tuning": {name: settings[name] for name in Tuning.model_fields if name in settings},
             "validation": str(validation) if validation else None,
             "tokenizer": str(tokenizer),
-            "init": str(attempt.inputs["base"].path("export")) if settings["init"] == "base" else None,
+            "init": str(weights(attempt.inputs["base"])) if settings["init"] == "base" else None,
+            "release": attempt.config.get("release", True),
         },
     )
     return metrics | counts

@@ -21,11 +21,12 @@ def run(attempt: Attempt) -> dict[str, Any]:
     return training.train(
         attempt,
         {
-            "model": attempt.config["model"] | training.vocabulary(tokenizer),
+            "model": training.shape(attempt, tokenizer),
             "objective": train.pop("objective"),
             "train": train,
             "data": {"manifest": str(attempt.inputs["tokens"].path("train.json")), "root": str(attempt.root)},
             "tokenizer": str(tokenizer),
             "init": str(base.path("export")) if base else None,
+            "release": attempt.config.get("release", True),
         },
     )

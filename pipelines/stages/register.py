@@ -21,6 +21,7 @@ STAGE = Stage("register", 2, "pipelines.stages.register:run", check="pipelines.s
 CODE_TAG = "gptline.code"  # on a version: which code made each step, JSON. Equal packages may come from other code
 
 _SUMMARY = "A causal language model, pre-trained from scratch on the text below by gptline."
+_CONTINUED = "A causal language model that others trained, pre-trained further on the text below by gptline."
 _ADAPTER = " This is the adapter alone: it is used on top of its base model."
 _LIMITS = (
     "It is small and has read little: it writes in the manner of its text and knows nothing of the world.",
@@ -175,15 +176,23 @@ def card(attempt: Attempt, metrics: Mapping[str, Any]) -> Any:
     return Card(
         name=attempt.config["name"],
         task=said.PIPELINE if said else "text-generation",
-        summary=(said.SUMMARY if said else _SUMMARY) + (_ADAPTER if kind == "adapter" else ""),
+        summary=(said.SUMMARY if said else _CONTINUED if "import" in attempt.ancestors else _SUMMARY)
+        + (_ADAPTER if kind == "adapter" else ""),
         data=_data(attempt.ancestors),
         training={f"{part}.{key}": value for part in ("model", "train") for key, value in trained.config[part].items()},
         metrics=own,
         baselines=baselines,
         limits=said.LIMITS if said else _LIMITS,
         lineage=lineage(attempt.ancestors),
+        family=_family(attempt.ancestors, trained),
         base=durable.read_json(attempt.inputs["base"].path("registered.json")) if "base" in attempt.inputs else None,
     )
+
+
+def _family(ancestors: Mapping[str, Record], trained: Record) -> str:
+    """The model's family: the recipe's, or that of the model which it begins with."""
+    imported = ancestors.get("import")
+    return str(imported.metrics["family"] if imported else trained.config["model"]["family"])
 
 
 def _by_baseline(metrics: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
