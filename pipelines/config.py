@@ -249,17 +249,14 @@ class Recipe(Config):
 
     name: str = Field(pattern=r"^[\w.-]+$", description="for people; enters no fingerprint")
     pretrained: Pretrained | None = Field(
-        None, description="somebody else's model to start from, with its tokenizer; none: all is made here"
+        None, description="somebody else's model to start from; none: all is made here"
     )
     shard: ShardConfig | None = Field(None, description="the corpus; given exactly when pretrain is")
     tokenizer: TokenizerConfig | None = Field(None, description="the tokenizer, unless it comes with `pretrained`")
     model: ModelShape | None = Field(None, description="the model's shape, unless it comes with `pretrained`")
-    pretrain: PretrainConfig | None = Field(
-        None, description="how the base model is learned; left out where `pretrained` is fine-tuned as it is"
-    )
+    pretrain: PretrainConfig | None = Field(None, description="how the base is learned; none: `pretrained` is the base")
     release: bool = Field(
-        True,
-        description="export, register and pull what is made; false: train and measure it only, with gptline's own code",
+        True, description="export and register what is made; false: only train and measure it, with gptline's own code"
     )
     task: TaskConfig | None = Field(None, description="the labelled task; none: only a base model is made")
     finetune: FinetuneConfig | None = Field(None, description="how the task is learned; given exactly when task is")
@@ -269,20 +266,18 @@ class Recipe(Config):
 
     @model_serializer(mode="wrap")
     def _as_it_was(self, dump: Any) -> dict[str, Any]:
-        """Options that came later are left out at their defaults: a recipe that says nothing of them is what it was."""
-        fields: dict[str, Any] = dump(self)
+        """What came later is left out at its default: a recipe that says nothing of it is what it was."""
         usual = {"pretrained": None, "release": True}
-        return {name: value for name, value in fields.items() if name not in usual or value != usual[name]}
+        return {name: value for name, value in dump(self).items() if name not in usual or value != usual[name]}
 
     @model_validator(mode="after")
     def _begins_somewhere(self) -> Recipe:
-        if (self.task is None) != (self.finetune is None):
-            raise ValueError("task and finetune belong together: give both or neither")
-        if (self.shard is None) != (self.pretrain is None):
-            raise ValueError("shard and pretrain belong together: give both or neither")
+        for data, how in (("task", "finetune"), ("shard", "pretrain")):
+            if (getattr(self, data) is None) != (getattr(self, how) is None):
+                raise ValueError(f"{data} and {how} belong together: give both or neither")
         own = [name for name in ("tokenizer", "model") if getattr(self, name) is not None]
-        if self.pretrained is None and (len(own) < 2 or self.pretrain is None):
-            missing = [name for name in ("shard", "tokenizer", "model", "pretrain") if getattr(self, name) is None]
+        missing = [name for name in ("shard", "tokenizer", "model", "pretrain") if getattr(self, name) is None]
+        if self.pretrained is None and missing:
             raise ValueError(f"{', '.join(missing)} missing; give them, or somebody else's model as `pretrained`")
         if self.pretrained is not None and own:
             raise ValueError(f"{' and '.join(own)} come with `pretrained`; leave them out, or leave `pretrained` out")
@@ -305,10 +300,10 @@ class Recipe(Config):
                 f"model.n_positions={self.model.n_positions}; choose fewer"
             )
         if self.release and not self.model.exportable:
-            raise ValueError(
-                f"model.feed_forward={self.model.feed_forward!r} is in no Hugging Face family, so nothing can be exported; "
-                "set release=false (it is trained and measured here), or choose another feed_forward"
+            unknown = (
+                f"model.feed_forward={self.model.feed_forward!r} is in no Hugging Face family and cannot be exported"
             )
+            raise ValueError(f"{unknown}; set release=false (it is only trained and measured), or choose another")
         return self
 
     @model_validator(mode="after")
@@ -317,10 +312,10 @@ class Recipe(Config):
             raise ValueError(
                 f"register_as.base and register_as.task are both {self.register_as.base!r}: they are two models, give them two names"
             )
-        if self.register_as.adapter is not None and self.pretrain is None:
+        if self.register_as.adapter is not None and (self.pretrain is None or not self.release):
             raise ValueError(
-                f"register_as.adapter={self.register_as.adapter!r} needs a base model that is registered here, and "
-                "`pretrained` is not; leave it out (the merged model is registered), or give shard and pretrain"
+                f"register_as.adapter={self.register_as.adapter!r} needs a base model that is registered here, and there "
+                "is none; leave it out (the merged model is registered), or give shard and pretrain, and release"
             )
         if self.register_as.adapter is not None and (self.finetune is None or self.finetune.tune != "lora"):
             raise ValueError(
@@ -342,8 +337,8 @@ def check_together(recipe: Recipe, execution: Execution) -> None:
     from pipelines import samples
 
     labelled = recipe.task.sources.values() if recipe.task else ()
-    corpus = recipe.shard.sources if recipe.shard else ()
-    for source in (*corpus, *(recipe.tokenizer.sources if recipe.tokenizer else ()), *labelled):
+    unlabelled = (source for part in (recipe.shard, recipe.tokenizer) if part for source in part.sources)
+    for source in (*unlabelled, *labelled):
         if source.sample and source.sample not in samples.SAMPLES:
             raise ConfigError(f"no sample is called {source.sample!r}; there are {', '.join(sorted(samples.SAMPLES))}")
     for name, part in (("pretrain", recipe.pretrain), ("finetune", recipe.finetune)):
