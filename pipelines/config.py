@@ -7,11 +7,11 @@ the rest.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, model_serializer, model_validator
 
-from model.config import Config, ModelShape, TrainConfig, accumulation_steps
+from model.config import Config, ModelShape, ObjectiveConfig, TrainConfig, accumulation_steps
 from pipelines.execution import Execution
 
 SourceFormat = Literal["auto", "txt", "md", "jsonl", "jsonl.gz", "jsonl.zst", "parquet", "csv.bz2"]
@@ -76,6 +76,15 @@ class TokenizerConfig(Config):
     digest: str | None = Field(
         None, pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the pinned directory's tokenizer.json"
     )
+    special_tokens: Literal["gpt2", "bert"] = Field(
+        "gpt2", description="gpt2: <|endoftext|>; bert: [PAD], [CLS], [SEP] (which ends documents) and [MASK]"
+    )
+
+    @model_serializer(mode="wrap")
+    def _as_it_was(self, dump: Any) -> dict[str, Any]:
+        """An option that came later changes no older tokenizer's fingerprint."""
+        fields: dict[str, Any] = dump(self)
+        return {name: value for name, value in fields.items() if name != "special_tokens" or value != "gpt2"}
 
     @model_validator(mode="after")
     def _one_origin(self) -> TokenizerConfig:
@@ -86,10 +95,36 @@ class TokenizerConfig(Config):
         return self
 
 
-class PretrainConfig(TrainConfig):
+# What each family of models can be pre-trained on.
+OBJECTIVES = {
+    "gpt2": ("causal_lm",),
+    "llama": ("causal_lm",),
+    "bert": ("masked_lm", "next_sentence", "masked_lm_next_sentence"),
+}
+
+
+class PretrainConfig(TrainConfig, ObjectiveConfig):
     """Pre-training on unlabelled text."""
 
-    objective: Literal["causal_lm"] = Field("causal_lm", description="what is predicted")
+    objective: Literal["causal_lm", "masked_lm", "next_sentence", "masked_lm_next_sentence"] = Field(
+        "causal_lm", description="what is predicted"
+    )
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The objective's options that are not at their defaults."""
+        return ObjectiveConfig(**{name: getattr(self, name) for name in ObjectiveConfig.model_fields}).model_dump(mode="json")
+
+    @model_validator(mode="after")
+    def _options_are_the_objectives(self) -> PretrainConfig:
+        paired, masked = self.objective.endswith("next_sentence"), self.objective.startswith("masked_lm")
+        if not masked and (self.whole_words or self.mask_fraction != 0.15):
+            raise ValueError(f"objective {self.objective} hides no tokens; leave out mask_fraction and whole_words")
+        if paired and self.attention == "within_documents":
+            raise ValueError(f"objective {self.objective}: a sample is a pair, not a stretch of documents; leave out attention")
+        if self.sequence_length < (8 if paired else 3):
+            raise ValueError(f"objective {self.objective} needs a sequence_length of {8 if paired else 3} at least")
+        return self
 
 
 # Fields that came after the first tasks were made: a step's config has them only where they are set, or it would be another.
@@ -260,6 +295,29 @@ class Recipe(Config):
         if self.task is not None and self.register_as.base == self.register_as.task:
             raise ValueError(
                 f"register_as.base and register_as.task are both {self.register_as.base!r}: they are two models, give them two names"
+            )
+        return self
+
+
+    @model_validator(mode="after")
+    def _objective_fits(self) -> Recipe:
+        family, objective = self.model.family, self.pretrain.objective
+        if objective not in OBJECTIVES[family]:
+            able = [name for name, known in OBJECTIVES.items() if objective in known]
+            raise ValueError(
+                f"pretrain.objective={objective!r} cannot be learned by model.family={family!r}, which learns "
+                f"{', '.join(OBJECTIVES[family])}; choose one of these, or family {' or '.join(able)}"
+            )
+        if self.tokenizer.sources and (self.tokenizer.special_tokens == "bert") != (family == "bert"):
+            raise ValueError(
+                f"tokenizer.special_tokens={self.tokenizer.special_tokens!r} does not go with model.family={family!r}; "
+                f"say {'bert' if family == 'bert' else 'gpt2'}"
+            )
+        labels = {source.label or source.sample or ("dataset" if source.dataset else "text") for source in self.shard.sources}
+        if self.pretrain.mixture and set(self.pretrain.mixture) != labels:
+            raise ValueError(
+                f"pretrain.mixture weighs {', '.join(sorted(self.pretrain.mixture))}; give a weight to each label of "
+                f"shard.sources and to no other: {', '.join(sorted(labels))}"
             )
         return self
 

@@ -18,6 +18,7 @@ from pipelines.stages import (
     champion,
     compare,
     evaluate,
+    evaluate_masked,
     finetune,
     prepare_task,
     pretrain,
@@ -191,10 +192,26 @@ def _data(recipe: Recipe, files: Files) -> list[Step]:
         Step("shard", shard.STAGE, _json(recipe.shard, "sources"), evaluation, corpus),
         Step("train_tokenizer", train_tokenizer.STAGE, _json(recipe.tokenizer, "sources", "pinned"), {}, _tokenizer(recipe.tokenizer, files)),
         Step(
-            "tokenize", tokenize.STAGE, {},
+            "tokenize", tokenize.STAGE, _token_options(recipe),
             {"train": Input("shard", "train.json"), "heldout": Input("shard", "heldout.json"), "tokenizer": Input("train_tokenizer", "tokenizer/")},
         ),
     ]  # fmt: skip
+
+
+def _token_options(recipe: Recipe) -> dict[str, Any]:
+    """What the objective needs beside tokens; nothing where it needs nothing, so that what was made stays made."""
+    wanted = {"sentences": recipe.pretrain.objective.endswith("next_sentence"), "corpora": bool(recipe.pretrain.mixture)}
+    return {name: True for name, needed in wanted.items() if needed}
+
+
+def _base_evaluation(recipe: Recipe) -> dict[str, Any]:
+    """How a base model is measured: by its objective."""
+    trained = recipe.pretrain
+    if trained.objective == "causal_lm":
+        return {"kind": "language_model"} | _json(recipe.evaluate)
+    options = {name: value for name, value in trained.options.items() if name != "mixture"}
+    how = {"objective": trained.objective, "options": options, "sequence_length": trained.sequence_length}
+    return {"kind": evaluate_masked.KIND} | how
 
 
 def _base(recipe: Recipe) -> list[Step]:
@@ -204,7 +221,7 @@ def _base(recipe: Recipe) -> list[Step]:
     return [
         Step("pretrain", pretrain.STAGE, model | {"train": _json(recipe.pretrain)}, {"tokens": Input("tokenize", "train.json"), "tokenizer": tokenizer}),
         Step(
-            "evaluate-base", evaluate.STAGE, {"kind": "language_model"} | _json(recipe.evaluate),
+            "evaluate-base", evaluate.STAGE, _base_evaluation(recipe),
             {"export": Input("pretrain", "export/")}
             | {f"{kind}_{split}": Input(step, f"{split}.json") for kind, step in (("text", "shard"), ("tokens", "tokenize")) for split in ("train", "heldout")},
         ),

@@ -24,6 +24,14 @@ _LIMITS = (
     "It is small and has read little: it writes in the manner of its text and knows nothing of the world.",
     "Nothing was done to keep it from repeating its training text or from giving offence.",
 )
+_BIDIRECTIONAL = (
+    "A bidirectional language model, pre-trained from scratch on the text below by gptline: it says what stands behind "
+    "[MASK], and its hidden states are what classifiers are fine-tuned from."
+)
+_BIDIRECTIONAL_LIMITS = (
+    "It is small and has read little: it fills in the manner of its text and knows nothing of the world.",
+    _LIMITS[1],
+)
 
 
 def run(attempt: Attempt) -> dict[str, Any]:
@@ -163,15 +171,16 @@ def card(attempt: Attempt, metrics: Mapping[str, Any]) -> Any:
     own, baselines = _by_baseline(metrics)
     trained = attempt.ancestors["pretrain" if kind == "base" else "finetune"]
     said = None if kind == "base" else form.of(trained.config.get("form", "classification"))
+    masked = kind == "base" and trained.config["model"]["family"] == "bert"
     return Card(
         name=attempt.config["name"],
-        task=said.PIPELINE if said else "text-generation",
-        summary=said.SUMMARY if said else _SUMMARY,
+        task=said.PIPELINE if said else "fill-mask" if masked else "text-generation",
+        summary=said.SUMMARY if said else _BIDIRECTIONAL if masked else _SUMMARY,
         data=_data(attempt.ancestors),
         training={f"{part}.{key}": value for part in ("model", "train") for key, value in trained.config[part].items()},
         metrics=own,
         baselines=baselines,
-        limits=said.LIMITS if said else _LIMITS,
+        limits=said.LIMITS if said else _BIDIRECTIONAL_LIMITS if masked else _LIMITS,
         lineage=lineage(attempt.ancestors),
     )
 

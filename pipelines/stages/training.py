@@ -15,13 +15,14 @@ from model.config import TrainConfig
 from pipelines.engine.step import Attempt
 from pipelines.stages.fan_out import connect
 from pipelines.stages.stop import Interrupted, Stop
-from pipelines.tokenizer_files import tokenizer_facts
+from pipelines.tokenizer_files import special_ids, tokenizer_facts
 
 
 def vocabulary(tokenizer: Path) -> dict[str, int]:
-    """{"vocab_size", "eot_token_id"} of a tokenizer directory, as a ModelConfig wants them."""
+    """{"vocab_size", "eot_token_id"} of a tokenizer directory, as a ModelConfig wants them, and [PAD]'s, [CLS]'s, [SEP]'s
+    and [MASK]'s id where it has them."""
     facts = tokenizer_facts(tokenizer)
-    return {"vocab_size": facts.vocab_size, "eot_token_id": facts.eot}
+    return {"vocab_size": facts.vocab_size, "eot_token_id": facts.eot} | special_ids(tokenizer)
 
 
 def train_config(settings: dict[str, Any]) -> dict[str, Any]:
