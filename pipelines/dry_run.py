@@ -12,12 +12,13 @@ from typing import Any
 from pipelines.config import Recipe
 from pipelines.engine.step import resolve
 from pipelines.execution import Execution
+from pipelines.stages.training import train_config
 
 
 def describe(recipe: Recipe, execution: Execution) -> dict[str, Any]:
     """Facts about each training step of `recipe` under `execution`, as JSON values. ValueError if it cannot be run."""
     vocabulary = {"vocab_size": recipe.tokenizer.vocab_size, "eot_token_id": 0}
-    jobs = {"pretrain": recipe.pretrain.model_dump(mode="json", exclude={"objective"})}
+    jobs = {"pretrain": train_config(recipe.pretrain.model_dump(mode="json"))}
     if recipe.finetune:
         jobs["finetune"] = recipe.finetune.model_dump(mode="json", exclude={"init", "dropout"})
     shape = recipe.model.model_dump(mode="json") | vocabulary

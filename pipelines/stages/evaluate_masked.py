@@ -6,6 +6,7 @@ to it: the most frequent token, a coin, and shared words.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from model import durable
@@ -36,3 +37,30 @@ def measure(attempt: Attempt) -> dict[str, Any]:
         low, high = wilson_interval(found.pop("pairs_right"), found["pairs"])
         found |= {"next_sentence_accuracy_low": round(low, 6), "next_sentence_accuracy_high": round(high, 6)}
     return found
+
+
+def figure(metrics: Mapping[str, Any]) -> str:
+    """The figures that say most, in a line."""
+    parts = []
+    if "masked_accuracy" in metrics:
+        parts.append(f"masked {metrics['masked_accuracy']:.3f}, unigram {metrics['unigram_masked_accuracy']:.3f}")
+    if "next_sentence_accuracy" in metrics:
+        parts.append(f"next sentence {metrics['next_sentence_accuracy']:.3f}")
+    return ", ".join(parts)
+
+
+def told(metrics: Mapping[str, Any]) -> Iterator[str]:
+    """The figures beside the baselines', in sentences."""
+    m = metrics
+    if "masked_accuracy" in m:
+        yield (
+            f"held-out: {m['masked_accuracy']:.3f} of {m['masked_tokens']:,} hidden tokens found (perplexity "
+            f"{m['masked_perplexity']:.1f}); the most frequent token: {m['unigram_masked_accuracy']:.3f} "
+            f"({m['unigram_masked_perplexity']:.1f})"
+        )
+    if "pairs" in m:
+        yield (
+            f"held-out: {m['next_sentence_accuracy']:.3f} of {m['pairs']:,} pairs right (95 %: "
+            f"{m['next_sentence_accuracy_low']:.3f} to {m['next_sentence_accuracy_high']:.3f}); the larger class "
+            f"{m['chance_next_sentence_accuracy']:.3f}, shared words {m['overlap_next_sentence_accuracy']:.3f}"
+        )
