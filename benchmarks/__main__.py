@@ -35,6 +35,7 @@ NAMES = (
     "checkpoint",
     "recovery",
     "memory",
+    "lora",
     "pulls",
 )
 

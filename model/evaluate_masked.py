@@ -42,7 +42,9 @@ def evaluate(job: dict[str, Any]) -> dict[str, Any]:
     shards = TokenShards.from_manifest(Path(job["manifest"]), Path(job["root"]))
     model = load_export(Path(job["export"]), job.get("device", "cpu"))
     if shards.vocab_size > model.config.vocab_size:
-        raise ValueError(f"{job['manifest']}: {shards.vocab_size} token ids, {job['export']} has {model.config.vocab_size}")
+        raise ValueError(
+            f"{job['manifest']}: {shards.vocab_size} token ids, {job['export']} has {model.config.vocab_size}"
+        )
     questions = _questions(job, shards)
     counts = np.fromfile(job["counts"])
     hidden, follows = _Hidden(counts), _Follows(counts)

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from model import durable
+from model import durable, own_weights
 from model.config import ModelConfig
 from model.hf import generation_config, to_hugging_face
 
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
+
+
+_ROTARY_PROBE = 512  # tokens in the longest row of a probe where positions are rotary
 
 
 class ExportMismatch(Exception):
@@ -68,6 +71,18 @@ def write_export(
         durable.remove_tree(staging)
 
 
+def write_own(folder: Path, config: ModelConfig, state: Mapping[str, Tensor], tokenizer: Path) -> None:
+    """Write `folder` whole or not at all: our own weights and configuration, and the tokenizer. OSError if it has content."""
+    staging = durable.temporary(folder)
+    staging.mkdir()
+    try:
+        own_weights.write(staging, config, state)
+        _copy_tokenizer(tokenizer, staging, config.n_positions)
+        durable.publish_folder(staging, folder)
+    finally:
+        durable.remove_tree(staging)
+
+
 def _write_weights(folder: Path, tensors: Mapping[str, Tensor], shard_size: int | str) -> None:
     """One safetensors file, or several and model.safetensors.index.json, as Hugging Face cuts them."""
     from huggingface_hub import split_torch_state_dict_into_shards
@@ -83,20 +98,20 @@ def _write_weights(folder: Path, tensors: Mapping[str, Tensor], shard_size: int 
 
 
 def probe_inputs(config: ModelConfig, rows: int = 6) -> tuple[Tensor, Tensor]:
-    """Tokens (B, T = n_positions) padded on the right, and their attention mask: the same for equal configs.
+    """Tokens (B, T) padded on the right, and their attention mask: the same for equal configs.
 
-    Lengths halve from n_positions down, so every position is probed. No row holds an EOT or a padding token of its
-    own, which a classifier would take for padding.
+    Lengths halve from T = n_positions down, so every position is probed; rotary positions have no weights, and a window of
+    thousands of them would cost minutes. No row holds an EOT or a padding token of its own, which a classifier would take
+    for padding.
     """
+    longest = min(config.n_positions, _ROTARY_PROBE) if config.family == "llama" else config.n_positions
     generator = torch.Generator().manual_seed(20_261_123)
     avoided = sorted({config.eot_token_id, config.padding})
-    tokens = torch.randint(
-        0, config.vocab_size - len(avoided), (rows, config.n_positions), generator=generator
-    )  # (B, T)
+    tokens = torch.randint(0, config.vocab_size - len(avoided), (rows, longest), generator=generator)  # (B, T)
     for token in avoided:
         tokens += tokens >= token
-    lengths = torch.tensor([max(config.n_positions >> row, 1) for row in range(rows)])  # (B,)
-    mask = (torch.arange(config.n_positions) < lengths[:, None]).long()  # (B, T)
+    lengths = torch.tensor([max(longest >> row, 1) for row in range(rows)])  # (B,)
+    mask = (torch.arange(longest) < lengths[:, None]).long()  # (B, T)
     return tokens.masked_fill(mask == 0, config.padding), mask
 
 
@@ -147,8 +162,10 @@ def write_probe(path: Path, tokens: Tensor, attention_mask: Tensor, logits: Tens
 def load_export(folder: Path, device: str = "cpu") -> PreTrainedModel:
     """The export as `transformers` loads it, fp32, in eval mode, as the class that its config.json names.
 
-    ExportMismatch if a weight is missing, left over or of another shape, which transformers only warns about.
+    Weights of our own that no such class computes come with the same face. ExportMismatch if a weight is missing, left over or of another shape, which transformers only warns about.
     """
+    if own_weights.are_in(folder):
+        return cast("PreTrainedModel", own_weights.load(folder, device))
     import transformers
     from transformers.utils import logging
 
@@ -189,15 +206,18 @@ def check_export(folder: Path, probe: Path, tolerance: float = 1e-4) -> float:
 
 def _logits(said: Any) -> tuple[Tensor, ...]:
     """The logits among what a model of transformers returns, in the order in which ours gives them."""
-    if "seq_relationship_logits" in said:
+    if hasattr(said, "seq_relationship_logits"):
         return said.prediction_logits, said.seq_relationship_logits
-    if "start_logits" in said:
+    if hasattr(said, "start_logits"):
         return (torch.stack((said.start_logits, said.end_logits), dim=-1),)
     return (said.logits,)
 
 
 def _check_tokenizer(folder: Path, config: Any) -> None:
-    """ExportMismatch unless the tokenizer loads and its ids are the model's. A BERT's EOT is its tokenizer's [SEP]."""
+    """ExportMismatch unless the tokenizer loads and its ids are the model's. A BERT's EOT is its tokenizer's [SEP].
+
+    Of the other special tokens those are compared that both sides name.
+    """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -207,3 +227,7 @@ def _check_tokenizer(folder: Path, config: Any) -> None:
             f"{folder}: the tokenizer has {len(tokenizer)} ids with EOT {eot}, "
             f"the model {config.vocab_size} with EOT {config.eos_token_id}"
         )
+    for name in ("pad_token_id", "cls_token_id", "sep_token_id", "mask_token_id"):
+        own, known = getattr(tokenizer, name, None), getattr(config, name, None)
+        if known not in (own, None) and own is not None:
+            raise ExportMismatch(f"{folder}: {name} is {own} in the tokenizer and {known} in the model")

@@ -16,7 +16,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from model import durable, hf_bert, hf_gpt2, hf_llama
+from model import durable, hf_bert, hf_gpt2, hf_llama, own_weights
 from model.config import ModelConfig
 
 _FAMILIES: dict[str, Any] = {"gpt2": hf_gpt2, "llama": hf_llama, "bert": hf_bert}
@@ -163,11 +163,13 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def from_hugging_face(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """Read a Hugging Face folder: its ModelConfig, and a state dict in fp32 for the model that `heads.build` makes of it.
+    """Read a Hugging Face folder, or one of our own weights: its ModelConfig, and a state dict in fp32 for the model that `heads.build` makes of it.
 
     UnsupportedModel names the file and the field when it is another family, computes something else, or keeps
     its weights in pickles.
     """
+    if own_weights.are_in(folder):
+        return own_weights.read(folder)
     config = _read_config(folder)
     theirs = {name: tensor.to(torch.float32) for name, tensor in _read_tensors(folder).items()}
     try:

@@ -57,7 +57,7 @@ def streams(job: RankJob, order: Order) -> Pretraining:
     """The batches of a job that reads token shards."""
     assert isinstance(job.data, StreamData)
     manifest, root = Path(job.data.manifest), Path(job.data.root)
-    names = job.objective_options.mixture or {None: 1.0}
+    names: list[str | None] = [*(job.objective_options.mixture or [None])]
     corpora = {name or "": TokenShards.from_manifest(manifest, root, name) for name in names}
     vocabulary = None if job.objective == "causal_lm" else load(Path(job.tokenizer))
     return Pretraining(corpora, job.objective, job.objective_options, order, vocabulary)
@@ -87,7 +87,7 @@ class Pretraining:
             return np.zeros(size, np.int64), samples(only, self.order.seed, step * size, size)
         counts = quotas({name: self.config.mixture[name] for name in self.corpora})
         which, numbers = mixed(tuple(counts.values()), self.order.seed, step * size, size)
-        found = np.empty(size, np.int64)
+        found: np.ndarray = np.empty(size, np.int64)
         for index, name in enumerate(self.corpora):
             rows = which == index
             found[rows] = items(self.sizes[index], f"{self.order.seed} {name}", numbers[rows])
@@ -113,7 +113,7 @@ class Pretraining:
     def _stream(self, step: int) -> np.ndarray:
         """The rank's stretches of the stream, (b, stretch + 1) int64."""
         which, chosen = (part[self.order.rows] for part in self.drawn(step))
-        rows = np.empty((len(chosen), self._stretch + 1), np.int64)
+        rows: np.ndarray = np.empty((len(chosen), self._stretch + 1), np.int64)
         for index, shards in enumerate(self.corpora.values()):
             mine = which == index
             rows[mine] = stream_batch(shards, chosen[mine], self._stretch)
@@ -169,20 +169,22 @@ class Pretraining:
     def _chosen(self, step: int) -> tuple[np.ndarray, Pairs]:
         """The corpus (B,) and the pair of each sample of the global batch."""
         which, chosen = self.drawn(step)
-        places, found = self._places(step), [np.empty(len(which), np.int64) for _ in range(5)]
+        places = self._places(step)
+        found: list[np.ndarray] = [np.empty(len(which), np.int64) for _ in range(5)]  # a column for each field of Pairs
         for index, pairs in enumerate(self._pairs.values()):
             rows = np.flatnonzero(which == index)
             if len(rows):
                 some = pairs.choose(chosen[rows], places[rows], self.order.seed, self.order.length - 3)
                 for whole, part in zip(found, vars(some).values(), strict=True):
                     whole[rows] = part
-        return which, Pairs(*found[:4], found[4].astype(bool))
+        a_start, a_end, b_start, b_end, follows = found
+        return which, Pairs(a_start, a_end, b_start, b_end, follows.astype(bool))
 
     def _read(self, which: np.ndarray, pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
         """The rank's rows as tokens and token types, (b, T') each, T' the longest of the global batch."""
         assert self.vocabulary is not None
         shards, rank = list(self.corpora.values()), range(*self.order.rows.indices(len(which)))
-        tokens = np.full((len(rank), int(pairs.lengths.max())), self.vocabulary.pad, np.int64)
+        tokens: np.ndarray = np.full((len(rank), int(pairs.lengths.max())), self.vocabulary.pad, np.int64)
         types = np.zeros_like(tokens)
         for row, kinds, place in zip(tokens, types, rank, strict=True):
             a, b = int(pairs.a_end[place] - pairs.a_start[place]), int(pairs.b_end[place] - pairs.b_start[place])

@@ -229,7 +229,9 @@ class TokenShards:
         chosen = [unit for unit in content["units"] if corpus is None or unit.get("corpus") == corpus]
         if not chosen and corpus is not None:
             known = sorted({unit.get("corpus", "") for unit in content["units"]} - {""})
-            raise ValueError(f"{manifest}: no shard of the corpus {corpus!r}; it lists those of {', '.join(known) or 'none'}")
+            raise ValueError(
+                f"{manifest}: no shard of the corpus {corpus!r}; it lists those of {', '.join(known) or 'none'}"
+            )
         units = [
             ShardUnit(
                 root / unit["path"], unit["sha256"], unit["documents"], unit["tokens"], unit["bytes"], unit.get("sentences", 0)

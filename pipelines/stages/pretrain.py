@@ -23,13 +23,14 @@ def run(attempt: Attempt) -> dict[str, Any]:
     return training.train(
         attempt,
         {
-            "model": attempt.config["model"] | training.vocabulary(tokenizer) | _head(objective),
+            "model": training.shape(attempt, tokenizer) | _head(objective),
             "objective": objective,
             "objective_options": {name: settings[name] for name in ObjectiveConfig.model_fields if name in settings},
             "train": training.train_config(settings),
             "data": {"manifest": str(attempt.inputs["tokens"].path("train.json")), "root": str(attempt.root)},
             "tokenizer": str(tokenizer),
             "init": str(base.path("export")) if base else None,
+            "release": attempt.config.get("release", True),
         },
     )
 

@@ -13,8 +13,8 @@ import logging
 from typing import Any
 
 from model import durable
-from pipelines.engine.step import Attempt, Damaged, Stage
 from pipelines import sentences
+from pipelines.engine.step import Attempt, Damaged, Stage
 from pipelines.engine.units import Unit, unit_key
 from pipelines.stages.fan_out import fan_out
 from pipelines.stages.tokenize_work import TOKENS, DamagedText

@@ -13,7 +13,6 @@ from model import durable
 from pipelines.engine.units import UnitStore
 from pipelines.tokenizer_files import TokenizerFacts
 
-
 TOKENS = "tokens.arrow"
 
 
@@ -89,5 +88,7 @@ def _verified(root: Path, shard: dict[str, Any]) -> Any:
         raise DamagedText(shard["path"])
     # Not pq.read_table: it goes through pyarrow.dataset and imports pandas, half a second of each worker's start.
     file = pq.ParquetFile(pa.BufferReader(data))
-    groups = [file.read_row_group(index, ["id", "text", "source"], use_threads=False) for index in range(file.num_row_groups)]
+    groups = [
+        file.read_row_group(index, ["id", "text", "source"], use_threads=False) for index in range(file.num_row_groups)
+    ]
     return pa.concat_tables(groups)

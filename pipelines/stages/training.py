@@ -25,6 +25,21 @@ def vocabulary(tokenizer: Path) -> dict[str, int]:
     return {"vocab_size": facts.vocab_size, "eot_token_id": facts.eot} | special_ids(tokenizer)
 
 
+def shape(attempt: Attempt, tokenizer: Path) -> dict[str, Any]:
+    """What the model is, before its task is known: the recipe's shape with the tokenizer's vocabulary, or an imported model's.
+
+    An imported model may have more ids than its tokenizer.
+    """
+    if "shape" in attempt.inputs:
+        found: dict[str, Any] = durable.read_json(attempt.inputs["shape"].path("model.json"))
+    else:
+        found = attempt.config["model"] | vocabulary(tokenizer)
+    length = attempt.config["train"]["sequence_length"]
+    if length > found["n_positions"]:
+        raise ValueError(f"sequence_length={length} is longer than the {found['n_positions']} positions of the model")
+    return found
+
+
 def train_config(settings: dict[str, Any]) -> dict[str, Any]:
     """Of a stage's training settings those that the loop knows; the stage sees to the others."""
     return {name: value for name, value in settings.items() if name in TrainConfig.model_fields}
