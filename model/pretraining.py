@@ -27,7 +27,7 @@ import torch
 
 from model.batches import RankBatch, rank_slice, samples, sequences, stream_batch
 from model.config import ObjectiveConfig
-from model.job import RankJob, StreamData
+from model.job import StreamData
 from model.masking import Masking, target_counts
 from model.mixture import items, mixed, quotas
 from model.objectives import Batch
@@ -53,14 +53,13 @@ class Order:
         return slice(places.start, places.stop)
 
 
-def streams(job: RankJob, order: Order) -> Pretraining:
-    """The batches of a job that reads token shards."""
-    assert isinstance(job.data, StreamData)
-    manifest, root = Path(job.data.manifest), Path(job.data.root)
-    names: list[str | None] = [*(job.objective_options.mixture or [None])]
+def streams(data: StreamData, objective: str, options: ObjectiveConfig, tokenizer: Path, order: Order) -> Pretraining:
+    """The batches of token shards; `tokenizer` is the folder of the one that made them."""
+    manifest, root = Path(data.manifest), Path(data.root)
+    names: list[str | None] = [*(options.mixture or [None])]
     corpora = {name or "": TokenShards.from_manifest(manifest, root, name) for name in names}
-    vocabulary = None if job.objective == "causal_lm" else load(Path(job.tokenizer))
-    return Pretraining(corpora, job.objective, job.objective_options, order, vocabulary)
+    vocabulary = None if objective == "causal_lm" else load(tokenizer)
+    return Pretraining(corpora, objective, options, order, vocabulary)
 
 
 @dataclass(frozen=True)
@@ -100,6 +99,13 @@ class Pretraining:
             return tuple(sequences(shards, self._stretch) for shards in self.corpora.values())
         self._pairs.update({name: SentencePairs(shards) for name, shards in self.corpora.items()})
         return tuple(len(pairs) for pairs in self._pairs.values())
+
+    def beginnings(self, step: int) -> list[tuple[TokenShards, int]]:
+        """Where each row of the global batch begins in the stream of its corpus."""
+        which, chosen = self.drawn(step)
+        places = self._chosen(step)[1].a_start if self._pairs else chosen * self._stretch
+        shards = list(self.corpora.values())
+        return [(shards[corpus], int(place)) for corpus, place in zip(which, places, strict=True)]
 
     @property
     def _stretch(self) -> int:

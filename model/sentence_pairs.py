@@ -119,7 +119,7 @@ class SentencePairs:
     def _near(self, places: np.ndarray, inside: np.ndarray, side: str, step: int) -> np.ndarray:
         """The beginning of a sentence next to each place, in the shard in which `inside` is: at or after it ("left", 0),
         or at or before it ("right", -1)."""
-        found = np.empty(len(places), np.int64)
+        found: np.ndarray = np.empty(len(places), np.int64)
         shards = np.searchsorted(self.shards.ends, inside, "right")
         for shard in np.unique(shards).tolist():
             rows = np.flatnonzero(shards == shard)

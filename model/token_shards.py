@@ -90,7 +90,7 @@ def _check_flat(
 def _check_sentences(path: Path, sentences: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """How many sentences come before each document and the end, (documents + 1,) int64. ValueError unless they ascend
     and each document begins with one."""
-    before = np.searchsorted(sentences, offsets)
+    before: np.ndarray = np.asarray(np.searchsorted(sentences, offsets))
     begun = len(sentences) > before[:-1].max() and (sentences[before[:-1]] == offsets[:-1]).all()
     if not begun or (np.diff(sentences) < 1).any() or before[-1] != len(sentences):
         raise ValueError(f"{path}: {len(sentences)} sentences do not ascend from the beginning of each document")

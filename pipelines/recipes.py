@@ -139,6 +139,7 @@ def bert_tiny() -> Recipe:
     """The same shape with next to no work in it, for tests: under a minute."""
     text = Source(sample="tiny_shakespeare", label="tiny_shakespeare")
     whole = bert()
+    assert whole.model and whole.pretrain
     return whole.model_copy(
         update={
             "name": "bert_tiny",

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from model.config import ObjectiveConfig
 from pipelines.engine.step import Attempt, Stage
 from pipelines.stages import training
 
@@ -25,7 +24,7 @@ def run(attempt: Attempt) -> dict[str, Any]:
         {
             "model": training.shape(attempt, tokenizer) | _head(objective),
             "objective": objective,
-            "objective_options": {name: settings[name] for name in ObjectiveConfig.model_fields if name in settings},
+            "objective_options": training.objective_options(settings),
             "train": training.train_config(settings),
             "data": {"manifest": str(attempt.inputs["tokens"].path("train.json")), "root": str(attempt.root)},
             "tokenizer": str(tokenizer),
