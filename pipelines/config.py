@@ -11,9 +11,11 @@ from typing import Any, Literal
 
 from pydantic import Field, model_serializer, model_validator
 
-from model.config import Config, ModelShape, ObjectiveConfig, TrainConfig, accumulation_steps
+from model.config import Config, ModelShape, TrainConfig, accumulation_steps
 from model.tuning_config import Tuning
+from pipelines import pretrain_config
 from pipelines.execution import Execution
+from pipelines.pretrain_config import PretrainConfig as PretrainConfig
 from pipelines.pretrained import Pretrained
 
 SourceFormat = Literal["auto", "txt", "md", "jsonl", "jsonl.gz", "jsonl.zst", "parquet", "csv.bz2"]
@@ -94,42 +96,6 @@ class TokenizerConfig(Config):
             raise ValueError("give either sources (to train a tokenizer) or pinned (to use one), not both or neither")
         if self.pinned and not self.digest:
             raise ValueError("a pinned tokenizer needs digest=<SHA-256 of its tokenizer.json>")
-        return self
-
-
-# What each family of models can be pre-trained on.
-OBJECTIVES = {
-    "gpt2": ("causal_lm",),
-    "llama": ("causal_lm",),
-    "bert": ("masked_lm", "next_sentence", "masked_lm_next_sentence"),
-}
-
-
-class PretrainConfig(TrainConfig, ObjectiveConfig):
-    """Pre-training on unlabelled text."""
-
-    objective: Literal["causal_lm", "masked_lm", "next_sentence", "masked_lm_next_sentence"] = Field(
-        "causal_lm", description="what is predicted"
-    )
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The objective's options that are not at their defaults."""
-        return ObjectiveConfig(**{name: getattr(self, name) for name in ObjectiveConfig.model_fields}).model_dump(
-            mode="json"
-        )
-
-    @model_validator(mode="after")
-    def _options_are_the_objectives(self) -> PretrainConfig:
-        paired, masked = self.objective.endswith("next_sentence"), self.objective.startswith("masked_lm")
-        if not masked and (self.whole_words or self.mask_fraction != 0.15):
-            raise ValueError(f"objective {self.objective} hides no tokens; leave out mask_fraction and whole_words")
-        if paired and self.attention == "within_documents":
-            raise ValueError(
-                f"objective {self.objective}: a sample is a pair, not a stretch of documents; leave out attention"
-            )
-        if self.sequence_length < (8 if paired else 3):
-            raise ValueError(f"objective {self.objective} needs a sequence_length of {8 if paired else 3} at least")
         return self
 
 
@@ -373,33 +339,13 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _objective_fits(self) -> Recipe:
-        if self.pretrain is None or self.model is None or self.tokenizer is None:
-            return self
-        family, objective = self.model.family, self.pretrain.objective
-        if objective not in OBJECTIVES[family]:
-            able = [name for name, known in OBJECTIVES.items() if objective in known]
-            raise ValueError(
-                f"pretrain.objective={objective!r} cannot be learned by model.family={family!r}, which learns "
-                f"{', '.join(OBJECTIVES[family])}; choose one of these, or family {' or '.join(able)}"
-            )
-        if self.tokenizer.sources and (self.tokenizer.special_tokens == "bert") != (family == "bert"):
-            raise ValueError(
-                f"tokenizer.special_tokens={self.tokenizer.special_tokens!r} does not go with model.family={family!r}; "
-                f"say {'bert' if family == 'bert' else 'gpt2'}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _mixture_weighs_the_corpora(self) -> Recipe:
-        if self.pretrain is None or self.shard is None or not self.pretrain.mixture:
-            return self
-        sources = self.shard.sources
-        labels = {source.label or source.sample or ("dataset" if source.dataset else "text") for source in sources}
-        if set(self.pretrain.mixture) != labels:
-            raise ValueError(
-                f"pretrain.mixture weighs {', '.join(sorted(self.pretrain.mixture))}; give a weight to each label of "
-                f"shard.sources and to no other: {', '.join(sorted(labels))}"
-            )
+        if self.pretrain is not None and self.model is not None and self.tokenizer is not None:
+            trained = self.tokenizer.special_tokens if self.tokenizer.sources else None
+            pretrain_config.check_family(self.pretrain, self.model.family, trained)
+        if self.pretrain is not None and self.shard is not None and self.pretrain.mixture:
+            sources = self.shard.sources
+            labels = {one.label or one.sample or ("dataset" if one.dataset else "text") for one in sources}
+            pretrain_config.check_mixture(self.pretrain, labels)
         return self
 
 

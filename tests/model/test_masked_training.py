@@ -90,5 +90,3 @@ def test_a_killed_run_ends_with_identical_bytes_and_two_ranks_lose_the_same(pair
     for ours, theirs in zip(metrics(whole[both]), metrics(split), strict=True):
         assert (ours["tokens"], ours["learning_rate"]) == (theirs["tokens"], theirs["learning_rate"])
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
-    for job in (whole[both], whole["masked_lm"]):
-        assert metrics(job)[-1]["loss"] < metrics(job)[0]["loss"]
