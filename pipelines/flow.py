@@ -13,7 +13,7 @@ from typing import Any
 
 from model.tuning_config import Tuning
 from pipelines.champions import Champion
-from pipelines.config import ADDED_TO_TASK, FinetuneConfig, Recipe, Source, TaskConfig, TokenizerConfig
+from pipelines.config import ADDED_TO_TASK, ConfigError, FinetuneConfig, Recipe, Source, TaskConfig, TokenizerConfig
 from pipelines.engine.step import Input, Step
 from pipelines.pretrained import Pretrained
 from pipelines.stages import (
@@ -55,6 +55,11 @@ def retraining(recipe: Recipe, champions: Mapping[str, Champion], files: Files) 
     The recipe is that of `challenging`: its tokenizer is pinned to the champion's.
     """
     begun = _begun_from(recipe)
+    if "finetune" not in begun and recipe.pretrain and recipe.pretrain.objective != "causal_lm":
+        raise ConfigError(
+            f"retrain.start={recipe.retrain.start!r} compares base models by bits per byte, which one of pretrain.objective="
+            f"{recipe.pretrain.objective!r} has none of; with a task set retrain.start=base or champion, else make run again"
+        )
     # An adapter stands on a registered base, and a challenger's may be the task's own champion: it is merged only.
     steps = [step for step in build(recipe, files) if not step.name.endswith("-adapter")]
     if recipe.task and begun.get("finetune"):  # nothing is pre-trained, so no document is read

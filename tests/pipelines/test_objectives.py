@@ -82,3 +82,8 @@ def test_tokenize_and_evaluate_are_told_what_the_objective_needs() -> None:
     mixture = json.dumps({"tiny_shakespeare": 2.0})
     mixed = steps(override(recipes.load("tiny"), {"pretrain.mixture": mixture}))
     assert mixed["tokenize"].config == {"corpora": True}
+
+
+def test_a_bidirectional_base_model_is_not_retrained() -> None:
+    with pytest.raises(ConfigError, match="compares base models by bits per byte"):
+        flow.retraining(recipes.load("bert_tiny"), {}, lambda source: [])
