@@ -30,6 +30,7 @@ NAMES = (
     "planning",
     "overhead",
     "loader",
+    "masking",
     "tokenize",
     "train",
     "checkpoint",

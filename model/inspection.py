@@ -10,39 +10,45 @@ from typing import Any
 
 import numpy as np
 
-from model.batches import example_batch, example_order, pretrain_batch, samples, sequences
-from model.config import TrainConfig
+from model.batches import example_batch, example_order
+from model.config import ObjectiveConfig, TrainConfig
+from model.cross_entropy import IGNORE_INDEX
 from model.examples import Examples
+from model.job import StreamData
+from model.pretraining import Order, Pretraining, streams
 from model.token_shards import TokenShards
 
 
 def training_batch(job: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows of step `job["step"]` (from 0) of a training job: {"place", "origin", "tokens", "loss_mask", "label"}.
 
-    `job` has "train" (TrainConfig as JSON), "data" as in a rank's job, and "step". `loss_mask[i]` says whether the
+    `job` has "train" (TrainConfig as JSON), "data" as in a rank's job, "step", and for text also the job's "objective",
+    "objective_options" and "tokenizer". `loss_mask[i]` says whether the
     loss counts token i as a target.
     """
     train = TrainConfig.model_validate(job["train"])
-    order = {"seed": train.seed, "global_batch_size": train.global_batch_size}
     if "examples" in job["data"]:
-        return _examples(Examples(Path(job["data"]["examples"])), job["step"], order, train.sequence_length)
-    shards = TokenShards.from_manifest(Path(job["data"]["manifest"]), Path(job["data"]["root"]))
-    return _stream(shards, job["step"], order, train.sequence_length)
+        places = {"seed": train.seed, "global_batch_size": train.global_batch_size}
+        return _examples(Examples(Path(job["data"]["examples"])), job["step"], places, train.sequence_length)
+    order = Order(train.seed, train.global_batch_size, train.sequence_length)
+    source, options = StreamData.model_validate(job["data"]), ObjectiveConfig.model_validate(job["objective_options"])
+    return _stream(streams(source, job["objective"], options, Path(job["tokenizer"]), order), job["step"])
 
 
-def _stream(shards: TokenShards, step: int, order: dict[str, int], length: int) -> list[dict[str, Any]]:
-    batch = pretrain_batch(shards, step, length=length, **order).rows
-    size = order["global_batch_size"]
-    chosen = samples(sequences(shards, length), order["seed"], step * size, size)
+def _stream(made: Pretraining, step: int) -> list[dict[str, Any]]:
+    """What the model sees of each row; of a masked one the loss counts what was hidden."""
+    batch = made(step).rows
+    if batch.targets is not None:
+        counted = (batch.targets != IGNORE_INDEX).tolist()
+    else:  # the first token of a causal model's row is only an input
+        asked = made.objective == "causal_lm"
+        counted = [[asked and place > 0 for place in range(batch.tokens.shape[1])]] * len(batch.tokens)
+    labels = [None] * len(counted) if batch.labels is None else batch.labels.tolist()
     return [
-        {
-            "place": place,
-            "origin": origin(shards, int(sample) * length),
-            "tokens": row.tolist(),
-            "loss_mask": [False] + [True] * length,  # the first token is only an input
-            "label": None,
-        }
-        for place, (sample, row) in enumerate(zip(chosen, batch.tokens, strict=True))
+        {"place": place, "origin": origin(*start), "tokens": row.tolist(), "loss_mask": mask, "label": label}
+        for place, (start, row, mask, label) in enumerate(
+            zip(made.beginnings(step), batch.tokens, counted, labels, strict=True)
+        )
     ]
 
 

@@ -38,9 +38,9 @@ def quotas(weights: Mapping[str, float]) -> dict[str, int]:
 @lru_cache(maxsize=4)
 def _block(counts: tuple[int, ...], seed: int, block: int) -> tuple[np.ndarray, np.ndarray]:
     """Of a block's samples the corpus (BLOCK,), and how many of that corpus come before it in the block (BLOCK,)."""
-    slots = np.repeat(np.arange(len(counts)), counts)
+    slots: np.ndarray = np.repeat(np.arange(len(counts)), counts)
     corpora = slots[Permutation(BLOCK, f"{seed} mixture", block)(np.arange(BLOCK))]
-    before = np.empty(BLOCK, np.int64)
+    before: np.ndarray = np.empty(BLOCK, np.int64)
     for corpus in range(len(counts)):
         before[corpora == corpus] = np.arange(counts[corpus])
     return corpora, before
@@ -61,8 +61,8 @@ def mixed(counts: tuple[int, ...], seed: int, start: int, count: int) -> tuple[n
 
 def items(size: int, seed: str, numbers: np.ndarray) -> np.ndarray:
     """The items of a corpus of `size` that its samples `numbers` (n,) are, (n,) int64: each epoch is another permutation."""
-    found = np.empty(len(numbers), np.int64)
-    epochs = numbers // size
+    found: np.ndarray = np.empty(len(numbers), np.int64)
+    epochs: np.ndarray = numbers // size
     for epoch in np.unique(epochs).tolist():
         found[epochs == epoch] = Permutation(size, seed, epoch)(numbers[epochs == epoch] % size)
     return found

@@ -27,7 +27,7 @@ import torch
 
 from model.batches import RankBatch, rank_slice, samples, sequences, stream_batch
 from model.config import ObjectiveConfig
-from model.job import RankJob, StreamData
+from model.job import StreamData
 from model.masking import Masking, target_counts
 from model.mixture import items, mixed, quotas
 from model.objectives import Batch
@@ -53,14 +53,13 @@ class Order:
         return slice(places.start, places.stop)
 
 
-def streams(job: RankJob, order: Order) -> Pretraining:
-    """The batches of a job that reads token shards."""
-    assert isinstance(job.data, StreamData)
-    manifest, root = Path(job.data.manifest), Path(job.data.root)
-    names = job.objective_options.mixture or {None: 1.0}
+def streams(data: StreamData, objective: str, options: ObjectiveConfig, tokenizer: Path, order: Order) -> Pretraining:
+    """The batches of token shards; `tokenizer` is the folder of the one that made them."""
+    manifest, root = Path(data.manifest), Path(data.root)
+    names: list[str | None] = [*(options.mixture or [None])]
     corpora = {name or "": TokenShards.from_manifest(manifest, root, name) for name in names}
-    vocabulary = None if job.objective == "causal_lm" else load(Path(job.tokenizer))
-    return Pretraining(corpora, job.objective, job.objective_options, order, vocabulary)
+    vocabulary = None if objective == "causal_lm" else load(tokenizer)
+    return Pretraining(corpora, objective, options, order, vocabulary)
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ class Pretraining:
             return np.zeros(size, np.int64), samples(only, self.order.seed, step * size, size)
         counts = quotas({name: self.config.mixture[name] for name in self.corpora})
         which, numbers = mixed(tuple(counts.values()), self.order.seed, step * size, size)
-        found = np.empty(size, np.int64)
+        found: np.ndarray = np.empty(size, np.int64)
         for index, name in enumerate(self.corpora):
             rows = which == index
             found[rows] = items(self.sizes[index], f"{self.order.seed} {name}", numbers[rows])
@@ -101,6 +100,13 @@ class Pretraining:
         self._pairs.update({name: SentencePairs(shards) for name, shards in self.corpora.items()})
         return tuple(len(pairs) for pairs in self._pairs.values())
 
+    def beginnings(self, step: int) -> list[tuple[TokenShards, int]]:
+        """Where each row of the global batch begins in the stream of its corpus."""
+        which, chosen = self.drawn(step)
+        places = self._chosen(step)[1].a_start if self._pairs else chosen * self._stretch
+        shards = list(self.corpora.values())
+        return [(shards[corpus], int(place)) for corpus, place in zip(which, places, strict=True)]
+
     @property
     def _stretch(self) -> int:
         """Tokens of the stream in a sequence."""
@@ -113,7 +119,7 @@ class Pretraining:
     def _stream(self, step: int) -> np.ndarray:
         """The rank's stretches of the stream, (b, stretch + 1) int64."""
         which, chosen = (part[self.order.rows] for part in self.drawn(step))
-        rows = np.empty((len(chosen), self._stretch + 1), np.int64)
+        rows: np.ndarray = np.empty((len(chosen), self._stretch + 1), np.int64)
         for index, shards in enumerate(self.corpora.values()):
             mine = which == index
             rows[mine] = stream_batch(shards, chosen[mine], self._stretch)
@@ -169,20 +175,22 @@ class Pretraining:
     def _chosen(self, step: int) -> tuple[np.ndarray, Pairs]:
         """The corpus (B,) and the pair of each sample of the global batch."""
         which, chosen = self.drawn(step)
-        places, found = self._places(step), [np.empty(len(which), np.int64) for _ in range(5)]
+        places = self._places(step)
+        found: list[np.ndarray] = [np.empty(len(which), np.int64) for _ in range(5)]  # a column for each field of Pairs
         for index, pairs in enumerate(self._pairs.values()):
             rows = np.flatnonzero(which == index)
             if len(rows):
                 some = pairs.choose(chosen[rows], places[rows], self.order.seed, self.order.length - 3)
                 for whole, part in zip(found, vars(some).values(), strict=True):
                     whole[rows] = part
-        return which, Pairs(*found[:4], found[4].astype(bool))
+        a_start, a_end, b_start, b_end, follows = found
+        return which, Pairs(a_start, a_end, b_start, b_end, follows.astype(bool))
 
     def _read(self, which: np.ndarray, pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
         """The rank's rows as tokens and token types, (b, T') each, T' the longest of the global batch."""
         assert self.vocabulary is not None
         shards, rank = list(self.corpora.values()), range(*self.order.rows.indices(len(which)))
-        tokens = np.full((len(rank), int(pairs.lengths.max())), self.vocabulary.pad, np.int64)
+        tokens: np.ndarray = np.full((len(rank), int(pairs.lengths.max())), self.vocabulary.pad, np.int64)
         types = np.zeros_like(tokens)
         for row, kinds, place in zip(tokens, types, rank, strict=True):
             a, b = int(pairs.a_end[place] - pairs.a_start[place]), int(pairs.b_end[place] - pairs.b_start[place])

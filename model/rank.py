@@ -71,7 +71,7 @@ def loader(job: RankJob, world: World) -> Callable[[int], RankBatch]:
         examples = Examples(Path(job.data.examples))
         _same_vocabulary(examples, job.model)
         return lambda step: example_batch(examples, step, **order)
-    pretraining = streams(job, Order(**order))
+    pretraining = streams(job.data, job.objective, job.objective_options, Path(job.tokenizer), Order(**order))
     for shards in pretraining.corpora.values():
         _same_vocabulary(shards, job.model)
         if job.verify:

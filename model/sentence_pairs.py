@@ -52,7 +52,9 @@ class SentencePairs:
     def __init__(self, shards: TokenShards) -> None:
         counts = [unit.sentences - unit.documents for unit in shards.units]
         if any(unit.sentences == 0 for unit in shards.units):
-            raise ValueError("the token shards do not say where sentences begin; tokenize for an objective that needs them")
+            raise ValueError(
+                "the token shards do not say where sentences begin; tokenize for an objective that needs them"
+            )
         if sum(counts) < 2:
             raise ValueError("no document has two sentences, so there are no pairs; give documents that are longer")
         self.shards = shards
@@ -84,7 +86,9 @@ class SentencePairs:
                 return found
             found[missing] = (random[missing, attempt] % np.uint64(len(self))).astype(np.int64)
             missing = missing[self._found(found[missing]).start == here.start[missing]]
-        raise ValueError("next-sentence prediction needs two documents of several sentences at least; the corpus has one")
+        raise ValueError(
+            "next-sentence prediction needs two documents of several sentences at least; the corpus has one"
+        )
 
     def _found(self, boundaries: np.ndarray) -> _Boundaries:
         """Where boundaries are. A document's k-th boundary is before its sentence k + 1."""
@@ -115,7 +119,7 @@ class SentencePairs:
     def _near(self, places: np.ndarray, inside: np.ndarray, side: str, step: int) -> np.ndarray:
         """The beginning of a sentence next to each place, in the shard in which `inside` is: at or after it ("left", 0),
         or at or before it ("right", -1)."""
-        found = np.empty(len(places), np.int64)
+        found: np.ndarray = np.empty(len(places), np.int64)
         shards = np.searchsorted(self.shards.ends, inside, "right")
         for shard in np.unique(shards).tolist():
             rows = np.flatnonzero(shards == shard)

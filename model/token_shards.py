@@ -90,7 +90,7 @@ def _check_flat(
 def _check_sentences(path: Path, sentences: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """How many sentences come before each document and the end, (documents + 1,) int64. ValueError unless they ascend
     and each document begins with one."""
-    before = np.searchsorted(sentences, offsets)
+    before: np.ndarray = np.asarray(np.searchsorted(sentences, offsets))
     begun = len(sentences) > before[:-1].max() and (sentences[before[:-1]] == offsets[:-1]).all()
     if not begun or (np.diff(sentences) < 1).any() or before[-1] != len(sentences):
         raise ValueError(f"{path}: {len(sentences)} sentences do not ascend from the beginning of each document")
@@ -229,7 +229,9 @@ class TokenShards:
         chosen = [unit for unit in content["units"] if corpus is None or unit.get("corpus") == corpus]
         if not chosen and corpus is not None:
             known = sorted({unit.get("corpus", "") for unit in content["units"]} - {""})
-            raise ValueError(f"{manifest}: no shard of the corpus {corpus!r}; it lists those of {', '.join(known) or 'none'}")
+            raise ValueError(
+                f"{manifest}: no shard of the corpus {corpus!r}; it lists those of {', '.join(known) or 'none'}"
+            )
         units = [
             ShardUnit(
                 root / unit["path"], unit["sha256"], unit["documents"], unit["tokens"], unit["bytes"], unit.get("sentences", 0)

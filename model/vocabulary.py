@@ -97,9 +97,10 @@ _BYTE_OF = _byte_of()
 
 
 def _begins_byte_level(piece: str) -> bool:
-    """Not with a letter or digit of an alphabet: those go on with the word before. Lead bytes from 0xE3 on are CJK and signs."""
-    first = _BYTE_OF[piece[0]] if piece[0] in _BYTE_OF else ord(" ")
-    goes_on = chr(first).isalnum() if first < 0x80 else first < 0xE3
+    """Not with a letter or digit of an alphabet, which go on with the word before, unless a Chinese character begins in it
+    (or another sign whose first byte is 0xE3 or more)."""
+    text = [_BYTE_OF.get(character, ord(" ")) for character in piece]
+    goes_on = chr(text[0]).isalnum() if text[0] < 0x80 else max(text) < 0xE3
     return not goes_on
 
 

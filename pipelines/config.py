@@ -13,8 +13,12 @@ from pydantic import Field, model_serializer, model_validator
 
 from model.config import Config, ModelShape, TrainConfig, accumulation_steps
 from model.tuning_config import Tuning
+from pipelines import pretrain_config
 from pipelines.execution import Execution
+from pipelines.pretrain_config import PretrainConfig as PretrainConfig
 from pipelines.pretrained import Pretrained
+from pipelines.release_config import Gate as Gate
+from pipelines.release_config import RegisterConfig, RetrainConfig
 
 SourceFormat = Literal["auto", "txt", "md", "jsonl", "jsonl.gz", "jsonl.zst", "parquet", "csv.bz2"]
 
@@ -78,6 +82,15 @@ class TokenizerConfig(Config):
     digest: str | None = Field(
         None, pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the pinned directory's tokenizer.json"
     )
+    special_tokens: Literal["gpt2", "bert"] = Field(
+        "gpt2", description="gpt2: <|endoftext|>; bert: [PAD], [CLS], [SEP] (which ends documents) and [MASK]"
+    )
+
+    @model_serializer(mode="wrap")
+    def _as_it_was(self, dump: Any) -> dict[str, Any]:
+        """An option that came later changes no older tokenizer's fingerprint."""
+        fields: dict[str, Any] = dump(self)
+        return {name: value for name, value in fields.items() if name != "special_tokens" or value != "gpt2"}
 
     @model_validator(mode="after")
     def _one_origin(self) -> TokenizerConfig:
@@ -86,12 +99,6 @@ class TokenizerConfig(Config):
         if self.pinned and not self.digest:
             raise ValueError("a pinned tokenizer needs digest=<SHA-256 of its tokenizer.json>")
         return self
-
-
-class PretrainConfig(TrainConfig):
-    """Pre-training on unlabelled text."""
-
-    objective: Literal["causal_lm"] = Field("causal_lm", description="what is predicted")
 
 
 # Fields that came after the first tasks were made: a step's config has them only where they are set, or it would be another.
@@ -186,64 +193,6 @@ class EvaluateConfig(Config):
     continuation_tokens: int = Field(48, ge=1, description="new tokens in each continuation")
 
 
-class Gate(Config):
-    """A condition on an evaluation metric, a size or a latency that a version has to meet to become champion."""
-
-    metric: str = Field(
-        description="a metric of the evaluation, as it is named there; export_bytes; or latency_ms, which is measured "
-        "where a gate names it"
-    )
-    minimum: float | None = Field(None, description="smallest value that passes")
-    maximum: float | None = Field(None, description="largest value that passes")
-    baseline: str | None = Field(
-        None, description="another metric that the bound is measured from; the bounds are then differences"
-    )
-
-    @model_validator(mode="after")
-    def _bounded(self) -> Gate:
-        if self.minimum is None and self.maximum is None:
-            raise ValueError(f"a gate on {self.metric} needs a minimum or a maximum")
-        return self
-
-
-class RegisterConfig(Config):
-    """Under which names models are registered, and what makes a version champion."""
-
-    base: str = Field("base", pattern=r"^[\w.-]+$", description="registered name of the base model")
-    task: str = Field("sentiment", pattern=r"^[\w.-]+$", description="registered name of the task's model")
-    base_gates: tuple[Gate, ...] = Field((), description="all must pass for `base@champion`")
-    task_gates: tuple[Gate, ...] = Field((), description="all must pass for the task's `@champion`")
-    adapter: str | None = Field(
-        None,
-        pattern=r"^[\w.-]+$",
-        description="registered name of the adapter alone, against its base version (finetune.tune=lora); none: it is not registered",
-    )
-
-
-class RetrainConfig(Config):
-    """How a champion is challenged when there is something new, and when the challenger takes its place."""
-
-    start: Literal["continue_pretraining", "base", "champion", "scratch"] = Field(
-        "continue_pretraining",
-        description="pre-training goes on from the base champion, then fine-tuning (new documents and new examples "
-        "count); or fine-tuning alone starts from the base champion, or from the task's champion, head included (only "
-        "new examples count); or everything is trained from scratch. Without a task, champion is the base champion",
-    )
-    pretrain_steps: int | None = Field(
-        None, ge=1, description="optimizer steps for which pre-training goes on; pretrain.max_steps if none"
-    )
-    finetune_steps: int | None = Field(
-        None, ge=1, description="optimizer steps of fine-tuning; finetune.max_steps if none"
-    )
-    learning_rate_factor: float = Field(
-        1.0, gt=0, description="both learning rates are multiplied by this: what is trained already wants smaller steps"
-    )
-    minimum_gain: float = Field(
-        0.0,
-        description="the lower end of the gain's 95 % interval has to be above this: accuracy, or fewer bits per byte",
-    )
-
-
 class Recipe(Config):
     """Everything that decides what comes out."""
 
@@ -325,6 +274,17 @@ class Recipe(Config):
             raise ValueError(
                 f"register_as.adapter={self.register_as.adapter!r} is another model's name too; give it its own"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _objective_fits(self) -> Recipe:
+        if self.pretrain is not None and self.model is not None and self.tokenizer is not None:
+            trained = self.tokenizer.special_tokens if self.tokenizer.sources else None
+            pretrain_config.check_family(self.pretrain, self.model.family, trained)
+        if self.pretrain is not None and self.shard is not None and self.pretrain.mixture:
+            sources = self.shard.sources
+            labels = {one.label or one.sample or ("dataset" if one.dataset else "text") for one in sources}
+            pretrain_config.check_mixture(self.pretrain, labels)
         return self
 
 

@@ -13,13 +13,14 @@ from typing import Any
 
 from model.tuning_config import Tuning
 from pipelines.champions import Champion
-from pipelines.config import ADDED_TO_TASK, FinetuneConfig, Recipe, Source, TaskConfig, TokenizerConfig
+from pipelines.config import ADDED_TO_TASK, ConfigError, FinetuneConfig, Recipe, Source, TaskConfig, TokenizerConfig
 from pipelines.engine.step import Input, Step
 from pipelines.pretrained import Pretrained
 from pipelines.stages import (
     champion,
     compare,
     evaluate,
+    evaluate_masked,
     finetune,
     import_model,
     prepare_task,
@@ -54,6 +55,11 @@ def retraining(recipe: Recipe, champions: Mapping[str, Champion], files: Files) 
     The recipe is that of `challenging`: its tokenizer is pinned to the champion's.
     """
     begun = _begun_from(recipe)
+    if "finetune" not in begun and recipe.pretrain and recipe.pretrain.objective != "causal_lm":
+        raise ConfigError(
+            f"retrain.start={recipe.retrain.start!r} compares base models by bits per byte, which one of pretrain.objective="
+            f"{recipe.pretrain.objective!r} has none of; with a task set retrain.start=base or champion, else make run again"
+        )
     # An adapter stands on a registered base, and a challenger's may be the task's own champion: it is merged only.
     steps = [step for step in build(recipe, files) if not step.name.endswith("-adapter")]
     if recipe.task and begun.get("finetune"):  # nothing is pre-trained, so no document is read
@@ -226,10 +232,28 @@ def _data(recipe: Recipe, files: Files) -> list[Step]:
     return [
         *steps,
         Step(
-            "tokenize", tokenize.STAGE, {},
+            "tokenize", tokenize.STAGE, _token_options(recipe),
             {"train": Input("shard", "train.json"), "heldout": Input("shard", "heldout.json"), "tokenizer": _tokenizer_of(recipe)},
         ),
     ]  # fmt: skip
+
+
+def _token_options(recipe: Recipe) -> dict[str, Any]:
+    """What the objective needs beside tokens; nothing where it needs nothing, so that what was made stays made."""
+    assert recipe.pretrain
+    paired, mixed = recipe.pretrain.objective.endswith("next_sentence"), bool(recipe.pretrain.mixture)
+    return {name: True for name, needed in {"sentences": paired, "corpora": mixed}.items() if needed}
+
+
+def _base_evaluation(recipe: Recipe) -> dict[str, Any]:
+    """How a base model is measured: by its objective."""
+    trained = recipe.pretrain
+    assert trained
+    if trained.objective == "causal_lm":
+        return {"kind": "language_model"} | _json(recipe.evaluate)
+    options = {name: value for name, value in trained.options.items() if name != "mixture"}
+    how = {"objective": trained.objective, "options": options, "sequence_length": trained.sequence_length}
+    return {"kind": evaluate_masked.KIND} | how
 
 
 def _base(recipe: Recipe) -> list[Step]:
@@ -243,7 +267,7 @@ def _base(recipe: Recipe) -> list[Step]:
             {"tokens": Input("tokenize", "train.json"), "tokenizer": _tokenizer_of(recipe)} | known | begun,
         ),
         Step(
-            "evaluate-base", evaluate.STAGE, {"kind": "language_model"} | _json(recipe.evaluate),
+            "evaluate-base", evaluate.STAGE, _base_evaluation(recipe),
             {"export": Input("pretrain", made)}
             | {f"{kind}_{split}": Input(step, f"{split}.json") for kind, step in (("text", "shard"), ("tokens", "tokenize")) for split in ("train", "heldout")},
         ),

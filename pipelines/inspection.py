@@ -123,7 +123,7 @@ def _batch(step_name: str, step: int, rows: int, workspace: Workspace) -> Iterat
 
 def _data_job(step_name: str, planned: dict[str, Planned], workspace: Workspace, scratch: Path) -> dict[str, Any]:
     from pipelines.forms import form
-    from pipelines.stages.training import train_config
+    from pipelines.stages.training import objective_options, train_config
 
     needed = "prepare_task" if step_name == "finetune" else "tokenize"
     if needed not in planned or not planned[needed].done:
@@ -133,13 +133,16 @@ def _data_job(step_name: str, planned: dict[str, Planned], workspace: Workspace,
     step = next(step for step in workspace.steps if step.name == step_name)
     settings = step.config["train"]
     train = train_config(settings)
+    tokenizer = planned[_tokenizer_step(workspace)].folder
+    assert tokenizer is not None
     if step_name == "pretrain":
         return {
             "train": train,
             "data": {"manifest": str(folder / "outputs" / "train.json"), "root": str(workspace.root)},
+            "objective": settings["objective"],
+            "objective_options": objective_options(settings),
+            "tokenizer": str(tokenizer / "outputs" / "tokenizer"),
         }
-    tokenizer = planned[_tokenizer_step(workspace)].folder
-    assert tokenizer is not None
     form.of(step.config.get("form", "classification")).encode(
         folder / "outputs" / "train.jsonl", tokenizer / "outputs" / "tokenizer", settings, scratch / "examples.arrow"
     )

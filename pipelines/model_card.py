@@ -16,7 +16,7 @@ class Card:
     """What a package says about itself. `lineage` goes to MANIFEST.json, the rest to README.md."""
 
     name: str  # registered name
-    task: Literal["text-classification", "text-generation"]
+    task: Literal["text-classification", "text-generation", "fill-mask"]
     summary: str  # one or two sentences
     data: Sequence[str] = ()  # one line for each source or split: what, how much, which digest
     training: Mapping[str, Any] = field(default_factory=dict)  # shape and hyperparameters, flat
@@ -36,6 +36,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 model = AutoModelForSequenceClassification.from_pretrained(DIR)
 tokenizer = AutoTokenizer.from_pretrained(DIR)
 print(pipeline("text-classification", DIR, truncation=True)("a film that stays with you"))""",
+    "fill-mask": """\
+from transformers import AutoModelForPreTraining, AutoTokenizer, pipeline
+model, tokenizer = AutoModelForPreTraining.from_pretrained(DIR), AutoTokenizer.from_pretrained(DIR)
+print(tokenizer("A sentence.", "And the next one?"))
+print(pipeline("fill-mask", DIR)("a film that stays with [MASK]"))""",
     "text-generation": """\
 from transformers import GPT2LMHeadModel, GPT2Tokenizer
 model, tokenizer = GPT2LMHeadModel.from_pretrained(DIR), GPT2Tokenizer.from_pretrained(DIR)

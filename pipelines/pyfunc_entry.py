@@ -18,20 +18,22 @@ from typing import Any
 import mlflow
 import pandas as pd  # type: ignore[import-untyped]
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
 _BATCH = 32  # texts in one forward pass; bounds memory, does not change predictions
 
 
 class Export(mlflow.pyfunc.PythonModel):
-    """A Hugging Face directory: classifies texts, or continues prompts, as its config.json says."""
+    """A Hugging Face directory: classifies texts, continues prompts, or fills in [MASK], as its config.json says."""
 
     def load_context(self, context: Any) -> None:
         """Load tokenizer and weights from the directory that holds the package."""
         folder = Path(context.artifacts["export"])
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         self.classifies = "SequenceClassification" in config["architectures"][0]
+        self.fills = config["architectures"][0].endswith(("ForPreTraining", "ForMaskedLM"))
         kind = AutoModelForSequenceClassification if self.classifies else AutoModelForCausalLM
+        kind = AutoModelForMaskedLM if self.fills else kind
         self.model = kind.from_pretrained(folder, local_files_only=True).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         # The beginning of a long text is classified; the end of a long prompt is continued.
@@ -50,6 +52,8 @@ class Export(mlflow.pyfunc.PythonModel):
                 raise ValueError(f"row {row} of the input is {text!r} ({type(text).__name__}), not a text; pass str")
         if self.classifies:
             return pd.DataFrame(self._classified(model_input), columns=["label", "score"])
+        if self.fills:
+            return [self._filled(text) for text in model_input]
         return [self._continued(text, **(params or {})) for text in model_input]
 
     def _encoded(self, text: str, longest: int) -> list[int]:
@@ -70,6 +74,14 @@ class Export(mlflow.pyfunc.PythonModel):
             scores, best = logits.softmax(-1).max(-1)  # (B,), (B,)
             for index, score in zip(best.tolist(), scores.tolist(), strict=True):
                 yield self.model.config.id2label[index], score
+
+    @torch.inference_mode()
+    def _filled(self, text: str) -> str:
+        """The text with the most probable token in the place of each [MASK]."""
+        tokens = self.tokenizer(text, return_tensors="pt", truncation=True, max_length=self.longest)  # (1, T)
+        ids, hidden = tokens["input_ids"][0], tokens["input_ids"][0] == self.tokenizer.mask_token_id  # (T,), (T,)
+        best = self.model(**tokens).logits[0].argmax(-1)  # (T,)
+        return str(self.tokenizer.decode(ids.where(~hidden, best), skip_special_tokens=True))
 
     @torch.inference_mode()
     def _continued(self, text: str, max_new_tokens: int = 50, temperature: float = 0.0, seed: int = 0) -> str:

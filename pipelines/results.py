@@ -17,6 +17,7 @@ from model import durable
 from pipelines.engine.record import Record
 from pipelines.engine.step import Planned
 from pipelines.forms import form
+from pipelines.stages import evaluate_masked
 
 _ELSEWHERE = (
     "execution.registry=",
@@ -75,6 +76,8 @@ def figure(record: Record) -> str:
             # No speed where all steps were in the checkpoint that an earlier run had left.
             speed = f", {m['tokens_per_second']:,.0f} tokens/s" if "tokens_per_second" in m else ""
             return f"loss {m['final_loss']:.3f}{speed}"
+        case "evaluate" if record.config["kind"] == evaluate_masked.KIND:
+            return evaluate_masked.figure(m)
         case "evaluate" if record.config["kind"] != "language_model":
             return str(form.of(record.config["kind"]).figure(m))
         case "evaluate":
@@ -100,7 +103,8 @@ def results(planned: Mapping[str, Planned], given: Given) -> Iterator[str]:
     if not released:
         return
     folder = planned["evaluate-base"].folder if "base" in released else None  # fine-tuned alone, by retraining
-    samples = durable.read_json(folder / "outputs" / "continuations.json") if folder else []
+    file = folder / "outputs" / "continuations.json" if folder else None
+    samples = durable.read_json(file) if file and file.exists() else []  # only causal models continue a text
     if samples:
         yield "\nthe base model continues held-out text:"
     for sample in samples:
@@ -117,11 +121,16 @@ def _next(planned: Mapping[str, Planned], kind: str, given: Given) -> dict[str, 
         given.make_elsewhere("ui"): "MLflow: runs, curves, versions",
         given.make_elsewhere(*pull): "the model elsewhere",
     }
-    if "register-base" in planned:
+    if "register-base" in planned and not _is_masked(planned):
         base = _record(planned["register-base"]).metrics
         generate = ("generate", f"MODEL={base['name']}@{base['alias']}", 'PROMPT="To be"')
         commands[given.make_elsewhere(*generate)] = "the base model continues a text"
     return commands | {given.again(): "again: does only what changed"}
+
+
+def _is_masked(planned: Mapping[str, Planned]) -> bool:
+    """Whether the base model is a bidirectional one."""
+    return _record(planned["evaluate-base"]).config["kind"] == evaluate_masked.KIND
 
 
 def after_pull(folder: Path) -> str:
@@ -129,6 +138,9 @@ def after_pull(folder: Path) -> str:
     architectures = json.loads((folder / "config.json").read_text()).get("architectures") or [""]
     if architectures[0].endswith("ForSequenceClassification"):
         code = f'from transformers import pipeline; print(pipeline("text-classification", {json.dumps(str(folder.absolute()))})("a film that stays with you"))'
+        return f"{shlex.quote(sys.executable)} -c {shlex.quote(code)}"
+    if architectures[0].endswith(("ForPreTraining", "ForMaskedLM")):
+        code = f'from transformers import pipeline; print(pipeline("fill-mask", {json.dumps(str(folder.absolute()))})("I like [MASK]."))'
         return f"{shlex.quote(sys.executable)} -c {shlex.quote(code)}"
     return f'make generate MODEL={shlex.quote(str(folder))} PROMPT="To be"'
 
@@ -146,6 +158,8 @@ def _released(kind: str, planned: Mapping[str, Planned]) -> Iterator[str]:
     if kind == "task":
         evaluated = _record(planned["evaluate-task"]).config["kind"]
         yield from (f"  {line}" for line in form.of(evaluated).told(measured))
+    elif _is_masked(planned):
+        yield from (f"  {line}" for line in evaluate_masked.told(measured))
     else:
         compared = ", ".join(f"{name} {measured[f'{name}_bits_per_byte']:.3f}" for name in ("unigram", "gzip", "xz"))
         yield f"  held-out {measured['bits_per_byte']:.3f} bits per byte (perplexity {measured['perplexity']:.1f} a token); {compared}"

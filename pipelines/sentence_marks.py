@@ -28,8 +28,14 @@ def mark(texts: Any, tokens: np.ndarray, offsets: np.ndarray, folder: Path) -> n
     """
     state = durable.read_json(folder / "tokenizer.json")
     documents = (text.as_buffer().to_pybytes() for chunk in texts.chunks for text in chunk)
-    later = _by_bytes(documents, tokens, offsets, state) if is_byte_level(state) else _by_offsets(documents, offsets, folder)
-    return np.concatenate([part for start, inner in zip(offsets, later, strict=False) for part in ([start], inner)]).astype(np.int64)
+    later = (
+        _by_bytes(documents, tokens, offsets, state)
+        if is_byte_level(state)
+        else _by_offsets(documents, offsets, folder)
+    )
+    return np.concatenate(
+        [part for start, inner in zip(offsets, later, strict=False) for part in ([start], inner)]
+    ).astype(np.int64)
 
 
 def _kept(places: np.ndarray, start: int, end: int) -> np.ndarray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from model.config import Config
 from pipelines.config import ConfigError
@@ -20,7 +20,7 @@ def override(config: Config, settings: dict[str, str]) -> Any:
     "none" and "true"/"false" are spelled as in JSON or Python; what is not JSON, or where a string is asked for, is
     taken as a string.
     """
-    tree = _whole(config)
+    tree = _tree(config)
     for path, text in settings.items():
         _put(tree, path, _value(text), f"--set {path}={text}: {type(config).__name__}")
     for path in _strings(type(config), tree) & set(settings):
@@ -28,13 +28,13 @@ def override(config: Config, settings: dict[str, str]) -> Any:
     return validated(type(config), tree, f"--set {' '.join(f'{path}={text}' for path, text in settings.items())}")
 
 
-def _whole(value: Any) -> Any:
-    """A configuration as JSON with every field, those too that its own dump leaves out at their defaults."""
-    if isinstance(value, BaseModel):
-        return {name: _whole(getattr(value, name)) for name in type(value).model_fields}
+def _tree(value: Any) -> Any:
+    """A configuration as JSON values with all of its fields: a dump leaves out those that came later and say nothing."""
+    if isinstance(value, Config):
+        return {name: _tree(getattr(value, name)) for name in type(value).model_fields}
     if isinstance(value, dict):
-        return {key: _whole(one) for key, one in value.items()}
-    return [_whole(one) for one in value] if isinstance(value, tuple | list) else value
+        return {name: _tree(part) for name, part in value.items()}
+    return [_tree(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def _put(tree: dict[str, Any], path: str, value: Any, origin: str) -> None:

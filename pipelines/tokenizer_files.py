@@ -9,7 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model import durable
-from model.vocabulary import SEP  # ends each document where there is no end-of-text token: in bidirectional models
+from model.vocabulary import (
+    CLS,
+    MASK,
+    PAD,
+    SEP,
+    tokens_of,
+)  # SEP ends each document where there is no end-of-text token: in bidirectional models
 
 EOT = "<|endoftext|>"  # ends each document; beginning of text, padding and unknown too, as in GPT-2
 FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
@@ -40,6 +46,13 @@ def tokenizer_facts(folder: Path) -> TokenizerFacts:
         wanted = f"{EOT} (or {SEP})" if end == SEP else end
         raise ValueError(f"{path} has no token {wanted}, which has to end each document; use a tokenizer that has it")
     return TokenizerFacts(durable.sha256(path), max(ids.values()) + 1, ids[end])
+
+
+def special_ids(folder: Path) -> dict[str, int]:
+    """The ids "pad_token_id", "cls_token_id", "sep_token_id" and "mask_token_id" of a tokenizer that has a [MASK]; else nothing."""
+    pieces = tokens_of(durable.read_json(folder / "tokenizer.json"))
+    roles = {"pad_token_id": PAD, "cls_token_id": CLS, "sep_token_id": SEP, "mask_token_id": MASK}
+    return {role: pieces.index(name) for role, name in roles.items() if name in pieces} if MASK in pieces else {}
 
 
 def _named_end(folder: Path) -> str | None:

@@ -14,6 +14,7 @@ from typing import Any
 from model import durable
 from pipelines.engine.step import Attempt, Stage, StepInput
 from pipelines.forms import form
+from pipelines.stages import evaluate_masked
 from pipelines.stages.fan_out import connect
 
 STAGE = Stage("evaluate", 1, "pipelines.stages.evaluate:run")
@@ -23,8 +24,9 @@ _PROMPT_WORDS = 8
 def run(attempt: Attempt) -> dict[str, Any]:
     """Write metrics.json and what was predicted or generated; return the metrics."""
     connect(attempt)
-    kind = attempt.config["kind"]  # "language_model", or the form of a task
-    metrics = language_model(attempt) if kind == "language_model" else form.of(kind).evaluate(attempt)
+    kind = attempt.config["kind"]  # that of a base model, or the form of a task
+    base = {"language_model": language_model, evaluate_masked.KIND: evaluate_masked.measure}
+    metrics = base[kind](attempt) if kind in base else form.of(kind).evaluate(attempt)
     durable.write_json(attempt.outputs / "metrics.json", metrics)
     return metrics
 

@@ -27,6 +27,14 @@ _LIMITS = (
     "It is small and has read little: it writes in the manner of its text and knows nothing of the world.",
     "Nothing was done to keep it from repeating its training text or from giving offence.",
 )
+_BIDIRECTIONAL = (
+    "A bidirectional language model, pre-trained from scratch on the text below by gptline: it says what stands behind "
+    "[MASK], and its hidden states are what classifiers are fine-tuned from."
+)
+_BIDIRECTIONAL_LIMITS = (
+    "It is small and has read little: it fills in the manner of its text and knows nothing of the world.",
+    _LIMITS[1],
+)
 
 
 def run(attempt: Attempt) -> dict[str, Any]:
@@ -173,16 +181,16 @@ def card(attempt: Attempt, metrics: Mapping[str, Any]) -> Any:
     own, baselines = _by_baseline(metrics)
     trained = attempt.ancestors["pretrain" if kind == "base" else "finetune"]
     said = None if kind == "base" else form.of(trained.config.get("form", "classification"))
+    masked = kind == "base" and trained.config["train"]["objective"] != "causal_lm"
     return Card(
         name=attempt.config["name"],
-        task=said.PIPELINE if said else "text-generation",
-        summary=(said.SUMMARY if said else _CONTINUED if "import" in attempt.ancestors else _SUMMARY)
-        + (_ADAPTER if kind == "adapter" else ""),
+        task=said.PIPELINE if said else "fill-mask" if masked else "text-generation",
+        summary=_summary(said, masked, attempt) + (_ADAPTER if kind == "adapter" else ""),
         data=_data(attempt.ancestors),
         training={f"{part}.{key}": value for part in ("model", "train") for key, value in trained.config[part].items()},
         metrics=own,
         baselines=baselines,
-        limits=said.LIMITS if said else _LIMITS,
+        limits=said.LIMITS if said else _BIDIRECTIONAL_LIMITS if masked else _LIMITS,
         lineage=lineage(attempt.ancestors),
         family=_family(attempt.ancestors, trained),
         base=durable.read_json(attempt.inputs["base"].path("registered.json")) if "base" in attempt.inputs else None,
@@ -193,6 +201,15 @@ def _family(ancestors: Mapping[str, Record], trained: Record) -> str:
     """The model's family: the recipe's, or that of the model which it begins with."""
     imported = ancestors.get("import")
     return str(imported.metrics["family"] if imported else trained.config["model"]["family"])
+
+
+def _summary(said: Any, masked: bool, attempt: Attempt) -> str:
+    """What the model is, in a sentence or two: by the form of its task, or by its objective and its beginning."""
+    if said:
+        return str(said.SUMMARY)
+    if masked:
+        return _BIDIRECTIONAL
+    return _CONTINUED if "import" in attempt.ancestors else _SUMMARY
 
 
 def _by_baseline(metrics: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, dict[str, float]]]:

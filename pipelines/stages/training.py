@@ -7,21 +7,23 @@ lost ranks, nodes and Rays is in `recovery.py`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from model import durable
-from model.config import TrainConfig
+from model.config import ObjectiveConfig, TrainConfig
 from pipelines.engine.step import Attempt
 from pipelines.stages.fan_out import connect
 from pipelines.stages.stop import Interrupted, Stop
-from pipelines.tokenizer_files import tokenizer_facts
+from pipelines.tokenizer_files import special_ids, tokenizer_facts
 
 
 def vocabulary(tokenizer: Path) -> dict[str, int]:
-    """{"vocab_size", "eot_token_id"} of a tokenizer directory, as a ModelConfig wants them."""
+    """{"vocab_size", "eot_token_id"} of a tokenizer directory, as a ModelConfig wants them, and [PAD]'s, [CLS]'s, [SEP]'s
+    and [MASK]'s id where it has them."""
     facts = tokenizer_facts(tokenizer)
-    return {"vocab_size": facts.vocab_size, "eot_token_id": facts.eot}
+    return {"vocab_size": facts.vocab_size, "eot_token_id": facts.eot} | special_ids(tokenizer)
 
 
 def shape(attempt: Attempt, tokenizer: Path) -> dict[str, Any]:
@@ -42,6 +44,11 @@ def shape(attempt: Attempt, tokenizer: Path) -> dict[str, Any]:
 def train_config(settings: dict[str, Any]) -> dict[str, Any]:
     """Of a stage's training settings those that the loop knows; the stage sees to the others."""
     return {name: value for name, value in settings.items() if name in TrainConfig.model_fields}
+
+
+def objective_options(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a stage's training settings those that say what the objective makes of text."""
+    return {name: settings[name] for name in ObjectiveConfig.model_fields if name in settings}
 
 
 def train(attempt: Attempt, job: dict[str, Any]) -> dict[str, Any]:
