@@ -92,13 +92,34 @@ class PretrainConfig(TrainConfig):
     objective: Literal["causal_lm"] = Field("causal_lm", description="what is predicted")
 
 
+# Fields that came after the first tasks were made: a step's config has them only where they are set, or it would be another.
+ADDED_TO_TASK = (
+    "validation_source", "test_source", "text_column", "label_column", "prompt_column", "response_column",
+    "messages_column", "group_column", "options",
+)  # fmt: skip
+
+
 class TaskConfig(Config):
     """A labelled task: which one, from which data, how it is split."""
 
-    name: Literal["sentiment"] = Field("sentiment", description="the task, a file in pipelines/tasks/")
-    source: Source = Field(description="the labelled data")
+    name: str = Field("sentiment", description="the task, a file in pipelines/tasks/")
+    source: Source = Field(description="its data, of which validation and test are split off")
+    validation_source: Source | None = Field(None, description="the validation split, where it is a file of its own")
+    test_source: Source | None = Field(None, description="the test split, where it is a file of its own")
     validation_fraction: float = Field(0.1, gt=0, lt=0.5, description="of groups (films), by a hash of the group")
     test_fraction: float = Field(0.1, gt=0, lt=0.5, description="of groups (films), by a hash of the group")
+    text_column: str | None = Field(None, description="of your own data: field that holds the text; `text` if none")
+    label_column: str | None = Field(None, description="of your own data: field that holds the class; `label` if none")
+    prompt_column: str | None = Field(None, description="of your own data: field of the prompt; `prompt` if none")
+    response_column: str | None = Field(None, description="of your own data: field of the response; `response` if none")
+    messages_column: str | None = Field(None, description="of your own data: field of the turns; `messages` if none")
+    group_column: str | None = Field(
+        None,
+        description="of your own data: field of what a split must not divide (an author, a film); the text if none",
+    )
+    options: dict[str, str | int | float | bool] = Field(
+        {}, description="what else the task lets one choose, by the names of its prepare()"
+    )
     max_examples: int | None = Field(
         None, ge=10, description="examples kept in each split, the first by hash; all if none"
     )
@@ -108,6 +129,33 @@ class TaskConfig(Config):
         if self.source.on_bad_record != "fail" or self.source.text_column != "text":
             raise ValueError("task.source takes neither on_bad_record nor text_column: the task knows its own columns")
         return self
+
+    @model_validator(mode="after")
+    def _known_to_the_task(self) -> TaskConfig:
+        from pipelines.tasks import task
+
+        known = task.options_of(self.name)
+        for field in ADDED_TO_TASK:
+            name = field.replace("_source", "_files")
+            if field != "options" and getattr(self, field) is not None and name not in known:
+                raise ValueError(f"task {self.name} has no {field}: {self._takes(known)}")
+        for option in self.options:
+            if option not in known or option.endswith(("_column", "_files")):
+                raise ValueError(f"task {self.name} has no option {option!r}: {self._takes(known)}")
+        return self
+
+    def _takes(self, known: list[str]) -> str:
+        return f"it takes {', '.join(name.replace('_files', '_source') for name in known) or 'none'}"
+
+    @property
+    def sources(self) -> dict[str, Source]:
+        """Its sources, by the name of the group that steps know them by."""
+        given = {
+            "labelled": self.source,
+            "labelled_validation": self.validation_source,
+            "labelled_test": self.test_source,
+        }
+        return {group: source for group, source in given.items() if source}
 
 
 class FinetuneConfig(TrainConfig):
@@ -224,7 +272,8 @@ def check_together(recipe: Recipe, execution: Execution) -> None:
     """ConfigError if a sample is unknown, or a batch cannot be sliced over the execution's ranks and micro-batches."""
     from pipelines import samples
 
-    for source in (*recipe.shard.sources, *recipe.tokenizer.sources, *([recipe.task.source] if recipe.task else [])):
+    labelled = recipe.task.sources.values() if recipe.task else ()
+    for source in (*recipe.shard.sources, *recipe.tokenizer.sources, *labelled):
         if source.sample and source.sample not in samples.SAMPLES:
             raise ConfigError(f"no sample is called {source.sample!r}; there are {', '.join(sorted(samples.SAMPLES))}")
     for name, part in (("pretrain", recipe.pretrain), ("finetune", recipe.finetune)):

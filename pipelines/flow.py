@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.champions import Champion
-from pipelines.config import Recipe, Source, TokenizerConfig
+from pipelines.config import ADDED_TO_TASK, Recipe, Source, TaskConfig, TokenizerConfig
 from pipelines.engine.step import Input, Step
 from pipelines.stages import (
     champion,
@@ -27,6 +27,7 @@ from pipelines.stages import (
     tokenize,
     train_tokenizer,
 )
+from pipelines.tasks import task
 
 Files = Callable[[Source], list[dict[str, Any]]]
 
@@ -120,7 +121,7 @@ def _challenged(
             "predictions": Input("evaluate-task", "predictions.jsonl"),
             "test": Input("prepare_task", "test.jsonl"),
         }
-        yield Step("compare-task", compare.STAGE, {"kind": "classification"} | config, theirs | examples)
+        yield Step("compare-task", compare.STAGE, {"kind": form_of(recipe)} | config, theirs | examples)
     else:
         documents = {
             f"{what}_heldout": Input(made, "heldout.json") for what, made in (("text", "shard"), ("tokens", "tokenize"))
@@ -145,6 +146,12 @@ def _champion(kind: str, one: Champion, started_from: bool, pinned: bool) -> Ste
     return Step(f"champion-{kind}", champion.STAGE, {}, {}, {"package": package} | known)
 
 
+def form_of(recipe: Recipe) -> str:
+    """The form of the recipe's task, which decides how it is learned and measured."""
+    assert recipe.task
+    return task.form_of(recipe.task.name)
+
+
 def _json(config: Any, *exclude: str) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude=set(exclude))
 
@@ -161,13 +168,19 @@ def _tokenizer(config: TokenizerConfig, files: Files) -> dict[str, list[dict[str
     return {"text": _all(config.sources, files)}
 
 
+def _task_settings(config: TaskConfig) -> dict[str, Any]:
+    """What decides the examples beside the data. A field that came later counts where it is set: what was made stays made."""
+    settings = _json(config, "source", "validation_source", "test_source")
+    return {name: value for name, value in settings.items() if value or name not in ADDED_TO_TASK}
+
+
 def _data(recipe: Recipe, files: Files) -> list[Step]:
     """Labelled examples first: the corpus is cleaned of the held-out ones."""
     steps = []
     evaluation = {}
     if recipe.task:
-        labelled = {"labelled": files(recipe.task.source)}
-        steps.append(Step("prepare_task", prepare_task.STAGE, _json(recipe.task, "source"), {}, labelled))
+        labelled = {group: files(source) for group, source in recipe.task.sources.items()}
+        steps.append(Step("prepare_task", prepare_task.STAGE, _task_settings(recipe.task), {}, labelled))
         evaluation = {
             "test": Input("prepare_task", "test.jsonl"),
             "validation": Input("prepare_task", "validation.jsonl"),
@@ -204,15 +217,17 @@ def _task(recipe: Recipe) -> list[Step]:
     assert recipe.task and recipe.finetune
     base = {"base": Input("pretrain", "export/")} if recipe.finetune.init == "base" else {}
     examples = {name: Input("prepare_task", f"{name}.jsonl") for name in ("train", "validation", "test")}
-    labels = Input("prepare_task", "labels.json")
+    form = form_of(recipe)
+    labels = {"labels": Input("prepare_task", "labels.json")} if form == "classification" else {}
+    named = {} if form == "classification" else {"form": form}  # it was the only one: what was made stays made
     return [
         Step(
-            "finetune", finetune.STAGE, {"model": _json(recipe.model), "train": _json(recipe.finetune)},
-            {"examples": examples["train"], "labels": labels, "tokenizer": Input("train_tokenizer", "tokenizer/")} | base,
+            "finetune", finetune.STAGE, {"model": _json(recipe.model), "train": _json(recipe.finetune)} | named,
+            {"examples": examples["train"], "tokenizer": Input("train_tokenizer", "tokenizer/")} | labels | base,
         ),
         Step(
-            "evaluate-task", evaluate.STAGE, {"kind": "classification"},
-            {"export": Input("finetune", "export/"), "labels": labels} | examples,
+            "evaluate-task", evaluate.STAGE, {"kind": form},
+            {"export": Input("finetune", "export/")} | labels | examples,
         ),
         *_released("task", recipe.register_as.task, _json(recipe.register_as)["task_gates"], "finetune"),
     ]  # fmt: skip

@@ -30,7 +30,12 @@ from pipelines.registry import STILL_CHAMPION
 from pipelines.slots import Outcome, Slot
 
 FILE = "frozen.json"
-_READ = ("corpus", "labelled")  # the groups of sources that can be new; the tokenizer is pinned
+_READ = (
+    "corpus",
+    "labelled",
+    "labelled_validation",
+    "labelled_test",
+)  # the groups of sources that can be new; the tokenizer is pinned
 
 
 @dataclass(frozen=True)
@@ -232,6 +237,6 @@ def _key(source: Source) -> str:
 def _sources(recipe: Recipe, tokenizer: bool) -> Iterator[Source]:
     yield from recipe.shard.sources
     if recipe.task:
-        yield recipe.task.source
+        yield from recipe.task.sources.values()
     if tokenizer:
         yield from recipe.tokenizer.sources

@@ -117,7 +117,8 @@ def _batch(step_name: str, step: int, rows: int, workspace: Workspace) -> Iterat
 
 
 def _data_job(step_name: str, planned: dict[str, Planned], workspace: Workspace, scratch: Path) -> dict[str, Any]:
-    from pipelines.stages.finetune import encode
+    from pipelines.forms import form
+    from pipelines.stages.training import train_config
 
     needed = "prepare_task" if step_name == "finetune" else "tokenize"
     if needed not in planned or not planned[needed].done:
@@ -125,7 +126,8 @@ def _data_job(step_name: str, planned: dict[str, Planned], workspace: Workspace,
     folder = planned[needed].folder
     assert folder is not None
     step = next(step for step in workspace.steps if step.name == step_name)
-    train = {key: value for key, value in step.config["train"].items() if key not in ("objective", "init", "dropout")}
+    settings = step.config["train"]
+    train = train_config(settings)
     if step_name == "pretrain":
         return {
             "train": train,
@@ -133,11 +135,8 @@ def _data_job(step_name: str, planned: dict[str, Planned], workspace: Workspace,
         }
     tokenizer = planned["train_tokenizer"].folder
     assert tokenizer is not None
-    encode(
-        folder / "outputs" / "train.jsonl",
-        tokenizer / "outputs" / "tokenizer",
-        train["sequence_length"],
-        scratch / "examples.arrow",
+    form.of(step.config.get("form", "classification")).encode(
+        folder / "outputs" / "train.jsonl", tokenizer / "outputs" / "tokenizer", settings, scratch / "examples.arrow"
     )
     return {"train": train, "data": {"examples": str(scratch / "examples.arrow")}}
 

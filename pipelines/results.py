@@ -16,6 +16,7 @@ from pathlib import Path
 from model import durable
 from pipelines.engine.record import Record
 from pipelines.engine.step import Planned
+from pipelines.forms import form
 
 _ELSEWHERE = (
     "execution.registry=",
@@ -74,8 +75,8 @@ def figure(record: Record) -> str:
             # No speed where all steps were in the checkpoint that an earlier run had left.
             speed = f", {m['tokens_per_second']:,.0f} tokens/s" if "tokens_per_second" in m else ""
             return f"loss {m['final_loss']:.3f}{speed}"
-        case "evaluate" if "accuracy" in m:
-            return f"accuracy {m['accuracy']:.1%}, TF-IDF {m['tfidf_accuracy']:.1%}"
+        case "evaluate" if record.config["kind"] != "language_model":
+            return str(form.of(record.config["kind"]).figure(m))
         case "evaluate":
             return f"{m['bits_per_byte']:.3f} bits per byte, xz {m['xz_bits_per_byte']:.3f}"
         case "register":
@@ -141,12 +142,8 @@ def _released(kind: str, planned: Mapping[str, Planned]) -> Iterator[str]:
     assert folder is not None
     yield f"\n{registered['name']} version {registered['version']}, alias {registered['alias']} ({registered['gates']})"
     if kind == "task":
-        yield (
-            f"  held-out accuracy {measured['accuracy']:.1%} ({measured['accuracy_low']:.1%} to {measured['accuracy_high']:.1%}), "
-            f"macro-F1 {measured['macro_f1']:.3f} on {measured['examples']:,} sentences"
-        )
-        for baseline, title in (("majority", "majority class"), ("tfidf", "TF-IDF + logistic regression")):
-            yield f"  {title}: accuracy {measured[f'{baseline}_accuracy']:.1%}, macro-F1 {measured[f'{baseline}_macro_f1']:.3f}"
+        evaluated = _record(planned["evaluate-task"]).config["kind"]
+        yield from (f"  {line}" for line in form.of(evaluated).told(measured))
     else:
         compared = ", ".join(f"{name} {measured[f'{name}_bits_per_byte']:.3f}" for name in ("unigram", "gzip", "xz"))
         yield f"  held-out {measured['bits_per_byte']:.3f} bits per byte (perplexity {measured['perplexity']:.1f} a token); {compared}"

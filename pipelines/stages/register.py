@@ -13,25 +13,17 @@ from typing import Any
 from model import durable
 from pipelines.engine.record import Record
 from pipelines.engine.step import Attempt, Stage
+from pipelines.forms import form
 
 STAGE = Stage("register", 2, "pipelines.stages.register:run", check="pipelines.stages.register:check")
 
 CODE_TAG = "gptline.code"  # on a version: which code made each step, JSON. Equal packages may come from other code
 
-_SUMMARY = {
-    "base": "A causal language model, pre-trained from scratch on the text below by gptline.",
-    "task": "A text classifier, fine-tuned from a pre-trained GPT on the labelled examples below by gptline.",
-}
-_LIMITS = {
-    "base": (
-        "It is small and has read little: it writes in the manner of its text and knows nothing of the world.",
-        "Nothing was done to keep it from repeating its training text or from giving offence.",
-    ),
-    "task": (
-        "It was measured on sentences like those it was trained on; on other text it is a guess.",
-        "Texts longer than its window lose their end.",
-    ),
-}
+_SUMMARY = "A causal language model, pre-trained from scratch on the text below by gptline."
+_LIMITS = (
+    "It is small and has read little: it writes in the manner of its text and knows nothing of the world.",
+    "Nothing was done to keep it from repeating its training text or from giving offence.",
+)
 
 
 def run(attempt: Attempt) -> dict[str, Any]:
@@ -170,15 +162,16 @@ def card(attempt: Attempt, metrics: Mapping[str, Any]) -> Any:
     kind = attempt.config["kind"]
     own, baselines = _by_baseline(metrics)
     trained = attempt.ancestors["pretrain" if kind == "base" else "finetune"]
+    said = None if kind == "base" else form.of(trained.config.get("form", "classification"))
     return Card(
         name=attempt.config["name"],
-        task="text-generation" if kind == "base" else "text-classification",
-        summary=_SUMMARY[kind],
+        task=said.PIPELINE if said else "text-generation",
+        summary=said.SUMMARY if said else _SUMMARY,
         data=_data(attempt.ancestors),
         training={f"{part}.{key}": value for part in ("model", "train") for key, value in trained.config[part].items()},
         metrics=own,
         baselines=baselines,
-        limits=_LIMITS[kind],
+        limits=said.LIMITS if said else _LIMITS,
         lineage=lineage(attempt.ancestors),
     )
 

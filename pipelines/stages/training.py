@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from model import durable
+from model.config import TrainConfig
 from pipelines.engine.step import Attempt
 from pipelines.stages.fan_out import connect
 from pipelines.stages.stop import Interrupted, Stop
@@ -21,6 +22,11 @@ def vocabulary(tokenizer: Path) -> dict[str, int]:
     """{"vocab_size", "eot_token_id"} of a tokenizer directory, as a ModelConfig wants them."""
     facts = tokenizer_facts(tokenizer)
     return {"vocab_size": facts.vocab_size, "eot_token_id": facts.eot}
+
+
+def train_config(settings: dict[str, Any]) -> dict[str, Any]:
+    """Of a stage's training settings those that the loop knows; the stage sees to the others."""
+    return {name: value for name, value in settings.items() if name in TrainConfig.model_fields}
 
 
 def train(attempt: Attempt, job: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,162 @@
+"""Classification: a text in, one of the task's labels out. What the stages do for tasks of this form.
+
+The one idea: a classifier is fine-tuned on whole texts, cut at the window, and everything that is cut is counted; it is
+measured as it ships, beside the majority class and TF-IDF with logistic regression on the very same splits.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from model import durable
+from pipelines.engine.step import Attempt
+from pipelines.stages import training as jobs
+from pipelines.stages.evaluate import compute
+from pipelines.tasks import examples as example_files
+
+PIPELINE = "text-classification"
+SUMMARY = "A text classifier, fine-tuned from a pre-trained GPT on the labelled examples below by gptline."
+LIMITS = (
+    "It was measured on sentences like those it was trained on; on other text it is a guess.",
+    "Texts longer than its window lose their end.",
+)
+
+
+def training(attempt: Attempt, tokenizer: Path, settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The job's objective, data and the model's labels; how many examples there are and how many were cut."""
+    labels = durable.read_json(attempt.inputs["labels"].path("labels.json"))
+    examples = attempt.scratch / "examples.arrow"
+    counts = encode(attempt.inputs["examples"].path("train.jsonl"), tokenizer, settings, examples)
+    return {
+        "objective": "classification",
+        "model": {"num_labels": len(labels), "labels": labels},
+        "data": {"examples": str(examples)},
+    }, counts
+
+
+def encode(source: Path, tokenizer: Path, settings: Mapping[str, Any], target: Path) -> dict[str, int]:
+    """Tokenise the examples of `source` (JSONL) into `target`; returns how many there are and how many were cut.
+
+    Reserved tokens that stand in a text stay text: a stranger's sentence cannot end itself.
+    """
+    from tokenizers import Tokenizer
+
+    from model.examples import write_examples
+
+    examples = example_files.read(source, "classification")
+    encoder = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    encoder.encode_special_tokens = True
+    facts, window = jobs.vocabulary(tokenizer), settings["sequence_length"]
+    rows = [
+        encoding.ids
+        for encoding in encoder.encode_batch([example.text for example in examples], add_special_tokens=False)
+    ]
+    write_examples(
+        target,
+        [row[:window] for row in rows],
+        [example.id for example in examples],
+        tokenizer=durable.sha256(tokenizer / "tokenizer.json"),
+        vocab_size=facts["vocab_size"],
+        eot=facts["eot_token_id"],
+        labels=[example.label for example in examples],
+    )
+    return {"examples": len(rows), "examples_cut": sum(len(row) > window for row in rows)}
+
+
+def evaluate(attempt: Attempt) -> dict[str, Any]:
+    """Accuracy and macro-F1 on the test examples, with a confidence interval and the baselines'."""
+    from pipelines.tasks import metrics as scores
+
+    splits = {
+        name: example_files.read(attempt.inputs[name].path(f"{name}.jsonl"), "classification")
+        for name in example_files.SPLITS
+    }
+    predictions = attempt.outputs / "predictions.jsonl"
+    # Cut at what the model takes, as whoever loads the export does, not at what it was trained on.
+    test = str(attempt.inputs["test"].path("test.jsonl"))
+    counts = compute(attempt, "model.evaluate:classify", examples=test, output=str(predictions))
+    predicted = [json.loads(line)["predicted"] for line in predictions.read_text().splitlines()]
+    text = {name: [example.text for example in part] for name, part in splits.items()}
+    labels = {name: [example.label for example in part] for name, part in splits.items()}
+    groups = [example.group for example in splits["test"]]
+    classes = len(durable.read_json(attempt.inputs["labels"].path("labels.json")))
+    simple = scores.baselines(
+        (text["train"], labels["train"]),
+        (text["validation"], labels["validation"]),
+        (text["test"], labels["test"], groups),
+        classes,
+    )
+    reports = {
+        "model": scores.report(labels["test"], predicted, groups, classes),
+        "against_tfidf": scores.difference(
+            labels["test"], predicted, simple["tfidf_logistic_regression"].pop("predicted"), groups
+        ),
+        **simple,
+    }
+    durable.write_json(attempt.outputs / "report.json", reports)
+    return (
+        _figures("", reports["model"])
+        | _figures("majority_", simple["majority"])
+        | _figures("tfidf_", simple["tfidf_logistic_regression"])
+        | {"examples": counts["examples"], "truncated": counts["truncated"]}
+    )
+
+
+def _figures(prefix: str, report: dict[str, Any]) -> dict[str, float]:
+    """The figures of a report that gates and tables use; intervals are 95 %, over groups."""
+    low, high = report["accuracy_interval_by_group"]
+    figures = {
+        "accuracy": report["accuracy"],
+        "macro_f1": report["macro_f1"],
+        "accuracy_low": low,
+        "accuracy_high": high,
+    }
+    return {prefix + name: value for name, value in figures.items()}
+
+
+def compare(attempt: Attempt, champion: Path) -> dict[str, Any]:
+    """Accuracy of both on the test examples. The challenger's predictions are those of its evaluation."""
+    from pipelines.tasks import metrics as scores
+
+    test = attempt.inputs["test"].path("test.jsonl")
+    theirs_file = attempt.outputs / "champion_predictions.jsonl"
+    compute(attempt, "model.evaluate:classify", champion, examples=str(test), output=str(theirs_file))
+    ours = _predicted(attempt.inputs["predictions"].path("predictions.jsonl"))
+    theirs = _predicted(theirs_file)
+    examples = example_files.read(test, "classification")
+    ids = [example.id for example in examples]
+    if list(ours) != ids or list(theirs) != ids:
+        raise ValueError(
+            f"{test}: challenger and champion were not asked about the same examples; remove the step and retrain"
+        )
+    labels, groups = [example.label for example in examples], [example.group for example in examples]
+    found = scores.difference(labels, list(ours.values()), list(theirs.values()), groups)
+    low, high = found["accuracy_gain_interval_by_group"]
+    shares = [sum(said[example.id] == example.label for example in examples) / len(examples) for said in (ours, theirs)]
+    return {"metric": "accuracy", "challenger": round(shares[0], 6), "champion": round(shares[1], 6),
+            "gain": found["accuracy_gain"], "low": low, "high": high, "examples": len(examples)}  # fmt: skip
+
+
+def _predicted(path: Path) -> dict[str, int]:
+    lines = map(json.loads, path.read_text().splitlines())
+    return {line["id"]: line["predicted"] for line in lines}
+
+
+def figure(metrics: Mapping[str, Any]) -> str:
+    """The one figure that says most."""
+    return f"accuracy {metrics['accuracy']:.1%}, TF-IDF {metrics['tfidf_accuracy']:.1%}"
+
+
+def told(metrics: Mapping[str, Any]) -> Iterator[str]:
+    """What a run says of the evaluation when it ends."""
+    m = metrics
+    yield (
+        f"held-out accuracy {m['accuracy']:.1%} ({m['accuracy_low']:.1%} to {m['accuracy_high']:.1%}), "
+        f"macro-F1 {m['macro_f1']:.3f} on {m['examples']:,} texts"
+    )
+    baselines: Sequence[tuple[str, str]] = (("majority", "majority class"), ("tfidf", "TF-IDF + logistic regression"))
+    for name, title in baselines:
+        yield f"{title}: accuracy {m[f'{name}_accuracy']:.1%}, macro-F1 {m[f'{name}_macro_f1']:.3f}"
