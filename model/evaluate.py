@@ -143,7 +143,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[in
     return [row or [tokenizer.eos_token_id] for row in rows]
 
 
-def _by_length(rows: list[list[int]], size: int) -> Iterator[list[int]]:
+def by_length(rows: list[list[int]], size: int) -> Iterator[list[int]]:
     """Indices of rows of about equal length, `size` at a time, longest first: little padding, and too little memory shows at once."""
     order = sorted(range(len(rows)), key=lambda index: (-len(rows[index]), index))
     for start in range(0, len(order), size):
@@ -155,7 +155,7 @@ def class_probabilities(model: PreTrainedModel, rows: list[list[int]], batch_siz
     """softmax over the classes for each row of token ids, in the order of `rows`."""
     found: list[list[float]] = [[] for _ in rows]
     pad = model.config.pad_token_id
-    for indices in _by_length(rows, batch_size):
+    for indices in by_length(rows, batch_size):
         length = len(rows[indices[0]])
         tokens = torch.tensor([rows[i] + [pad] * (length - len(rows[i])) for i in indices])  # (B, T)
         mask = torch.tensor([[1] * len(rows[i]) + [0] * (length - len(rows[i])) for i in indices])

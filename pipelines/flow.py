@@ -227,7 +227,7 @@ def _task(recipe: Recipe) -> list[Step]:
         ),
         Step(
             "evaluate-task", evaluate.STAGE, {"kind": form},
-            {"export": Input("finetune", "export/")} | labels | examples,
+            {"export": Input("finetune", "export/")} | labels | examples | (base if form == "text" else {}),
         ),
         *_released("task", recipe.register_as.task, _json(recipe.register_as)["task_gates"], "finetune"),
     ]  # fmt: skip

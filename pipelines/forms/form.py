@@ -18,7 +18,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-FORMS = ("classification", "response", "dialogue", "span")
+FORMS = ("classification", "response", "dialogue", "text", "span")
 
 
 def of(form: str) -> ModuleType:

@@ -24,14 +24,14 @@ def run(attempt: Attempt) -> dict[str, Any]:
     attempt.progress(0, settings["max_steps"], "steps")
     metrics = training.train(
         attempt,
-        job
+        {"tokenizer": str(tokenizer)}
+        | job
         | {
             "model": attempt.config["model"]
             | training.vocabulary(tokenizer)
             | job["model"]
             | dict.fromkeys(("embd_pdrop", "resid_pdrop", "head_pdrop"), settings["dropout"]),
             "train": training.train_config(settings),
-            "tokenizer": str(tokenizer),
             "init": str(attempt.inputs["base"].path("export")) if settings["init"] == "base" else None,
         },
     )

@@ -1,4 +1,4 @@
-"""Examples of the four forms that a task can have: their types, their files, and how they are split without leaks.
+"""Examples of the forms that a task can have: their types, their files, and how they are split without leaks.
 
 The one idea: what a split never divides is the *group* (a film, a source package, or the text itself), and a group's
 side is a hash of its name. So a new example changes the side of no other, and equal data give equal splits anywhere.
@@ -56,6 +56,15 @@ class Dialogue:
 
 
 @dataclass(frozen=True)
+class Text:
+    """A document, all of which is learned."""
+
+    id: str
+    text: str
+    group: str
+
+
+@dataclass(frozen=True)
 class Span:
     """A question whose answers, each {"text", "start"}, stand in the context; `start` counts characters."""
 
@@ -66,8 +75,10 @@ class Span:
     group: str
 
 
-Example = Labelled | Response | Dialogue | Span
-TYPES: dict[str, type[Any]] = {"classification": Labelled, "response": Response, "dialogue": Dialogue, "span": Span}
+Example = Labelled | Response | Dialogue | Text | Span
+TYPES: dict[str, type[Any]] = {
+    "classification": Labelled, "response": Response, "dialogue": Dialogue, "text": Text, "span": Span,
+}  # fmt: skip
 _KINDS = {"str": str, "int": int, "list": list}
 
 
