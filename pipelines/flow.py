@@ -168,7 +168,7 @@ def _tokenizer(config: TokenizerConfig, files: Files) -> dict[str, list[dict[str
     return {"text": _all(config.sources, files)}
 
 
-def _task_settings(config: TaskConfig) -> dict[str, Any]:
+def task_settings(config: TaskConfig) -> dict[str, Any]:
     """What decides the examples beside the data. A field that came later counts where it is set: what was made stays made."""
     settings = _json(config, "source", "validation_source", "test_source")
     return {name: value for name, value in settings.items() if value or name not in ADDED_TO_TASK}
@@ -180,7 +180,7 @@ def _data(recipe: Recipe, files: Files) -> list[Step]:
     evaluation = {}
     if recipe.task:
         labelled = {group: files(source) for group, source in recipe.task.sources.items()}
-        steps.append(Step("prepare_task", prepare_task.STAGE, _task_settings(recipe.task), {}, labelled))
+        steps.append(Step("prepare_task", prepare_task.STAGE, task_settings(recipe.task), {}, labelled))
         evaluation = {
             "test": Input("prepare_task", "test.jsonl"),
             "validation": Input("prepare_task", "validation.jsonl"),

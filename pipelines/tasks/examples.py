@@ -137,8 +137,8 @@ def normalised(text: str) -> str:
 
 def split_of(group: str, validation: float, test: float, seed: int = 0) -> str:
     """The split a group belongs to: a hash of its name as a number in [0, 1), cut at the two shares."""
-    if not (validation > 0 and test >= 0 and validation + test < 1):
-        raise ValueError(f"validation={validation} and test={test} must be above 0 and leave room for training below 1")
+    if not (validation >= 0 and test >= 0 and validation + test < 1):
+        raise ValueError(f"validation={validation} and test={test} are shares that leave no room for training below 1")
     place = int.from_bytes(hashlib.sha256(f"{seed}:{group}".encode()).digest()[:8], "big") / 2**64
     if place < test:
         return "test"
@@ -181,7 +181,12 @@ def without_repeats(
             else:
                 across.append({"split": name, "kept_in": kept[key], "id": example.id, "words": key[:200]})
     dropped = {name: counts[name] for name in ("contradicting_labels", "repeated_within_split")}
-    return unique, {"dropped": dropped | {"repeated_across_splits": len(across)}, "across_splits": across[:_SHOWN]}
+    sides = Counter(group for part in unique.values() for group in {example.group for example in part})
+    return unique, {
+        "dropped": dropped | {"repeated_across_splits": len(across)},
+        "across_splits": across[:_SHOWN],
+        "groups_on_several_sides": sum(count > 1 for count in sides.values()),  # where splits were given as files
+    }
 
 
 def first(splits: Mapping[str, Sequence[Any]], count: int) -> dict[str, list[Any]]:
