@@ -72,6 +72,25 @@ _NEWSGROUPS = Sample(
     describes="20 Newsgroups, 11,293 posts to train and 7,528 to test, letters only, in 20 classes",
 )
 
+_CONVERSATIONS = Sample(
+    name="conversations",
+    package="chitchat-dataset",
+    version="0.9.0",
+    filename="chitchat_dataset-0.9.0-py3-none-any.whl",
+    sha256="7bf89f36645e2d5ec87d53370c8e851b5a688479c7beb7079cb4c87fc5acea3e",
+    members=("chitchat_dataset/dataset.json",),
+    licence="MIT",
+    describes="7,168 conversations of today's English, 12.7 MB",
+    convert=conversions.conversations,
+)
+
+_DEBIAN = AptSample(
+    name="debian_descriptions",
+    languages=("en",),
+    licence="each description under its package's licence; all are free (Debian main)",
+    describes="descriptions of Debian's packages with section and source package, about 60,000, in English",
+)
+
 SAMPLES: dict[str, Sample | AptSample] = {
     sample.name: sample
     for sample in (
@@ -102,16 +121,23 @@ SAMPLES: dict[str, Sample | AptSample] = {
             describes="the sentences and plot summaries of rotten_tomatoes as documents without labels, 2.1 MB",
             convert=conversions.film_text,
         ),
+        _CONVERSATIONS,
+        replace(
+            _CONVERSATIONS,
+            name="chitchat",
+            describes="the same conversations by their turns, for the task dialogue",
+            convert=conversions.turns,
+        ),
         Sample(
-            name="conversations",
-            package="chitchat-dataset",
-            version="0.9.0",
-            filename="chitchat_dataset-0.9.0-py3-none-any.whl",
-            sha256="7bf89f36645e2d5ec87d53370c8e851b5a688479c7beb7079cb4c87fc5acea3e",
-            members=("chitchat_dataset/dataset.json",),
-            licence="MIT",
-            describes="7,168 conversations of today's English, 12.7 MB",
-            convert=conversions.conversations,
+            name="open_questions",
+            package="pyserini",
+            version="0.14.0",
+            filename="pyserini-0.14.0-py3-none-any.whl",
+            sha256="0ef0313fad76ea8b4b285a19e9d78da2eb8a44f9343dd4a10eb50cc0b8723c40",
+            members=("pyserini/resources/jars/*.jar",),
+            licence="Natural Questions (CC BY-SA 3.0) and WebQuestions (CC BY 4.0); package Apache-2.0",
+            describes="14,399 questions with their answers, without passages (a package of 75 MB)",
+            convert=conversions.open_questions,
         ),
         _CHINESE_REVIEWS,
         replace(
@@ -136,11 +162,18 @@ SAMPLES: dict[str, Sample | AptSample] = {
             describes="the training texts of newsgroups as documents without labels, 16 MB",
             convert=conversions.tab_texts,
         ),
-        AptSample(
-            name="debian_descriptions",
-            languages=("en",),
-            licence="each description under its package's licence; all are free (Debian main)",
-            describes="descriptions of Debian's packages with section and source package, about 60,000, in English",
+        _DEBIAN,
+        replace(
+            _DEBIAN,
+            name="debian_it",
+            languages=("en", "it"),
+            describes="the same with the Italian description (field `it`) where there is one, for the task translation",
+        ),
+        replace(
+            _DEBIAN,
+            name="debian_fr",
+            languages=("en", "fr"),
+            describes="the same with the French description (field `fr`) where there is one, for the task translation",
         ),
     )
 }

@@ -6,12 +6,15 @@ be a corpus.
 
 from __future__ import annotations
 
+import ast
 import bz2
 import csv
 import io
 import json
-from collections.abc import Iterable
-from typing import IO
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import PurePosixPath
+from typing import IO, Any
 
 LARGEST = 256 << 20  # bytes of one unpacked file
 
@@ -46,9 +49,43 @@ def conversations(data: bytes) -> bytes:
     )
 
 
+def turns(data: bytes) -> bytes:
+    """Every conversation by its turns, {"conversation", "turns"}, from the dataset.json of chitchat-dataset."""
+    conversations = json.loads(data)
+    spoken = {
+        key: [" ".join(" ".join(said["text"] for said in turn).split()) for turn in conversations[key]["messages"]]
+        for key in sorted(conversations)
+    }
+    return _records({"conversation": key, "turns": list(filter(None, said))} for key, said in spoken.items() if any(said))
+
+
+def open_questions(data: bytes) -> bytes:
+    """Questions with their answers, {"question", "answers"}, from three files of topics in anserini's jar."""
+    names = ("topics.dpr.nq.dev.txt", "topics.dpr.nq.test.txt", "topics.dpr.wq.test.txt")
+    with zipfile.ZipFile(io.BytesIO(data)) as jar:
+        members = {PurePosixPath(name).name: name for name in jar.namelist()}
+        texts = {name: jar.read(members[name]).decode("utf-8") for name in names}
+    return _records(record for name, text in texts.items() for record in _asked(text, of_objects=".wq." in name))
+
+
+def _asked(text: str, *, of_objects: bool) -> Iterator[dict[str, Any]]:
+    """The questions of a file: JSON objects, or rows of a question and a Python list of its answers."""
+    if of_objects:
+        for line in filter(str.strip, text.split("\n")):
+            record = json.loads(line)
+            yield {"question": record["question"], "answers": record["answer"]}
+    else:
+        for question, answers in csv.reader(io.StringIO(text, newline=""), delimiter="\t"):
+            yield {"question": question, "answers": list(map(str, ast.literal_eval(answers)))}
+
+
 def json_lines(texts: Iterable[str]) -> bytes:
     """Each text that is not empty as a document."""
-    return "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts if text.strip()).encode()
+    return _records({"text": text} for text in texts if text.strip())
+
+
+def _records(records: Iterable[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
 
 
 def lines(data: bytes) -> bytes:

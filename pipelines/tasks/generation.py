@@ -17,7 +17,7 @@ from pipelines.tasks.examples import SPLITS, Prepared, Text, divided, identifier
 from pipelines.tasks.user_data import records
 
 FORM = "text"
-_STRETCH = 16  # consecutive documents of a file that are on one side
+_STRETCH = 4  # consecutive documents of a file that are on one side
 _PLAIN = ("txt", "md")
 
 

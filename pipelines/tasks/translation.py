@@ -4,7 +4,8 @@ The one idea: what is held out is the *source package*. Its binary packages are 
 split by line would let a model remember a translation instead of making one. A line that stands in several packages is
 kept once, nearest to the test side; its other translations count as right.
 
-Data: JSON lines of a `debian_*` sample, {"source", "en", <language>}: first lines and paragraphs.
+Data: JSON lines of a `debian_*` sample, {"source", "text", <language>}: descriptions, whose lines (the first one, paragraphs,
+items of lists) are aligned where both have as many.
 """
 
 from __future__ import annotations
@@ -39,24 +40,42 @@ def prepare(
 
     ValueError names file, line and field of what cannot be used.
     """
-    found, long = [], 0
+    found = list[Response]()
+    counts = {"untranslated": 0, "not_aligned": 0, "longer": 0}
     for record in records(files):
-        english, other = record.text("en", "source"), record.text(language, "options.language")
-        if max(len(english.split()), len(other.split())) > longest_words or english == other:
-            long += 1
-        else:
-            group = record.text("source", "source")
-            found.append(Response(identifier(english, other), english, other, [other], group))
+        if language not in record.fields:
+            counts["untranslated"] += 1
+            continue
+        group = record.text("source", "source")
+        ours, theirs = (record.text(name, "options.language").split("\n") for name in ("text", language))
+        if len(ours) != len(theirs):
+            counts["not_aligned"] += 1
+            continue
+        for english, other in zip(ours, theirs, strict=True):
+            if not _short(english, longest_words) or not _short(other, longest_words):
+                counts["longer"] += 1
+            elif english.strip() != other.strip():
+                found.append(_pair(english.strip(), other.strip(), group))
+    if not found:
+        raise ValueError(f"{files[0]}: no record has a description in {language!r}; choose task.options.language")
     splits, repeated = _prompts_once(divided(found, validation, test))
     for name, part in splits.items():
         if not part:
             raise ValueError(f"{files[0]}: the {name} split is empty; give more data or another task.{name}_fraction")
     report = {
-        "rows": len(found) + long,
-        "dropped": {"longer_or_untranslated": long, "repeated_prompts": repeated},
+        "rows": len(found),
+        "dropped": counts | {"repeated_prompts": repeated},
         "splits": {name: summary(splits[name]) for name in SPLITS},
     }
     return Prepared(splits, report)
+
+
+def _short(line: str, longest_words: int) -> bool:
+    return 0 < len(line.split()) <= longest_words
+
+
+def _pair(english: str, other: str, group: str) -> Response:
+    return Response(identifier(english, other), english, other, [other], group)
 
 
 def _prompts_once(splits: dict[str, list[Response]]) -> tuple[dict[str, list[Response]], int]:
