@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 import torch
 
 from model.examples import Examples
-from model.objectives import Batch
+from model.objectives import Batch, Objective
 from model.token_shards import TokenShards
 
 POOL = 16  # global batches among which examples are sorted by length
@@ -172,23 +172,47 @@ def example_order(examples: Examples, step: int, *, seed: int, global_batch_size
 
 
 def example_batch(
-    examples: Examples, step: int, *, seed: int, global_batch_size: int, length: int, rank: int = 0, world_size: int = 1
+    examples: Examples,
+    step: int,
+    *,
+    seed: int,
+    global_batch_size: int,
+    length: int,
+    objective: Objective = "classification",
+    rank: int = 0,
+    world_size: int = 1,
 ) -> RankBatch:
-    """A rank's share of step `step` over labelled examples, padded on the right with EOT.
+    """A rank's share of step `step` over examples, padded on the right with EOT.
 
     Examples longer than `length` tokens are cut to their first `length`. All ranks pad to the longest of the
-    *global* batch, so that their kernels see the same shapes at any world size.
+    *global* batch, so that their kernels see the same shapes at any world size. Classification gets labels, any
+    other objective the loss masks; in both cases a rank counts the targets of the whole batch from the data.
     """
     places = rank_slice(global_batch_size, rank, world_size)
     order = example_order(examples, step, seed=seed, global_batch_size=global_batch_size)
     lengths = np.minimum(examples.lengths[order], length)  # (global batch,)
-    tokens: np.ndarray = np.full((len(places), int(lengths.max())), examples.eot, np.int64)  # (B, T)
+    width, share = int(lengths.max()), order[places.start : places.stop]
+    tokens: np.ndarray = np.full((len(places), width), examples.eot, np.int64)  # (B, T)
     for row, place in zip(tokens, places, strict=True):
         row[: lengths[place]] = examples.tokens(int(order[place]))[: lengths[place]]
-    labels = np.array([_label(examples, int(sample)) for sample in order[places.start : places.stop]])  # (B,)
-    indices = torch.arange(places.start, places.stop)
-    batch = Batch(torch.from_numpy(tokens), indices, labels=torch.from_numpy(labels))
-    return RankBatch(batch, global_batch_size, int(lengths.sum()))
+    batch = Batch(torch.from_numpy(tokens), torch.arange(places.start, places.stop))
+    if objective == "classification":
+        labels = np.array([_label(examples, int(sample)) for sample in share])  # (B,)
+        return RankBatch(replace(batch, labels=torch.from_numpy(labels)), global_batch_size, int(lengths.sum()))
+    targets = sum(int(examples.loss_mask(int(sample))[1:length].sum()) for sample in order)
+    if not targets:
+        raise ValueError(f"{examples.path}: the batch of step {step} has no token to learn; every loss mask in it is empty")
+    masks = torch.from_numpy(_masks(examples, share, width))
+    return RankBatch(replace(batch, loss_mask=masks), targets, int(lengths.sum()))
+
+
+def _masks(examples: Examples, chosen: np.ndarray, width: int) -> np.ndarray:
+    """The loss masks of the examples `chosen`, (B, width) bool: false where there is padding."""
+    masks: np.ndarray = np.zeros((len(chosen), width), bool)
+    for row, sample in zip(masks, chosen.tolist(), strict=True):
+        mask = examples.loss_mask(sample)[:width]
+        row[: len(mask)] = mask
+    return masks
 
 
 def _label(examples: Examples, sample: int) -> int:

@@ -94,6 +94,8 @@ class Examples:
         self._offsets: np.ndarray = view(column.offsets)
         self.lengths: np.ndarray = np.diff(self._offsets)  # (examples,) tokens of each
         self._masks, self._labels, self._ids = batch.column("loss_mask"), batch.column("label"), batch.column("id")
+        self._mask_bits: np.ndarray = self._masks.values.to_numpy(zero_copy_only=False)  # Arrow packs eight in a byte
+        self._mask_offsets: np.ndarray = view(self._masks.offsets)
 
     def __len__(self) -> int:
         """How many examples there are."""
@@ -103,12 +105,21 @@ class Examples:
         """The tokens (T,) of example `index`, a view of the file."""
         return self._tokens[self._offsets[index] : self._offsets[index + 1]]
 
+    def loss_mask(self, index: int) -> np.ndarray:
+        """Which tokens of example `index` are to be predicted, (T,) bool; all of them where no mask was written.
+
+        The first token has nothing before it and is a target of nothing, whatever its mask says.
+        """
+        if not self._masks[index].is_valid:
+            return np.ones(int(self.lengths[index]), bool)
+        return self._mask_bits[self._mask_offsets[index] : self._mask_offsets[index + 1]]
+
     def __getitem__(self, index: int) -> Example:
         """Example `index`, decoded."""
-        mask = self._masks[index].as_py()
+        mask = self.loss_mask(index) if self._masks[index].is_valid else None
         return Example(
             id=self._ids[index].as_py(),
             tokens=self.tokens(index),
-            loss_mask=None if mask is None else np.array(mask, bool),
+            loss_mask=mask,
             label=self._labels[index].as_py(),
         )

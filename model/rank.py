@@ -70,7 +70,7 @@ def loader(job: RankJob, world: World) -> Callable[[int], RankBatch]:
     if isinstance(job.data, ExampleData):
         examples = Examples(Path(job.data.examples))
         _same_vocabulary(examples, job.model)
-        return lambda step: example_batch(examples, step, **order)
+        return lambda step: example_batch(examples, step, objective=job.objective, **order)
     shards = TokenShards.from_manifest(Path(job.data.manifest), Path(job.data.root))
     _same_vocabulary(shards, job.model)
     if job.verify:

@@ -19,6 +19,7 @@ from model.batches import (
     sequences,
 )
 from model.examples import Examples, write_examples
+from model.objectives import count_loss_tokens
 from model.token_shards import TokenShards
 from tests.model.test_token_shards import EOT, stream, write
 
@@ -171,3 +172,54 @@ def test_an_example_without_a_label_is_refused_by_name(tmp_path: Path) -> None:
     write_examples(tmp_path / "e.arrow", [[1], [2]], ["x", "y"], tokenizer="t", vocab_size=9, eot=0)
     with pytest.raises(ValueError, match="has no label"):
         example_batch(Examples(tmp_path / "e.arrow"), 0, seed=0, global_batch_size=2, length=4)
+
+
+@pytest.fixture
+def answers(tmp_path: Path) -> Examples:
+    """60 examples of 2 to 40 tokens, of which those from a random place on are to be learned; every tenth has no mask."""
+    chance = np.random.default_rng(2)
+    lengths = chance.integers(2, 41, 60)
+    tokens = [[index] * int(length) for index, length in enumerate(lengths)]
+    masks = [
+        None if index % 10 == 9 else np.arange(length) >= chance.integers(1, length)
+        for index, length in enumerate(lengths)
+    ]
+    ids = [str(index) for index in range(60)]
+    write_examples(tmp_path / "a.arrow", tokens, ids, tokenizer="t", vocab_size=500, eot=499, loss_masks=masks)
+    return Examples(tmp_path / "a.arrow")
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_masks_and_their_count_do_not_depend_on_the_number_of_ranks(answers: Examples, world_size: int) -> None:
+    how = {"length": 32, "objective": "causal_lm", **ORDER}
+    for step in (0, 1, POOL, 3 * POOL + 1):
+        alone = example_batch(answers, step, **how)
+        shares = [example_batch(answers, step, **how, rank=rank, world_size=world_size) for rank in range(world_size)]
+        masks = torch.cat([share.rows.loss_mask for share in shares if share.rows.loss_mask is not None])
+        assert torch.equal(masks, alone.rows.loss_mask)
+        assert alone.rows.labels is None
+        targets = [int(count_loss_tokens("causal_lm", share.rows)) for share in shares]
+        assert {share.loss_tokens for share in shares} == {alone.loss_tokens} == {sum(targets)}
+
+
+def test_a_row_is_learned_where_its_mask_says_and_never_at_padding(answers: Examples) -> None:
+    share = example_batch(answers, 2, length=32, objective="causal_lm", **ORDER)
+    assert share.rows.loss_mask is not None
+    for row, mask, sample in zip(
+        share.rows.tokens, share.rows.loss_mask, example_order(answers, 2, **ORDER), strict=True
+    ):
+        expected = answers.loss_mask(int(sample))[:32].tolist()
+        assert mask.tolist() == expected + [False] * (len(row) - len(expected))
+        if sample % 10 == 9:
+            assert all(expected)
+
+
+def test_a_batch_without_anything_to_learn_is_refused(tmp_path: Path) -> None:
+    nothing = [[False, False]] * 2
+    write_examples(
+        tmp_path / "e.arrow", [[1, 2]] * 2, ["x", "y"], tokenizer="t", vocab_size=9, eot=0, loss_masks=nothing
+    )
+    with pytest.raises(ValueError, match="has no token to learn"):
+        example_batch(
+            Examples(tmp_path / "e.arrow"), 0, seed=0, global_batch_size=2, length=4, objective="causal_lm"
+        )
