@@ -33,7 +33,7 @@ class RankBatch:
     """One rank's share of a global batch, and what the share's loss is divided by."""
 
     rows: Batch  # the rank's sequences, on the host; as wide as the whole global batch needs
-    loss_tokens: int  # targets of the *global* batch
+    loss_tokens: float  # targets of the *global* batch, or the sum of their weights
     real_tokens: int  # input tokens of the *global* batch, without padding
 
     def micro_batches(self, size: int) -> Iterator[Batch]:
@@ -46,6 +46,7 @@ class RankBatch:
                 rows.indices[cut],
                 None if rows.loss_mask is None else rows.loss_mask[cut],
                 None if rows.labels is None else rows.labels[cut],
+                None if rows.weights is None else rows.weights[cut],
             )
 
 
@@ -198,10 +199,16 @@ def example_batch(
     batch = Batch(torch.from_numpy(tokens), torch.arange(places.start, places.stop))
     if objective == "classification":
         labels = np.array([_label(examples, int(sample)) for sample in share])  # (B,)
-        return RankBatch(replace(batch, labels=torch.from_numpy(labels)), global_batch_size, int(lengths.sum()))
+        batch = replace(batch, labels=torch.from_numpy(labels))
+        if examples.weights is None:
+            return RankBatch(batch, global_batch_size, int(lengths.sum()))
+        weights = torch.from_numpy(examples.weights[share].astype(np.float32))
+        return RankBatch(replace(batch, weights=weights), float(examples.weights[order].sum()), int(lengths.sum()))
     targets = sum(int(examples.loss_mask(int(sample))[1:length].sum()) for sample in order)
     if not targets:
-        raise ValueError(f"{examples.path}: the batch of step {step} has no token to learn; every loss mask in it is empty")
+        raise ValueError(
+            f"{examples.path}: the batch of step {step} has no token to learn; every loss mask in it is empty"
+        )
     masks = torch.from_numpy(_masks(examples, share, width))
     return RankBatch(replace(batch, loss_mask=masks), targets, int(lengths.sum()))
 
@@ -213,6 +220,16 @@ def _masks(examples: Examples, chosen: np.ndarray, width: int) -> np.ndarray:
         mask = examples.loss_mask(sample)[:width]
         row[: len(mask)] = mask
     return masks
+
+
+def padding(examples: Examples, steps: int, *, seed: int, global_batch_size: int, length: int) -> float:
+    """The share of padding among the tokens of a run's first `steps` steps: what the batches by length leave of it."""
+    real = padded = 0
+    for step in range(steps):
+        order = example_order(examples, step, seed=seed, global_batch_size=global_batch_size)
+        lengths = np.minimum(examples.lengths[order], length)  # (global batch,)
+        real, padded = real + int(lengths.sum()), padded + len(lengths) * int(lengths.max())
+    return 1 - real / padded
 
 
 def _label(examples: Examples, sample: int) -> int:

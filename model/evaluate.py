@@ -6,7 +6,7 @@ or alone; equal jobs on equal numerics give equal results.
 
     evaluate_language_model({"export", "manifest", "root", "threads", "device", "batch_size"})
     document_bits({"export", "manifest", "root", "output", "threads", "device", "batch_size"})
-    classify({"export", "examples", "output", "threads", "max_length", "device", "batch_size"})
+    classify({"export", "examples", "output", "threads", "max_length", "stride", "device", "batch_size"})
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model import durable
+from model.examples import text_windows
 from model.export import load_export
 from model.token_shards import TokenShards
 
@@ -182,11 +183,18 @@ def read_examples(path: Path) -> list[dict[str, Any]]:
     return examples
 
 
+def _mean(scores: list[list[float]]) -> list[float]:
+    """The mean of some rows of probabilities; a single row as it is."""
+    return scores[0] if len(scores) == 1 else [sum(column) / len(scores) for column in zip(*scores, strict=True)]
+
+
 def classify(job: dict[str, Any]) -> dict[str, Any]:
     """Predict the class of each text example; write {"id", "label", "predicted", "scores"} a line, in input order.
 
     `predicted` is the most probable class, `scores` all probabilities. Texts longer than `max_length` tokens (by
-    default all that the model takes) lose their end and are counted. Returns {"examples", "truncated", "correct"}.
+    default all that the model takes) lose their end and are counted; with `stride` they are read in windows of
+    `max_length`, each `stride` tokens after the one before it, whose probabilities are averaged. Returns {"examples",
+    "truncated", "correct"}, and with `stride` "windowed", the texts that were read so.
     """
     torch.set_num_threads(job["threads"])
     export = Path(job["export"])
@@ -194,15 +202,19 @@ def classify(job: dict[str, Any]) -> dict[str, Any]:
     model = load_export(export, job.get("device", "cpu"))
     limit = min(job.get("max_length") or model.config.n_positions, model.config.n_positions)
     rows = encode(load_tokenizer(export), [example["text"] for example in examples])
-    scores = class_probabilities(model, [row[:limit] for row in rows], job.get("batch_size", BATCH_SIZE))
+    stride = job.get("stride") or 0
+    parts = [text_windows(row, limit, stride) for row in rows]
+    found = iter(class_probabilities(model, [one for part in parts for one in part], job.get("batch_size", BATCH_SIZE)))
+    scores = [_mean([next(found) for _ in part]) for part in parts]
     predicted = [max(range(len(row)), key=row.__getitem__) for row in scores]
     lines = [
         json.dumps({"id": example["id"], "label": example["label"], "predicted": best, "scores": row})
         for example, best, row in zip(examples, predicted, scores, strict=True)
     ]
     durable.write_bytes(Path(job["output"]), "".join(line + "\n" for line in lines).encode())
+    longer = sum(len(row) > limit for row in rows)
     return {
         "examples": len(examples),
-        "truncated": sum(len(row) > limit for row in rows),
+        **({"truncated": 0, "windowed": longer} if stride else {"truncated": longer}),
         "correct": sum(example["label"] == best for example, best in zip(examples, predicted, strict=True)),
     }

@@ -7,6 +7,7 @@ on disk.
     column tokens:    large_list<uint16 | uint32>
     column loss_mask: large_list<bool> or null     true where a token is to be predicted
     column label:     int64 or null                the class
+    column weight:    float64                      what the example's loss counts; not there where all count alike
     column id:        string
     schema metadata b"gptline": canonical JSON {"format", "tokenizer", "vocab_size", "eot"}
 """
@@ -54,10 +55,11 @@ def write_examples(
     eot: int,
     labels: Sequence[int | None] | None = None,
     loss_masks: Sequence[Any | None] | None = None,
+    weights: Sequence[float] | None = None,
 ) -> None:
     """Write examples whole or not at all; `tokens[i]` are the ids of example `ids[i]`.
 
-    `tokenizer` is the digest of the tokenizer that made them. ValueError names the example that is empty,
+    `weights` are what each example's loss counts, above 0; all alike if none. `tokenizer` is the digest of the tokenizer that made them. ValueError names the example that is empty,
     outside of the vocabulary or does not fit its mask.
     """
     for identifier, row in zip(ids, tokens, strict=True):
@@ -72,12 +74,23 @@ def write_examples(
         "loss_mask": _mask_column(path, loss_masks or [None] * len(ids), tokens, ids),
         "label": pa.array(labels if labels is not None else [None] * len(ids), pa.int64()),
         "id": pa.array(ids, pa.string()),
-    }
+    } | ({} if weights is None else {"weight": pa.array(weights, pa.float64())})
     metadata = metadata_bytes({"tokenizer": tokenizer, "vocab_size": vocab_size, "eot": eot})
     schema = pa.schema([(name, values.type) for name, values in columns.items()], metadata)
     batch = pa.record_batch(list(columns.values()), schema=schema)
     with durable.writing(path) as draft, pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         writer.write_batch(batch)
+
+
+def text_windows(tokens: list[int], length: int, stride: int) -> list[list[int]]:
+    """A text in windows of `length` tokens, each `stride` after the one before it, the last one at the text's end.
+
+    A text that fits is its own only window. Without a stride (0) there is one window: what is longer loses its end.
+    """
+    if not stride or len(tokens) <= length:
+        return [tokens[:length]]
+    starts = [*range(0, len(tokens) - length, stride), len(tokens) - length]
+    return [tokens[start : start + length] for start in starts]
 
 
 class Examples:
@@ -93,6 +106,8 @@ class Examples:
         self._tokens: np.ndarray = view(column.values)
         self._offsets: np.ndarray = view(column.offsets)
         self.lengths: np.ndarray = np.diff(self._offsets)  # (examples,) tokens of each
+        weighted = "weight" in batch.schema.names
+        self.weights: np.ndarray | None = view(batch.column("weight")) if weighted else None  # (examples,) float64
         self._masks, self._labels, self._ids = batch.column("loss_mask"), batch.column("label"), batch.column("id")
         self._mask_bits: np.ndarray = self._masks.values.to_numpy(zero_copy_only=False)  # Arrow packs eight in a byte
         self._mask_offsets: np.ndarray = view(self._masks.offsets)

@@ -69,13 +69,23 @@ class ClassificationModel(nn.Module):
         self.head_pdrop = config.head_pdrop
         self.site = site_constants(1 + 2 * config.n_layer)
 
-    def forward(self, tokens: Tensor, targets: Tensor | None = None, row_keys: Tensor | None = None) -> Tensor:
-        """tokens (B, T) padded on the right with EOT -> logits (B, K); with `targets` (B,) -> summed loss, fp32."""
+    def forward(
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        row_keys: Tensor | None = None,
+        *,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """tokens (B, T) padded on the right with EOT -> logits (B, K); with `targets` (B,) -> summed loss, fp32.
+
+        `weights` (B,) is what each row's loss counts.
+        """
         hidden = self.transformer(tokens, row_keys)  # (B, T, C)
         rows = torch.arange(tokens.shape[0], device=tokens.device)
         pooled = hidden[rows, last_token(tokens, self.pad_token_id)]  # (B, C)
         logits = self.score(dropout(pooled, self.head_pdrop, row_keys, self.site))  # (B, K)
-        return logits if targets is None else cross_entropy_sum(logits, targets)
+        return logits if targets is None else cross_entropy_sum(logits, targets, weights)
 
 
 Model = LanguageModel | ClassificationModel

@@ -56,7 +56,7 @@ def origin(shards: TokenShards, position: int) -> str:
     return f"{shards.units[index].path.name} document {identifier} token {offset - int(shard.offsets[document])}"
 
 
-def _examples(examples: Examples, step: int, order: dict[str, int], length: int) -> list[dict[str, Any]]:
+def _examples(examples: Examples, step: int, order: dict[str, Any], length: int) -> list[dict[str, Any]]:
     batch = example_batch(examples, step, length=length, **order).rows
     chosen = [examples[int(sample)] for sample in example_order(examples, step, **order)]
     assert batch.labels is not None

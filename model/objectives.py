@@ -27,6 +27,7 @@ class Batch:
     indices: Tensor  # (B,) int64, where each row stands in the global batch, on the host
     loss_mask: Tensor | None = None  # (B, S) bool, the tokens that are to be predicted; none: all of them
     labels: Tensor | None = None  # (B,) int64, the class; IGNORE_INDEX for a row of weight zero
+    weights: Tensor | None = None  # (B,) fp32, what the loss of each row counts; none: all alike
 
 
 def causal_lm(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -56,10 +57,11 @@ def count_loss_tokens(objective: Objective, batch: Batch) -> Tensor:
 
 
 def loss(model: nn.Module, objective: Objective, batch: Batch, key: DropoutKey | None = None) -> tuple[Tensor, Tensor]:
-    """The summed loss in nats (fp32 scalar) and the number of its targets (int64 scalar).
+    """The summed loss in nats (fp32 scalar), weighted where rows have weights, and the number of its targets (int64 scalar).
 
     `model` may be wrapped (DeepSpeed's engine, torch.compile): it is only called. Without `key` there is no dropout.
     """
     inputs, targets = _OBJECTIVES[objective](batch)
     row_keys = None if key is None else key.row_keys(inputs.device)
-    return model(inputs, targets, row_keys), (targets != IGNORE_INDEX).sum()
+    weights = {} if batch.weights is None else {"weights": batch.weights}
+    return model(inputs, targets, row_keys, **weights), (targets != IGNORE_INDEX).sum()

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from model import durable, export, restore
-from model.batches import RankBatch, example_batch, pretrain_batch
+from model.batches import RankBatch, example_batch, padding, pretrain_batch
 from model.checkpoint import Checkpoint, open_shelf
 from model.config import ModelConfig, accumulation_steps
 from model.examples import Examples
@@ -76,6 +76,21 @@ def loader(job: RankJob, world: World) -> Callable[[int], RankBatch]:
     if job.verify:
         _verify_shards(shards, world)
     return lambda step: pretrain_batch(shards, step, **order)
+
+
+def padded(job: RankJob) -> float | None:
+    """The share of padding among a run's tokens; None where sequences are cut from a stream and need none."""
+    if not isinstance(job.data, ExampleData):
+        return None
+    train = job.train
+    share = padding(
+        Examples(Path(job.data.examples)),
+        train.max_steps,
+        seed=train.seed,
+        global_batch_size=train.global_batch_size,
+        length=train.sequence_length,
+    )
+    return round(share, 6)
 
 
 def initial_model(job: RankJob) -> nn.Module:
@@ -245,7 +260,7 @@ def run(job: RankJob) -> dict[str, Any]:
     """Train, or continue to train, and export. Every rank has to call it; the result is complete on rank 0.
 
     It is {"steps", "final_loss", "tokens", "tokens_per_second", "resumed_from", "stopped": None | "sigterm",
-    "export_difference", "numerics"}. Raises TrainingDiverged, CheckpointError, DamagedShard, ExportMismatch;
+    "export_difference", "padding", "numerics"}. Raises TrainingDiverged, CheckpointError, DamagedShard, ExportMismatch;
     FileNotFoundError when the attempt was taken over.
     """
     torch.set_num_threads(job.threads)  # Ray sets OMP_NUM_THREADS, and the number decides the last bits
@@ -266,5 +281,6 @@ def run(job: RankJob) -> dict[str, Any]:
             "resumed_from": this.resumed.step if this.resumed else None,
             "stopped": "sigterm" if stopped else None,
             "export_difference": difference,
+            "padding": padded(this.job) if world.is_first and not stopped else None,
             "numerics": this.history[-1]["numerics"] | ({"earlier": this.history[:-1]} if this.history[1:] else {}),
         }

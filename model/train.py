@@ -66,7 +66,9 @@ def _on_device(batch: objectives.Batch, device: torch.device) -> objectives.Batc
         return None if tensor is None else tensor.to(device, non_blocking=True)
 
     tokens = batch.tokens.to(device, non_blocking=True)
-    return replace(batch, tokens=tokens, loss_mask=move(batch.loss_mask), labels=move(batch.labels))
+    return replace(
+        batch, tokens=tokens, loss_mask=move(batch.loss_mask), labels=move(batch.labels), weights=move(batch.weights)
+    )
 
 
 def _optimizer_step(

@@ -92,6 +92,8 @@ class PretrainConfig(TrainConfig):
     objective: Literal["causal_lm"] = Field("causal_lm", description="what is predicted")
 
 
+# Fields of fine-tuning that came later: a step's config has them only where they are set, see ADDED_TO_TASK.
+ADDED_TO_FINETUNE = ("class_weights", "long_texts", "window_stride")
 # Fields that came after the first tasks were made: a step's config has them only where they are set, or it would be another.
 ADDED_TO_TASK = (
     "validation_source", "test_source", "text_column", "label_column", "prompt_column", "response_column",
@@ -167,6 +169,33 @@ class FinetuneConfig(TrainConfig):
     dropout: float = Field(
         0.1, ge=0, lt=1, description="dropout of embeddings, residual branches and head, a probability"
     )
+    class_weights: Literal["none", "balanced"] = Field(
+        "none",
+        description="of a classification: what each class counts in the loss; balanced: all classes alike in sum",
+    )
+    long_texts: Literal["cut", "windows"] = Field(
+        "cut",
+        description="of a classification: texts longer than sequence_length lose their end, or are read in windows of that "
+        "length, whose probabilities are averaged",
+    )
+    window_stride: int | None = Field(
+        None, ge=1, description="tokens between the beginnings of two windows; half of sequence_length if none"
+    )
+
+    @model_validator(mode="after")
+    def _windows_reach(self) -> FinetuneConfig:
+        if self.window_stride is not None and self.long_texts != "windows":
+            raise ValueError("window_stride is of windows: set long_texts=windows, or leave it out")
+        if self.window_stride is not None and self.window_stride > self.sequence_length:
+            raise ValueError(
+                f"window_stride={self.window_stride} passes over tokens: choose at most sequence_length={self.sequence_length}"
+            )
+        return self
+
+    @property
+    def stride(self) -> int:
+        """Tokens between the beginnings of two windows; 0 where texts are cut."""
+        return (self.window_stride or self.sequence_length // 2) if self.long_texts == "windows" else 0
 
 
 class EvaluateConfig(Config):

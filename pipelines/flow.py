@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.champions import Champion
-from pipelines.config import ADDED_TO_TASK, Recipe, Source, TaskConfig, TokenizerConfig
+from pipelines.config import (
+    ADDED_TO_FINETUNE,
+    ADDED_TO_TASK,
+    FinetuneConfig,
+    Recipe,
+    Source,
+    TaskConfig,
+    TokenizerConfig,
+)  # fmt: skip
 from pipelines.engine.step import Input, Step
 from pipelines.stages import (
     champion,
@@ -121,7 +129,7 @@ def _challenged(
             "predictions": Input("evaluate-task", "predictions.jsonl"),
             "test": Input("prepare_task", "test.jsonl"),
         }
-        yield Step("compare-task", compare.STAGE, {"kind": form_of(recipe)} | config, theirs | examples)
+        yield Step("compare-task", compare.STAGE, _asked(recipe) | config, theirs | examples)
     else:
         documents = {
             f"{what}_heldout": Input(made, "heldout.json") for what, made in (("text", "shard"), ("tokens", "tokenize"))
@@ -174,6 +182,21 @@ def task_settings(config: TaskConfig) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value or name not in ADDED_TO_TASK}
 
 
+def _finetune_settings(config: FinetuneConfig) -> dict[str, Any]:
+    """What decides how the task is learned; what came later counts where it is not at its default."""
+    defaults = {name: FinetuneConfig.model_fields[name].default for name in ADDED_TO_FINETUNE}
+    return {name: value for name, value in _json(config).items() if name not in defaults or value != defaults[name]}
+
+
+def _asked(recipe: Recipe) -> dict[str, Any]:
+    """How the task's model is asked: in its form, and where it learned from windows in such windows."""
+    assert recipe.finetune
+    windows = (
+        {"window": recipe.finetune.sequence_length, "stride": recipe.finetune.stride} if recipe.finetune.stride else {}
+    )
+    return {"kind": form_of(recipe)} | windows
+
+
 def _data(recipe: Recipe, files: Files) -> list[Step]:
     """Labelled examples first: the corpus is cleaned of the held-out ones."""
     steps = []
@@ -222,11 +245,11 @@ def _task(recipe: Recipe) -> list[Step]:
     named = {} if form == "classification" else {"form": form}  # it was the only one: what was made stays made
     return [
         Step(
-            "finetune", finetune.STAGE, {"model": _json(recipe.model), "train": _json(recipe.finetune)} | named,
+            "finetune", finetune.STAGE, {"model": _json(recipe.model), "train": _finetune_settings(recipe.finetune)} | named,
             {"examples": examples["train"], "tokenizer": Input("train_tokenizer", "tokenizer/")} | labels | base,
         ),
         Step(
-            "evaluate-task", evaluate.STAGE, {"kind": form},
+            "evaluate-task", evaluate.STAGE, _asked(recipe),
             {"export": Input("finetune", "export/")} | labels | examples | (base if form == "text" else {}),
         ),
         *_released("task", recipe.register_as.task, _json(recipe.register_as)["task_gates"], "finetune"),

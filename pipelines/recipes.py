@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from model.config import Config, ModelShape
+from pipelines import task_recipes
 from pipelines.config import (
     ConfigError,
     EvaluateConfig,
@@ -112,7 +113,9 @@ def gpt2_124m() -> Recipe:
     )  # fmt: skip
 
 
-NAMED: dict[str, Callable[[], Recipe]] = {recipe.__name__: recipe for recipe in (default, tiny, gpt2_124m)}
+NAMED: dict[str, Callable[[], Recipe]] = {
+    recipe.__name__: recipe for recipe in (default, tiny, gpt2_124m, *task_recipes.CLASSIFICATION)
+}
 
 
 def load(name: str) -> Recipe:

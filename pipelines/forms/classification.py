@@ -1,12 +1,13 @@
 """Classification: a text in, one of the task's labels out. What the stages do for tasks of this form.
 
-The one idea: a classifier is fine-tuned on whole texts, cut at the window, and everything that is cut is counted; it is
-measured as it ships, beside the majority class and TF-IDF with logistic regression on the very same splits.
+The one idea: a classifier is fine-tuned on texts that are cut at the window, or read in several windows, and either way
+it is counted how many; it is measured as it ships, beside the majority class and TF-IDF with logistic regression on the very same splits.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,32 +39,59 @@ def training(attempt: Attempt, tokenizer: Path, settings: Mapping[str, Any]) -> 
 
 
 def encode(source: Path, tokenizer: Path, settings: Mapping[str, Any], target: Path) -> dict[str, int]:
-    """Tokenise the examples of `source` (JSONL) into `target`; returns how many there are and how many were cut.
+    """Tokenise the examples of `source` (JSONL) into `target`, whole, cut, or in windows; returns how many there are of each.
 
     Reserved tokens that stand in a text stay text: a stranger's sentence cannot end itself.
     """
     from tokenizers import Tokenizer
 
-    from model.examples import write_examples
+    from model.examples import text_windows, write_examples
 
     examples = example_files.read(source, "classification")
     encoder = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
     encoder.encode_special_tokens = True
-    facts, window = jobs.vocabulary(tokenizer), settings["sequence_length"]
+    facts, window, stride = jobs.vocabulary(tokenizer), settings["sequence_length"], _stride(settings)
     rows = [
         encoding.ids
         for encoding in encoder.encode_batch([example.text for example in examples], add_special_tokens=False)
     ]
+    parts = [text_windows(row, window, stride) for row in rows]
+    repeated = [example for example, part in zip(examples, parts, strict=True) for _ in part]
     write_examples(
         target,
-        [row[:window] for row in rows],
-        [example.id for example in examples],
+        [one for part in parts for one in part],
+        [example.id for example in repeated],
         tokenizer=durable.sha256(tokenizer / "tokenizer.json"),
         vocab_size=facts["vocab_size"],
         eot=facts["eot_token_id"],
-        labels=[example.label for example in examples],
+        labels=[example.label for example in repeated],
+        weights=weights([example.label for example in examples], [len(part) for part in parts], settings),
     )
-    return {"examples": len(rows), "examples_cut": sum(len(row) > window for row in rows)}
+    longer = sum(len(row) > window for row in rows)
+    return {"examples": len(rows)} | (
+        {"examples_cut": 0, "examples_windowed": longer, "windows": len(repeated)}
+        if stride
+        else {"examples_cut": longer}
+    )
+
+
+def _stride(settings: Mapping[str, Any]) -> int:
+    if settings.get("long_texts", "cut") == "cut":
+        return 0
+    return int(settings.get("window_stride") or settings["sequence_length"] // 2)
+
+
+def weights(labels: Sequence[int], windows: Sequence[int], settings: Mapping[str, Any]) -> list[float] | None:
+    """What each window's loss counts; None where all count alike.
+
+    The windows of a text share its weight. Balanced, a class of n of N examples has N / (K n): each class counts N / K in sum.
+    """
+    balanced = settings.get("class_weights", "none") == "balanced"
+    if not balanced and max(windows) == 1:
+        return None
+    counts = Counter(labels)
+    of_class = {label: len(labels) / (len(counts) * count) if balanced else 1.0 for label, count in counts.items()}
+    return [of_class[label] / count for label, count in zip(labels, windows, strict=True) for _ in range(count)]
 
 
 def evaluate(attempt: Attempt) -> dict[str, Any]:
@@ -75,9 +103,8 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
         for name in example_files.SPLITS
     }
     predictions = attempt.outputs / "predictions.jsonl"
-    # Cut at what the model takes, as whoever loads the export does, not at what it was trained on.
     test = str(attempt.inputs["test"].path("test.jsonl"))
-    counts = compute(attempt, "model.evaluate:classify", examples=test, output=str(predictions))
+    counts = compute(attempt, "model.evaluate:classify", examples=test, output=str(predictions), **_windows(attempt))
     predicted = [json.loads(line)["predicted"] for line in predictions.read_text().splitlines()]
     text = {name: [example.text for example in part] for name, part in splits.items()}
     labels = {name: [example.label for example in part] for name, part in splits.items()}
@@ -101,8 +128,17 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
         _figures("", reports["model"])
         | _figures("majority_", simple["majority"])
         | _figures("tfidf_", simple["tfidf_logistic_regression"])
-        | {"examples": counts["examples"], "truncated": counts["truncated"]}
+        | {name: counts[name] for name in ("examples", "truncated", "windowed") if name in counts}
     )
+
+
+def _windows(attempt: Attempt) -> dict[str, Any]:
+    """How texts are read that are longer than the window: by windows, if it was fine-tuned so.
+
+    Otherwise cut at what the model takes, as whoever loads the export does, not at what it was fine-tuned on.
+    """
+    config = attempt.config
+    return {"max_length": config["window"], "stride": config["stride"]} if "stride" in config else {}
 
 
 def _figures(prefix: str, report: dict[str, Any]) -> dict[str, float]:
@@ -123,7 +159,8 @@ def compare(attempt: Attempt, champion: Path) -> dict[str, Any]:
 
     test = attempt.inputs["test"].path("test.jsonl")
     theirs_file = attempt.outputs / "champion_predictions.jsonl"
-    compute(attempt, "model.evaluate:classify", champion, examples=str(test), output=str(theirs_file))
+    job: dict[str, Any] = {"examples": str(test), "output": str(theirs_file)} | _windows(attempt)
+    compute(attempt, "model.evaluate:classify", champion, **job)
     ours = _predicted(attempt.inputs["predictions"].path("predictions.jsonl"))
     theirs = _predicted(theirs_file)
     examples = example_files.read(test, "classification")

@@ -220,6 +220,4 @@ def test_a_batch_without_anything_to_learn_is_refused(tmp_path: Path) -> None:
         tmp_path / "e.arrow", [[1, 2]] * 2, ["x", "y"], tokenizer="t", vocab_size=9, eot=0, loss_masks=nothing
     )
     with pytest.raises(ValueError, match="has no token to learn"):
-        example_batch(
-            Examples(tmp_path / "e.arrow"), 0, seed=0, global_batch_size=2, length=4, objective="causal_lm"
-        )
+        example_batch(Examples(tmp_path / "e.arrow"), 0, seed=0, global_batch_size=2, length=4, objective="causal_lm")

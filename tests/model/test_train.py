@@ -57,7 +57,10 @@ def resumed(
 ) -> dict[str, dict[str, Any]]:
     """Two ranks go on from checkpoints: their own, those of one rank, and that of the SIGTERM."""
     make = trained.jobs.continuation
-    jobs = {stage: make(f"resumed-{stage}", trained.job[stage], MIDDLE) for stage in [*STAGES, "bf16", "finetuned", "answers"]}
+    jobs = {
+        stage: make(f"resumed-{stage}", trained.job[stage], MIDDLE)
+        for stage in [*STAGES, "bf16", "finetuned", "answers"]
+    }
     jobs |= {f"back-{stage}": make(f"back-{stage}", alone[stage], MIDDLE + 2) for stage in STAGES}
     jobs["interrupted"] = make("after-sigterm", interrupted["job"], interrupted["result"]["steps"])
     results, _ = finish(start(list(jobs.values()), ranks=2))
