@@ -88,3 +88,128 @@ def sections() -> Recipe:
 
 
 CLASSIFICATION = (sentiment_chinese, topics, sections)
+
+
+def _answering(
+    name: str,
+    corpus: tuple[Source, ...],
+    model: ModelShape,
+    pretrain_steps: int,
+    task: TaskConfig,
+    finetune: FinetuneConfig,
+    gates: tuple[Gate, ...],
+) -> Recipe:
+    """What the recipes of tasks that answer have in common: the tokenizer learns from the corpus, and so does the base model."""
+    return Recipe(
+        name=name,
+        shard=ShardConfig(sources=corpus, shard_bytes=1 << 20, heldout_fraction=0.02, decontaminate_min_words=4),
+        tokenizer=TokenizerConfig(sources=corpus, vocab_size=4096, max_bytes=8 << 20),
+        model=model,
+        pretrain=PretrainConfig(
+            max_steps=pretrain_steps, global_batch_size=16, sequence_length=model.n_positions, learning_rate=3e-3,
+            min_learning_rate=3e-4, warmup_steps=pretrain_steps // 10,
+        ),
+        task=task,
+        finetune=finetune,
+        register_as=RegisterConfig(base=f"{name}-base", task=name, base_gates=(_BETTER_THAN_UNIGRAMS,), task_gates=gates),
+    )  # fmt: skip
+
+
+def _better(metric: str, *baselines: str) -> tuple[Gate, ...]:
+    """Gates on a metric of which more is better: above each of the baselines."""
+    return tuple(Gate(metric=metric, baseline=f"{name}_{metric}", minimum=0.0) for name in baselines)
+
+
+def _fewer(metric: str, *baselines: str) -> tuple[Gate, ...]:
+    """Gates on a metric of which less is better: below each of the baselines."""
+    return tuple(Gate(metric=metric, baseline=f"{name}_{metric}", maximum=0.0) for name in baselines)
+
+
+def _translation(name: str, sample: str, language: str) -> Recipe:
+    """English lines of Debian's descriptions into another language; the base model reads descriptions in both."""
+    english = Source(sample=sample, label="english", text_column="text")
+    other = Source(sample=sample, label=language, text_column=language, on_bad_record="skip")
+    return _answering(
+        name,
+        corpus=(english, other),
+        model=ModelShape(n_positions=64, n_embd=160, n_layer=3, n_head=4),
+        pretrain_steps=600,
+        task=TaskConfig(
+            name="translation",
+            source=Source(sample=sample, label=sample),
+            validation_fraction=0.02,
+            test_fraction=0.02,
+            options={"language": language},
+        ),
+        finetune=FinetuneConfig(
+            max_steps=2400, global_batch_size=32, sequence_length=64, learning_rate=2e-3, min_learning_rate=1e-4,
+            warmup_steps=100, dropout=0.0,
+        ),
+        gates=_better("chrf", "copy", "dictionary") + _better("bleu", "copy", "dictionary"),
+    )  # fmt: skip
+
+
+def translation() -> Recipe:
+    """English lines into Italian. Needs apt-get: see the sample debian_it."""
+    return _translation("translation", "debian_it", "it")
+
+
+def translation_french() -> Recipe:
+    """English lines into French. Needs apt-get: see the sample debian_fr."""
+    return _translation("translation_french", "debian_fr", "fr")
+
+
+def questions() -> Recipe:
+    """Questions answered from memory, of which a model of this size has little: it has to beat the most frequent answer."""
+    return _answering(
+        "questions",
+        corpus=(Source(sample="conversations", label="conversations"),),
+        model=ModelShape(n_positions=64, n_embd=160, n_layer=3, n_head=4),
+        pretrain_steps=800,
+        task=TaskConfig(name="questions", source=Source(sample="open_questions", label="open_questions")),
+        finetune=FinetuneConfig(
+            max_steps=1200, global_batch_size=32, sequence_length=64, learning_rate=1e-3, min_learning_rate=1e-4,
+            warmup_steps=100, dropout=0.1,
+        ),
+        gates=_better("f1", "frequent", "copy") + _fewer("perplexity", "trigram"),
+    )  # fmt: skip
+
+
+def dialogue() -> Recipe:
+    """Replies in conversations of two; the base model reads conversations of others."""
+    return _answering(
+        "dialogue",
+        corpus=(Source(sample="conversations", label="conversations"),),
+        model=ModelShape(n_positions=128, n_embd=160, n_layer=3, n_head=4),
+        pretrain_steps=800,
+        task=TaskConfig(
+            name="dialogue",
+            source=Source(sample="chitchat", label="chitchat"),
+            validation_fraction=0.03,
+            test_fraction=0.03,
+        ),
+        finetune=FinetuneConfig(
+            max_steps=1000, global_batch_size=16, sequence_length=128, learning_rate=1e-3, min_learning_rate=1e-4,
+            warmup_steps=50, dropout=0.0,
+        ),
+        gates=_fewer("perplexity", "unigram", "trigram"),
+    )  # fmt: skip
+
+
+def generation() -> Recipe:
+    """A model of today's English goes on to read Shakespeare, and writes like him."""
+    return _answering(
+        "generation",
+        corpus=(Source(sample="conversations", label="conversations"),),
+        model=ModelShape(n_positions=128, n_embd=160, n_layer=3, n_head=4),
+        pretrain_steps=800,
+        task=TaskConfig(name="generation", source=Source(sample="tiny_shakespeare", label="tiny_shakespeare")),
+        finetune=FinetuneConfig(
+            max_steps=1000, global_batch_size=16, sequence_length=128, learning_rate=2e-3, min_learning_rate=2e-4,
+            warmup_steps=50, dropout=0.1,
+        ),
+        gates=_fewer("bits_per_byte", "unigram", "trigram", "base"),
+    )  # fmt: skip
+
+
+ANSWERING = (translation, translation_french, questions, dialogue, generation)
