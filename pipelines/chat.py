@@ -45,23 +45,22 @@ class Chat:
 
         self._folder = tokenizer
         self._encoder = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
-        self._own = _has_template(tokenizer)
+        self._own = _brings_template(tokenizer)
         self._loaded: Any = None  # the tokenizer as `transformers` loads it: only a template of its own needs that
 
     def exchanges(self, messages: Sequence[dict[str, str]]) -> list[Exchange]:
         """The replies of a conversation, each with what is new before it. What follows the last reply is left out."""
-        found, heads, replies, texts = [], list[str](), list[str](), list[str]()
-        begun = 0
+        heads, replies, texts = list[str](), list[str](), list[str]()
+        begun, shown = 0, ""  # the first message that no exchange has yet, and all that exchanges have, as it is rendered
         for place, message in enumerate(messages):
             if message["role"] == "assistant":
-                head, reply = self._rendered(messages, begun, place)
+                head, reply = self._rendered(messages, begun, place, shown)
                 heads.append(head)
                 replies.append(reply)
                 texts.append(self.clean(message["content"]))
-                begun = place + 1
-        for head, reply, text in zip(self._encoded(heads), self._encoded(replies), texts, strict=True):
-            found.append(Exchange(head, reply, text))
-        return found
+                begun, shown = place + 1, shown + head + reply
+        encoded = zip(self._encoded(heads), self._encoded(replies), texts, strict=True)
+        return [Exchange(head, reply, text) for head, reply, text in encoded]
 
     def prompt(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """The tokens after which a reply to `messages` begins."""
@@ -78,19 +77,18 @@ class Chat:
     def _reserved(self) -> list[str]:
         return sorted(token.content for token in self._encoder.get_added_tokens_decoder().values())
 
-    def _rendered(self, messages: Sequence[dict[str, str]], begun: int, place: int) -> tuple[str, str]:
-        """What stands before the reply `place` from message `begun` on, and the reply with its end."""
+    def _rendered(self, messages: Sequence[dict[str, str]], begun: int, place: int, shown: str) -> tuple[str, str]:
+        """What is new before the reply `place`, and the reply with its end. `shown` is what stands before message `begun`."""
         if not self._own:
             return self._plain(messages[begun:place]), self.clean(messages[place]["content"]) + EOT
-        before = self._template(messages[:begun], False) if begun else ""
         head, whole = self._template(messages[:place], True), self._template(messages[: place + 1], False)
-        if not (head.startswith(before) and whole.startswith(head)):
+        if not (head.startswith(shown) and whole.startswith(head)):
             raise ValueError(
                 f"{self._folder}: its chat template does not put a reply after what it shows of the turns before; "
                 "remove the template to use gptline's"
             )
         reply, end = whole[len(head) :], self._loaded.eos_token
-        return head[len(before) :], reply[: reply.rindex(end) + len(end)] if end in reply else reply + end
+        return head[len(shown) :], reply[: reply.rindex(end) + len(end)] if end in reply else reply + end
 
     def _plain(self, messages: Sequence[dict[str, str]]) -> str:
         """Turns by our template: what it does in Jinja, word for word."""
@@ -113,6 +111,13 @@ class Chat:
 def _has_template(tokenizer: Path) -> bool:
     settings = tokenizer / "tokenizer_config.json"
     return (tokenizer / _OWN).exists() or (settings.exists() and "chat_template" in durable.read_json(settings))
+
+
+def _brings_template(tokenizer: Path) -> bool:
+    """Whether it has one that is not ours."""
+    settings = tokenizer / "tokenizer_config.json"
+    ours = settings.exists() and durable.read_json(settings).get("chat_template") == TEMPLATE
+    return _has_template(tokenizer) and not ours
 
 
 def fitted(exchanges: Sequence[Exchange], window: int) -> tuple[list[list[Exchange]], list[int]]:
