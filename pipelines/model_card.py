@@ -24,6 +24,7 @@ class Card:
     baselines: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # name -> the same metrics
     limits: Sequence[str] = ()  # where it must not be trusted
     lineage: Mapping[str, Any] = field(default_factory=dict)  # fingerprints and digests, back to the raw sources
+    chat: bool = False  # whether its tokenizer has a chat template
     language: str = "en"
     license: str = "other"
 
@@ -41,6 +42,12 @@ inputs = tokenizer.encode("Once upon a time", return_tensors="pt")
 outputs = model.generate(inputs, max_length=50, num_return_sequences=1)
 print(tokenizer.decode(outputs[0], skip_special_tokens=True))""",
 }
+
+_CHAT = """\
+from transformers import pipeline
+generate = pipeline("text-generation", DIR)
+messages = [{"role": "user", "content": "..."}]
+print(generate(messages, max_new_tokens=50, do_sample=False)[0]["generated_text"][-1]["content"].strip())"""
 
 
 def render(card: Card) -> str:
@@ -77,7 +84,7 @@ def _front_matter(card: Card) -> str:
 def _loading(card: Card) -> str:
     return (
         "With `transformers`, from the folder `DIR` that this package was pulled to:\n\n"
-        f"```python\n{_LOAD[card.task]}\n```\n\n"
+        f"```python\n{_CHAT if card.chat else _LOAD[card.task]}\n```\n\n"
         "With `mlflow`, straight from the registry that MLFLOW_TRACKING_URI names (same predictions; a reserved token "
         "in the text stays text):\n\n"
         "```python\nimport mlflow\n"

@@ -19,6 +19,7 @@ from pipelines.stages.evaluate import compute
 from pipelines.tasks import examples as example_files
 
 PIPELINE = "text-classification"
+CHAT = False  # whether the export's tokenizer has a chat template
 SUMMARY = "A text classifier, fine-tuned from a pre-trained GPT on the labelled examples below by gptline."
 LIMITS = (
     "It was measured on sentences like those it was trained on; on other text it is a guess.",

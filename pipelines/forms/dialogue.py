@@ -18,6 +18,7 @@ from pipelines.forms import replies
 from pipelines.tasks import examples as example_files
 
 PIPELINE = "text-generation"
+CHAT = True  # whether the export's tokenizer has a chat template
 SUMMARY = "A causal language model, fine-tuned by gptline to reply in conversations like those below; it has a chat template."
 LIMITS = (
     "It is small and knows nothing of the world: it replies in the manner of its conversations.",

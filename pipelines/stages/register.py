@@ -166,6 +166,7 @@ def card(attempt: Attempt, metrics: Mapping[str, Any]) -> Any:
     return Card(
         name=attempt.config["name"],
         task=said.PIPELINE if said else "text-generation",
+        chat=said is not None and said.CHAT,
         summary=said.SUMMARY if said else _SUMMARY,
         data=_data(attempt.ancestors),
         training={f"{part}.{key}": value for part in ("model", "train") for key, value in trained.config[part].items()},
