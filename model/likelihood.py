@@ -33,7 +33,9 @@ def example_nats(job: dict[str, Any]) -> list[tuple[float, int]]:
     examples, model = Examples(Path(job["examples"])), load_export(Path(job["export"]), job.get("device", "cpu"))
     longest = model.config.max_position_embeddings
     if int(examples.lengths.max()) > longest:
-        raise ValueError(f"{job['examples']}: an example of {examples.lengths.max()} tokens, {job['export']} takes {longest}")
+        raise ValueError(
+            f"{job['examples']}: an example of {examples.lengths.max()} tokens, {job['export']} takes {longest}"
+        )
     rows = [examples.tokens(index).tolist() for index in range(len(examples))]
     found: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
     for indices in by_length(rows, job.get("batch_size", BATCH_SIZE)):
@@ -47,7 +49,10 @@ def _nats(model: PreTrainedModel, examples: Examples, indices: list[int]) -> Ten
     """The summed losses (B,) of some examples, padded on the right."""
     width = max(int(examples.lengths[index]) for index in indices)
     tokens = torch.full((len(indices), width), examples.eot)  # (B, T)
-    attended, learned = torch.zeros(len(indices), width, dtype=torch.long), torch.zeros(len(indices), width, dtype=torch.bool)
+    attended, learned = (
+        torch.zeros(len(indices), width, dtype=torch.long),
+        torch.zeros(len(indices), width, dtype=torch.bool),
+    )
     for row, index in enumerate(indices):
         length = int(examples.lengths[index])
         tokens[row, :length] = torch.from_numpy(examples.tokens(index).astype("int64"))
@@ -56,5 +61,7 @@ def _nats(model: PreTrainedModel, examples: Examples, indices: list[int]) -> Ten
     targets = tokens[:, 1:].masked_fill(~learned[:, 1:], IGNORE_INDEX).to(model.device)  # (B, T - 1)
     inputs, mask = tokens[:, :-1].to(model.device), attended[:, :-1].to(model.device)
     logits = model(inputs, attention_mask=mask, use_cache=False).logits  # (B, T - 1, V)
-    losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none", ignore_index=IGNORE_INDEX)
+    losses = F.cross_entropy(
+        logits.flatten(0, 1).float(), targets.flatten(), reduction="none", ignore_index=IGNORE_INDEX
+    )
     return losses.view(targets.shape).double().sum(-1)

@@ -25,7 +25,7 @@ TEMPLATE = (
     "{% for message in messages %}{{ message['content'] | replace(eos_token, ' ') | trim }}"
     "{{ eos_token if message['role'] == 'assistant' else '\\n' }}{% endfor %}"
 )
-_OWN = "chat_template.jinja"
+_OWN, _SETTINGS = "chat_template.jinja", "tokenizer_config.json"
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,16 @@ class Chat:
 
         self._folder = tokenizer
         self._encoder = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
-        self._own = _brings_template(tokenizer)
+        self._own = _template_of(tokenizer) not in (None, TEMPLATE)
         self._loaded: Any = None  # the tokenizer as `transformers` loads it: only a template of its own needs that
 
     def exchanges(self, messages: Sequence[dict[str, str]]) -> list[Exchange]:
         """The replies of a conversation, each with what is new before it. What follows the last reply is left out."""
         heads, replies, texts = list[str](), list[str](), list[str]()
-        begun, shown = 0, ""  # the first message that no exchange has yet, and all that exchanges have, as it is rendered
+        begun, shown = (
+            0,
+            "",
+        )  # the first message that no exchange has yet, and all that exchanges have, as it is rendered
         for place, message in enumerate(messages):
             if message["role"] == "assistant":
                 head, reply = self._rendered(messages, begun, place, shown)
@@ -108,16 +111,12 @@ class Chat:
         return [row.ids for row in self._encoder.encode_batch(list(texts), add_special_tokens=False)]
 
 
-def _has_template(tokenizer: Path) -> bool:
-    settings = tokenizer / "tokenizer_config.json"
-    return (tokenizer / _OWN).exists() or (settings.exists() and "chat_template" in durable.read_json(settings))
-
-
-def _brings_template(tokenizer: Path) -> bool:
-    """Whether it has one that is not ours."""
-    settings = tokenizer / "tokenizer_config.json"
-    ours = settings.exists() and durable.read_json(settings).get("chat_template") == TEMPLATE
-    return _has_template(tokenizer) and not ours
+def _template_of(tokenizer: Path) -> str | None:
+    """The chat template of a tokenizer folder, from its own file or from its settings."""
+    if (tokenizer / _OWN).exists():
+        return (tokenizer / _OWN).read_text("utf-8")
+    settings = tokenizer / _SETTINGS
+    return durable.read_json(settings).get("chat_template") if settings.exists() else None
 
 
 def fitted(exchanges: Sequence[Exchange], window: int) -> tuple[list[list[Exchange]], list[int]]:
@@ -183,12 +182,12 @@ def with_template(source: Path, target: Path, *, several_turns: bool) -> Path:
     split reserved tokens; that of a single prompt still does.
     """
     target.mkdir()
-    for name in (*FILES, _OWN):
-        if (source / name).exists():
+    for name in FILES:
+        if (source / name).exists() and name != _SETTINGS:
             durable.write_bytes(target / name, (source / name).read_bytes())
-    if not _has_template(source):
-        path = target / "tokenizer_config.json"
-        settings = durable.read_json(path) if path.exists() else {}
-        settings |= {"chat_template": TEMPLATE}
-        durable.write_json(path, settings | ({"split_special_tokens": False} if several_turns else {}))
+    settings = durable.read_json(source / _SETTINGS) if (source / _SETTINGS).exists() else {}
+    brought = _template_of(source)
+    if brought is None and several_turns:
+        settings["split_special_tokens"] = False
+    durable.write_json(target / _SETTINGS, settings | {"chat_template": brought or TEMPLATE})
     return target

@@ -114,7 +114,8 @@ def gpt2_124m() -> Recipe:
 
 
 NAMED: dict[str, Callable[[], Recipe]] = {
-    recipe.__name__: recipe for recipe in (default, tiny, gpt2_124m, *task_recipes.CLASSIFICATION, *task_recipes.ANSWERING)
+    recipe.__name__: recipe
+    for recipe in (default, tiny, gpt2_124m, *task_recipes.CLASSIFICATION, *task_recipes.ANSWERING)
 }
 
 

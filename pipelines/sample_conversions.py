@@ -56,7 +56,9 @@ def turns(data: bytes) -> bytes:
         key: [" ".join(" ".join(said["text"] for said in turn).split()) for turn in conversations[key]["messages"]]
         for key in sorted(conversations)
     }
-    return _records({"conversation": key, "turns": list(filter(None, said))} for key, said in spoken.items() if any(said))
+    return _records(
+        {"conversation": key, "turns": list(filter(None, said))} for key, said in spoken.items() if any(said)
+    )
 
 
 def open_questions(data: bytes) -> bytes:

@@ -19,7 +19,9 @@ from pipelines.tasks import examples as example_files
 
 PIPELINE = "text-generation"
 CHAT = True  # whether the export's tokenizer has a chat template
-SUMMARY = "A causal language model, fine-tuned by gptline to reply in conversations like those below; it has a chat template."
+SUMMARY = (
+    "A causal language model, fine-tuned by gptline to reply in conversations like those below; it has a chat template."
+)
 LIMITS = (
     "It is small and knows nothing of the world: it replies in the manner of its conversations.",
     "Nothing was done to keep it from giving offence; its conversations were people's.",
@@ -54,7 +56,10 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
     reports = replies.merged(said.reports, likely.reports)
     replies.write_predictions(
         attempt,
-        [{"id": one.id, "bits": bits, "bytes": size} for one, bits, size in zip(test, likely.bits, likely.bytes, strict=True)],
+        [
+            {"id": one.id, "bits": bits, "bytes": size}
+            for one, bits, size in zip(test, likely.bits, likely.bytes, strict=True)
+        ],
     )
     samples = [
         {"messages": one.messages, "reply": one.references[0], "model": text}

@@ -8,6 +8,7 @@ Each stands beside what a table of n-grams and what simple answers reach (pipeli
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -162,7 +163,7 @@ def said_by(attempt: Attempt, asked: Sequence[Asked], export: Path, new: int) ->
     prompts, output = attempt.scratch / "prompts.arrow", attempt.scratch / "answers.jsonl"
     said = chat.Chat(export)
     write(prompts, [said.prompt(one.messages) for one in asked], export)
-    settings = {"max_new_tokens": new, "seed": 0, "temperature": 0.0, "top_k": 0}
+    settings: dict[str, Any] = {"max_new_tokens": new, "seed": 0, "temperature": 0.0, "top_k": 0}
     compute(attempt, "model.generate:answer", prompts=str(prompts), output=str(output), **settings)
     return [line["text"] for line in json_lines(output)]
 
@@ -189,7 +190,7 @@ def _pairs(messages: Messages) -> list[tuple[str, str]]:
     """What was said last before each reply, and the reply."""
     return [
         (before["content"], turn["content"])
-        for before, turn in zip(messages, messages[1:], strict=False)
+        for before, turn in itertools.pairwise(messages)
         if turn["role"] == "assistant"
     ]
 

@@ -55,9 +55,7 @@ def documents(texts: Sequence[Text], tokenizer: Path) -> list[list[int]]:
     encoder = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
     encoder.encode_special_tokens = True
     eot = jobs.vocabulary(tokenizer)["eot_token_id"]
-    return [
-        [eot, *row.ids, eot] for row in encoder.encode_batch([one.text for one in texts], add_special_tokens=False)
-    ]
+    return [[eot, *row.ids, eot] for row in encoder.encode_batch([one.text for one in texts], add_special_tokens=False)]
 
 
 def windows(row: Sequence[int], length: int) -> list[list[int]]:
@@ -73,7 +71,8 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
     facts = jobs.vocabulary(export)
     known = [row[1:] for row in documents(train, export)]
     tables = {
-        name: NGrams(known, facts["vocab_size"], facts["eot_token_id"], order) for name, order in (("unigram", 1), ("trigram", 3))
+        name: NGrams(known, facts["vocab_size"], facts["eot_token_id"], order)
+        for name, order in (("unigram", 1), ("trigram", 3))
     }
     nats = {"": _nats(attempt, rows, export)}
     if "base" in attempt.inputs:
@@ -85,7 +84,10 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
     reports = replies.merged(reports, _continuations(attempt, test, rows, tables["trigram"]))
     replies.write_predictions(
         attempt,
-        [{"id": one.id, "bits": cost / math.log(2), "bytes": size} for one, cost, size in zip(test, nats[""], sizes, strict=True)],
+        [
+            {"id": one.id, "bits": cost / math.log(2), "bytes": size}
+            for one, cost, size in zip(test, nats[""], sizes, strict=True)
+        ],
     )
     durable.write_json(attempt.outputs / "report.json", replies.named(reports))
     return replies.figures(reports) | {"examples": len(test)}
@@ -115,7 +117,7 @@ def _continuations(
     prompts = [list(rows[place][1 : 1 + _PROMPT]) for place in chosen]
     file, output = attempt.scratch / "beginnings.arrow", attempt.scratch / "continuations.jsonl"
     replies.write(file, prompts, export)
-    settings = {"max_new_tokens": new, "seed": 0, "temperature": 1.0, "top_k": 0}
+    settings: dict[str, Any] = {"max_new_tokens": new, "seed": 0, "temperature": 1.0, "top_k": 0}
     compute(attempt, "model.generate:answer", prompts=str(file), output=str(output), **settings)
     end = rows[0][0]
     texts = {
@@ -131,7 +133,7 @@ def _continuations(
     groups = [test[place].group for place in chosen]
     return {
         name: {
-            **generation_metrics.ratio("repetition", *zip(*map(generation_metrics.repeated, several), strict=True), groups),
+            **generation_metrics.repetition(several, groups),
             "distinct_1": round(generation_metrics.distinct(several, 1), 6),
             "distinct_2": round(generation_metrics.distinct(several, 2), 6),
             "words": round(sum(len(text.split()) for text in several) / len(several), 6),

@@ -77,7 +77,7 @@ def translations(pairs: Sequence[tuple[list[str], list[str]]]) -> dict[str, str]
     slot = np.unique(np.array([(place, j) for _, _, place, j in links]), axis=0, return_inverse=True)[1].ravel()
     cells, cell = np.unique(source * len(targets) + target, return_inverse=True)
     probability = _maximised(cell.ravel(), slot, cells // len(targets), len(sources))
-    names, best = list(targets), {}
+    names, best = list(targets), dict[str, str]()
     order = np.lexsort((cells, -probability, cells // len(targets)))
     said = list(sources)
     for place in order.tolist():

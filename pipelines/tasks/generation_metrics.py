@@ -57,21 +57,26 @@ def repeated(text: str) -> tuple[int, int]:
     return len(grams) - len(set(grams)), len(grams)
 
 
+def repetition(texts: Sequence[str], groups: Sequence[str]) -> dict[str, Any]:
+    """The share of n-grams of four words that stand in their text a second time."""
+    counts = [repeated(text) for text in texts]
+    return ratio("repetition", [again for again, _ in counts], [all_ for _, all_ in counts], groups)
+
+
 def ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
     """The n-grams of a list of words, in order."""
     return [tuple(words[place : place + n]) for place in range(len(words) - n + 1)]
 
 
-def report(
-    texts: Sequence[str], references: Sequence[Sequence[str]], groups: Sequence[str]
-) -> dict[str, Any]:
+def report(texts: Sequence[str], references: Sequence[Sequence[str]], groups: Sequence[str]) -> dict[str, Any]:
     """BLEU, chrF, exact match, F1, distinct-n and repetition of `texts`, with intervals over groups, as JSON values.
 
     `references[i]` are all texts that would be right in place of `texts[i]`. ValueError for no texts at all.
     """
     if not texts or not len(texts) == len(references) == len(groups):
-        raise ValueError(f"{len(texts)} texts, {len(references)} lists of references and {len(groups)} groups; give as many")
-    repetitions = [repeated(text) for text in texts]
+        raise ValueError(
+            f"{len(texts)} texts, {len(references)} lists of references and {len(groups)} groups; give as many"
+        )
     pairs = list(zip(texts, references, strict=True))
     return {
         "examples": len(texts),
@@ -79,7 +84,7 @@ def report(
         **_sacrebleu(texts, references, groups),
         **ratio("exact_match", [exact_match(*pair) for pair in pairs], [1] * len(texts), groups),
         **ratio("f1", [token_f1(*pair) for pair in pairs], [1] * len(texts), groups),
-        **ratio("repetition", *zip(*repetitions, strict=True), groups),
+        **repetition(texts, groups),
         "distinct_1": _rounded(distinct(texts, 1)),
         "distinct_2": _rounded(distinct(texts, 2)),
         "words": _rounded(sum(len(text.split()) for text in texts) / len(texts)),
@@ -137,7 +142,7 @@ def _sacrebleu(texts: Sequence[str], references: Sequence[Sequence[str]], groups
     from sacrebleu.metrics import BLEU, CHRF
 
     most = max(map(len, references))
-    columns = [[row[place] if place < len(row) else None for row in references] for place in range(most)]
+    columns: Any = [[row[place] if place < len(row) else None for row in references] for place in range(most)]
     found: dict[str, Any] = {}
     for name, metric in (("bleu", BLEU()), ("chrf", CHRF())):
         statistics = np.array(metric._extract_corpus_statistics(list(texts), columns), float)  # (N, K)
@@ -168,4 +173,5 @@ def _central(values: Sequence[float]) -> list[float]:
     """The central 95 % of resampled values."""
     import numpy as np
 
-    return [_rounded(end) for end in np.quantile(values, [0.025, 0.975])]
+    low, high = np.quantile(np.asarray(values, float), 0.025), np.quantile(np.asarray(values, float), 0.975)
+    return [_rounded(float(low)), _rounded(float(high))]

@@ -28,7 +28,9 @@ class NGrams:
         import numpy as np
 
         if vocab_size**order >= 2**63:
-            raise ValueError(f"{vocab_size} tokens to the power of {order} do not fit into 63 bits; choose a lower order")
+            raise ValueError(
+                f"{vocab_size} tokens to the power of {order} do not fit into 63 bits; choose a lower order"
+            )
         self.vocab_size, self.start, self.order = vocab_size, start, order
         padded = [np.asarray([start] * (order - 1) + list(row), np.int64) for row in sequences]
         self._tables = [self._counted(padded, length) for length in range(1, order + 1)]
@@ -41,7 +43,7 @@ class NGrams:
         keys = [self._keys(row[skip:], length) for row in padded]
         grams, counts = np.unique(np.concatenate([*keys, np.empty(0, np.int64)]), return_counts=True)
         histories, first = np.unique(grams // self.vocab_size, return_index=True)
-        followers = np.diff(np.append(first, len(grams)))
+        followers: np.ndarray = np.diff(np.append(first, len(grams)))
         seen = np.add.reduceat(counts, first) if len(first) else np.empty(0, np.int64)
         return {"grams": grams, "counts": counts, "histories": histories, "seen": seen, "followers": followers}
 
@@ -83,7 +85,7 @@ class NGrams:
         import numpy as np
 
         before = ([self.start] * (self.order - 1) + list(history))[-(self.order - 1) :] if self.order > 1 else []
-        grams = np.empty((self.vocab_size, self.order), np.int64)
+        grams: np.ndarray = np.empty((self.vocab_size, self.order), np.int64)
         grams[:, :-1], grams[:, -1] = before, np.arange(self.vocab_size)
         return self.probabilities(grams)
 

@@ -35,7 +35,11 @@ def prepare(files: Sequence[Path], validation: float, test: float) -> Prepared:
     found = []
     for record in records(files):
         question, answers = record.text("question", "source"), record.field("answers", "source")
-        if not isinstance(answers, list) or not answers or not all(isinstance(one, str) and one.strip() for one in answers):
+        if (
+            not isinstance(answers, list)
+            or not answers
+            or not all(isinstance(one, str) and one.strip() for one in answers)
+        ):
             raise ValueError(f"{record.place}: field 'answers' is {str(answers)[:60]!r}; it has to be a list of texts")
         answers = [one.strip() for one in answers]
         found.append(Response(identifier(question, answers[0]), question, answers[0], answers, normalised(question)))

@@ -141,5 +141,5 @@ def test_nats_are_those_of_the_learned_tokens_alone(tmp_path: Path, tokenizer: P
 def test_an_example_longer_than_the_model_is_refused_not_cut(tmp_path: Path, tokenizer: Path) -> None:
     write_model(tmp_path / "export", tokenizer)
     write_rows(tmp_path / "e.arrow", [[1] * 38])
-    with pytest.raises(ValueError, match="an example of 38 tokens, .* takes 37"):
+    with pytest.raises(ValueError, match=r"an example of 38 tokens, .* takes 37"):
         likelihood.example_nats(job(tmp_path, examples=str(tmp_path / "e.arrow")))

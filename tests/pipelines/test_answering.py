@@ -106,7 +106,9 @@ def test_every_turn_but_the_first_is_a_reply_once_and_both_views_are_on_one_side
 
 
 def test_questions_keep_all_right_answers_and_name_the_line_that_has_none(tmp_path: Path) -> None:
-    records = [{"question": f"how many are {word}?", "answers": [str(place), word]} for place, word in enumerate(NUMBERS * 9)]
+    records = [
+        {"question": f"how many are {word}?", "answers": [str(place), word]} for place, word in enumerate(NUMBERS * 9)
+    ]
     for place, record in enumerate(records):
         record["question"] += f" {place}"
     splits = questions.prepare(lines(tmp_path / "q.jsonl", records), 0.2, 0.2).splits
@@ -178,7 +180,7 @@ def measured(prepared: dict[str, Path], exports: dict[str, Path], local_ray: Non
     """Each export evaluated by the stage's own function."""
     found = {}
     for name, folder in exports.items():
-        inputs = {"export": folder} | {split: prepared[name] for split in SPLITS}
+        inputs = {"export": folder} | dict.fromkeys(SPLITS, prepared[name])
         found[name] = attempt(prepared["root"], {"kind": name}, inputs | ({"base": folder} if name == "text" else {}))
         found[name].metrics.update(evaluate.run(found[name]))
     return found
@@ -206,7 +208,12 @@ def test_a_writer_is_measured_beside_n_grams_its_base_and_the_authors(measured: 
     m = measured["text"].metrics
     assert m["base_bits_per_byte"] == m["bits_per_byte"] < m["unigram_bits_per_byte"]
     assert m["original_distinct_1"] > 0 and m["repetition"] >= 0
-    assert durable.read_json(measured["text"].outputs / "samples.json")[0].keys() >= {"prompt", "model", "trigram", "original"}
+    assert durable.read_json(measured["text"].outputs / "samples.json")[0].keys() >= {
+        "prompt",
+        "model",
+        "trigram",
+        "original",
+    }
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -225,9 +232,7 @@ def test_predictions_name_each_test_example_and_metrics_are_numbers(
 def test_a_challenger_that_is_the_champion_gains_nothing(
     measured: dict[str, Attempt], exports: dict[str, Path], prepared: dict[str, Path], name: str
 ) -> None:
-    made = attempt(
-        prepared["root"], {"kind": name}, {"predictions": measured[name].outputs, "test": prepared[name]}
-    )
+    made = attempt(prepared["root"], {"kind": name}, {"predictions": measured[name].outputs, "test": prepared[name]})
     found = compare.decided(form.of(name).compare(made, exports[name] / "export"), 0.0)
     assert found["challenger"] == found["champion"] == pytest.approx(measured[name].metrics["bits_per_byte"], abs=1e-6)
     assert found["gain"] == 0 and not found["better"]
@@ -236,7 +241,7 @@ def test_a_challenger_that_is_the_champion_gains_nothing(
 def test_evaluating_again_gives_the_same_bytes(
     measured: dict[str, Attempt], exports: dict[str, Path], prepared: dict[str, Path]
 ) -> None:
-    inputs = {"export": exports["response"]} | {split: prepared["response"] for split in SPLITS}
+    inputs = {"export": exports["response"]} | dict.fromkeys(SPLITS, prepared["response"])
     again = attempt(prepared["root"], {"kind": "response"}, inputs)
     evaluate.run(again)
     for name in ("metrics.json", "report.json", "predictions.jsonl"):

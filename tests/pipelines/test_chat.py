@@ -55,7 +55,9 @@ def test_the_mask_covers_exactly_the_replies_and_the_end_of_each(folder: Path, m
     assert learned.count(EOT) == len(wanted) == made.tokens.count(EOT), "an end that stands in a text ends nothing"
     hidden = [token for token, on in zip(made.tokens, made.mask, strict=True) if not on]
     heard = messages[: max(place for place, turn in enumerate(messages) if turn["role"] == "assistant")]
-    assert decoded(folder, hidden) == "".join(said.clean(t["content"]) + "\n" for t in heard if t["role"] != "assistant")
+    assert decoded(folder, hidden) == "".join(
+        said.clean(t["content"]) + "\n" for t in heard if t["role"] != "assistant"
+    )
     assert made.reply_bytes == sum(len(text.encode()) for text in wanted)
     assert not made.prompt_cut and not made.reply_cut
 

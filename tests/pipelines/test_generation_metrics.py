@@ -11,14 +11,31 @@ import pytest
 from pipelines.tasks import answer_baselines, generation_metrics
 from pipelines.tasks.ngram import NGrams
 
-WORDS = "a tool to edit the fast file system for python and its library with documentation".split()
+WORDS = [
+    "a",
+    "tool",
+    "to",
+    "edit",
+    "the",
+    "fast",
+    "file",
+    "system",
+    "for",
+    "python",
+    "and",
+    "its",
+    "library",
+    "with",
+    "documentation",
+]
 
 
 def corpus(size: int = 60) -> tuple[list[str], list[list[str]], list[str]]:
     """Texts, one or two references each, and their groups."""
     chance = random.Random(0)
     references = [
-        [" ".join(chance.choices(WORDS, k=chance.randint(3, 9))) for _ in range(chance.randint(1, 2))] for _ in range(size)
+        [" ".join(chance.choices(WORDS, k=chance.randint(3, 9))) for _ in range(chance.randint(1, 2))]
+        for _ in range(size)
     ]
     texts = [
         " ".join(word for word in chance.choice(several).split() if chance.random() < 0.8) for several in references
