@@ -135,10 +135,12 @@ def _data_job(step_name: str, planned: dict[str, Planned], workspace: Workspace,
         }
     tokenizer = planned["train_tokenizer"].folder
     assert tokenizer is not None
-    form.of(step.config.get("form", "classification")).encode(
+    kind = step.config.get("form", "classification")
+    form.of(kind).encode(
         folder / "outputs" / "train.jsonl", tokenizer / "outputs" / "tokenizer", settings, scratch / "examples.arrow"
     )
-    return {"train": train, "data": {"examples": str(scratch / "examples.arrow")}}
+    objective = "classification" if kind == "classification" else "causal_lm"
+    return {"train": train, "objective": objective, "data": {"examples": str(scratch / "examples.arrow")}}
 
 
 def continued(execution: Execution, model: str, prompt: str, tokens: int, seed: int, temperature: float) -> str:

@@ -214,4 +214,4 @@ def test_what_mlflow_runs_or_installs_has_the_digest_that_pulls_know() -> None:
     }
     now = {name: hashlib.sha256(data).hexdigest() for name, data in package._run_or_installed().items()}
     assert {name: digest for name, digest in now.items() if digest != known[name]} == {}
-    assert EARLIER == {"pyfunc_entry.py": {"e8d993f8dc5f2b9f7fae323f0b1484edd8b346b291bb8bf8be9d77700da2013b"}}
+    assert {"pyfunc_entry.py": {"e8d993f8dc5f2b9f7fae323f0b1484edd8b346b291bb8bf8be9d77700da2013b"}} == EARLIER
