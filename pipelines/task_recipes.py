@@ -133,7 +133,7 @@ def _translation(name: str, sample: str, language: str) -> Recipe:
         name,
         corpus=(english, other),
         model=ModelShape(n_positions=64, n_embd=160, n_layer=3, n_head=4),
-        pretrain_steps=600,
+        pretrain_steps=800,
         task=TaskConfig(
             name="translation",
             source=Source(sample=sample, label=sample),
@@ -142,7 +142,7 @@ def _translation(name: str, sample: str, language: str) -> Recipe:
             options={"language": language},
         ),
         finetune=FinetuneConfig(
-            max_steps=2400, global_batch_size=32, sequence_length=64, learning_rate=2e-3, min_learning_rate=1e-4,
+            max_steps=4000, global_batch_size=32, sequence_length=64, learning_rate=2e-3, min_learning_rate=1e-4,
             warmup_steps=100, dropout=0.0,
         ),
         gates=_better("chrf", "copy", "dictionary") + _better("bleu", "copy", "dictionary"),
@@ -181,7 +181,7 @@ def dialogue() -> Recipe:
         "dialogue",
         corpus=(Source(sample="conversations", label="conversations"),),
         model=ModelShape(n_positions=128, n_embd=160, n_layer=3, n_head=4),
-        pretrain_steps=800,
+        pretrain_steps=1200,
         task=TaskConfig(
             name="dialogue",
             source=Source(sample="chitchat", label="chitchat"),
@@ -189,7 +189,7 @@ def dialogue() -> Recipe:
             test_fraction=0.03,
         ),
         finetune=FinetuneConfig(
-            max_steps=1000, global_batch_size=16, sequence_length=128, learning_rate=1e-3, min_learning_rate=1e-4,
+            max_steps=1500, global_batch_size=16, sequence_length=128, learning_rate=1e-3, min_learning_rate=1e-4,
             warmup_steps=50, dropout=0.0,
         ),
         gates=_fewer("perplexity", "unigram", "trigram"),

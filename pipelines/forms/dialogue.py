@@ -52,7 +52,7 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
     train, test = (read(attempt.inputs[name].path(f"{name}.jsonl")) for name in ("train", "test"))
     likely = replies.likelihood(attempt, train, test)
     asked = list(islice(_asked(test), _ASKED))
-    said = replies.answered(attempt, train, asked)
+    said = replies.answered(attempt, train, asked, ("frequent", "retrieval"))
     reports = replies.merged(said.reports, likely.reports)
     replies.write_predictions(
         attempt,

@@ -144,13 +144,13 @@ class Said:
     counts: dict[str, int]
 
 
-def answered(attempt: Attempt, train: Sequence[Conversation], asked: Sequence[Asked]) -> Said:
+def answered(attempt: Attempt, train: Sequence[Conversation], asked: Sequence[Asked], baselines: Sequence[str]) -> Said:
     """The export's greedy answers beside the baselines', which know the last thing said and the reply to it."""
     export = attempt.inputs["export"].path("export")
     new = longest_reply(train, export)
     texts = said_by(attempt, asked, export, new)
     pairs = [pair for conversation in train for pair in _pairs(conversation.messages)]
-    simple = answer_baselines.answers(pairs, [one.messages[-1]["content"] for one in asked])
+    simple = answer_baselines.answers(pairs, [one.messages[-1]["content"] for one in asked], baselines)
     references, groups = [one.references for one in asked], [one.group for one in asked]
     reports = {
         name: generation_metrics.report(found, references, groups) for name, found in ({"": texts} | simple).items()

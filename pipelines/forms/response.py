@@ -16,6 +16,7 @@ from pipelines.engine.step import Attempt
 from pipelines.forms import replies
 from pipelines.tasks import examples as example_files
 from pipelines.tasks import generation_metrics
+from pipelines.tasks.answer_baselines import BASELINES
 from pipelines.tasks.examples import Response
 
 PIPELINE = "text-generation"
@@ -26,7 +27,6 @@ LIMITS = (
     "It states things that are not so, and nothing was done to keep it from giving offence.",
     "Prompts longer than its window lose their beginning.",
 )
-BASELINES = ("copy", "frequent", "retrieval", "dictionary")
 
 
 def training(attempt: Attempt, tokenizer: Path, settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -66,7 +66,7 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
     known, held = conversations(train), conversations(test)
     likely = replies.likelihood(attempt, known, held)
     asked = [replies.Asked(one.messages[:1], list(one.references), one.group) for one in held]
-    said = replies.answered(attempt, known, asked)
+    said = replies.answered(attempt, known, asked, BASELINES)
     reports = replies.merged(said.reports, likely.reports)
     replies.write_predictions(
         attempt,

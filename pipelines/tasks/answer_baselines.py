@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
+BASELINES = ("copy", "frequent", "retrieval", "dictionary")
 _TOKEN = re.compile(r"[\w'’-]+|[^\w\s]")
 _SPACED = re.compile(r" ([,.;:!?)\]])|([(\[]) ")
 _ROUNDS = 5  # of expectation maximisation
@@ -24,14 +25,17 @@ _PAIRS = 40_000  # that the dictionary is learned from
 _AT_ONCE = 256  # prompts that are compared with all training prompts at a time
 
 
-def answers(train: Sequence[tuple[str, str]], prompts: Sequence[str]) -> dict[str, list[str]]:
-    """The texts of every baseline for `prompts`, learned from pairs of prompt and response."""
-    return {
-        "copy": list(prompts),
-        "frequent": frequent(train, len(prompts)),
-        "retrieval": retrieval(train, prompts),
-        "dictionary": dictionary(train, prompts),
+def answers(
+    train: Sequence[tuple[str, str]], prompts: Sequence[str], names: Sequence[str] = BASELINES
+) -> dict[str, list[str]]:
+    """The texts of some baselines for `prompts`, learned from pairs of prompt and response."""
+    said = {
+        "copy": lambda: list(prompts),
+        "frequent": lambda: frequent(train, len(prompts)),
+        "retrieval": lambda: retrieval(train, prompts),
+        "dictionary": lambda: dictionary(train, prompts),
     }
+    return {name: said[name]() for name in names}
 
 
 def frequent(train: Sequence[tuple[str, str]], count: int) -> list[str]:
