@@ -93,7 +93,7 @@ class PretrainConfig(TrainConfig):
 
 
 # Fields of fine-tuning that came later: a step's config has them only where they are set, see ADDED_TO_TASK.
-ADDED_TO_FINETUNE = ("class_weights", "long_texts", "window_stride")
+ADDED_TO_FINETUNE = ("length_pool", "class_weights", "long_texts", "window_stride")
 # Fields that came after the first tasks were made: a step's config has them only where they are set, or it would be another.
 ADDED_TO_TASK = (
     "validation_source", "test_source", "text_column", "label_column", "prompt_column", "response_column",
@@ -168,6 +168,9 @@ class FinetuneConfig(TrainConfig):
     )
     dropout: float = Field(
         0.1, ge=0, lt=1, description="dropout of embeddings, residual branches and head, a probability"
+    )
+    length_pool: int = Field(
+        16, ge=1, description="global batches among which examples are sorted by length: more leave less padding"
     )
     class_weights: Literal["none", "balanced"] = Field(
         "none",

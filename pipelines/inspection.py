@@ -118,7 +118,7 @@ def _batch(step_name: str, step: int, rows: int, workspace: Workspace) -> Iterat
 
 def _data_job(step_name: str, planned: dict[str, Planned], workspace: Workspace, scratch: Path) -> dict[str, Any]:
     from pipelines.forms import form
-    from pipelines.stages.training import train_config
+    from pipelines.stages.training import train_config, training_pool
 
     needed = "prepare_task" if step_name == "finetune" else "tokenize"
     if needed not in planned or not planned[needed].done:
@@ -138,7 +138,7 @@ def _data_job(step_name: str, planned: dict[str, Planned], workspace: Workspace,
     form.of(step.config.get("form", "classification")).encode(
         folder / "outputs" / "train.jsonl", tokenizer / "outputs" / "tokenizer", settings, scratch / "examples.arrow"
     )
-    return {"train": train, "data": {"examples": str(scratch / "examples.arrow")}}
+    return {"train": train, "data": {"examples": str(scratch / "examples.arrow")} | training_pool(settings)}
 
 
 def continued(execution: Execution, model: str, prompt: str, tokens: int, seed: int, temperature: float) -> str:

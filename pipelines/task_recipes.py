@@ -53,7 +53,12 @@ def sentiment_chinese() -> Recipe:
         tokenizer=(news,),
         task=TaskConfig(name="sentiment_chinese", source=Source(sample="chinese_reviews", format="txt")),
         finetune=FinetuneConfig(
-            max_steps=870, global_batch_size=32, sequence_length=128, learning_rate=1e-3, warmup_steps=80
+            max_steps=870,
+            global_batch_size=32,
+            sequence_length=128,
+            learning_rate=1e-3,
+            warmup_steps=80,
+            length_pool=64,
         ),
     )
 
@@ -67,7 +72,7 @@ def topics() -> Recipe:
         tokenizer=(posts,),
         task=TaskConfig(name="topics", source=Source(sample="newsgroups", format="txt")),
         finetune=FinetuneConfig(
-            max_steps=1600, global_batch_size=32, sequence_length=128, learning_rate=1e-3, warmup_steps=160,
+            max_steps=1600, global_batch_size=32, sequence_length=128, learning_rate=1e-3, warmup_steps=160, length_pool=64,
             long_texts="windows", window_stride=128,
         ),
     )  # fmt: skip
@@ -82,7 +87,12 @@ def sections() -> Recipe:
         tokenizer=(descriptions,),
         task=TaskConfig(name="sections", source=descriptions, max_examples=20_000),
         finetune=FinetuneConfig(
-            max_steps=1250, global_batch_size=32, sequence_length=128, learning_rate=1e-3, warmup_steps=120
+            max_steps=1250,
+            global_batch_size=32,
+            sequence_length=128,
+            learning_rate=1e-3,
+            warmup_steps=120,
+            length_pool=64,
         ),
     )
 
