@@ -109,7 +109,8 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
     text = {name: [example.text for example in part] for name, part in splits.items()}
     labels = {name: [example.label for example in part] for name, part in splits.items()}
     groups = [example.group for example in splits["test"]]
-    classes = len(durable.read_json(attempt.inputs["labels"].path("labels.json")))
+    names = durable.read_json(attempt.inputs["labels"].path("labels.json"))
+    classes = len(names)
     simple = scores.baselines(
         (text["train"], labels["train"]),
         (text["validation"], labels["validation"]),
@@ -122,6 +123,7 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
             labels["test"], predicted, simple["tfidf_logistic_regression"].pop("predicted"), groups
         ),
         **simple,
+        **scores.by_class(labels["test"], predicted, names),
     }
     durable.write_json(attempt.outputs / "report.json", reports)
     return (

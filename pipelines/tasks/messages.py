@@ -15,6 +15,7 @@ from pipelines.tasks.examples import SPLITS, Dialogue, Prepared, identifier, nor
 from pipelines.tasks.user_data import Record, records
 from pipelines.tasks.user_splits import placed
 
+LANGUAGE = ""  # who gives the data knows
 FORM = "dialogue"
 _ROLES = ("system", "user", "assistant")
 

@@ -14,6 +14,7 @@ from pipelines.tasks.examples import SPLITS, Prepared, Response, identifier, nor
 from pipelines.tasks.user_data import records
 from pipelines.tasks.user_splits import placed
 
+LANGUAGE = ""  # who gives the data knows
 FORM = "response"
 
 

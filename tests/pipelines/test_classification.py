@@ -133,6 +133,17 @@ def test_terms_are_characters_where_texts_have_no_spaces_and_words_elsewhere() -
     assert predicted == [1, 0] and setting["terms_are"] == "1 to 3 characters"
 
 
+def test_of_many_classes_the_report_names_what_is_confused_most() -> None:
+    names = [f"class {number}" for number in range(58)]
+    labels = [number % 58 for number in range(580)]
+    predicted = [7 if label == 3 else label for label in labels]
+    found = metrics.report(labels, predicted, list(map(str, labels)), 58) | metrics.by_class(labels, predicted, names)
+    assert "confusion" not in found and found["most_confused"] == [{"is": "class 3", "said": "class 7", "times": 10}]
+    assert found["classes"]["class 3"] == {"examples": 10, "f1": 0.0} and found["classes"]["class 1"]["f1"] == 1.0
+    assert found["accuracy"] == pytest.approx(570 / 580, abs=1e-6)
+    assert found["macro_f1"] == pytest.approx((56 + 2 / 3) / 58, abs=1e-6)
+
+
 def test_what_is_not_set_enters_no_fingerprint_and_what_is_set_does() -> None:
     default = recipes.default()
     assert default.finetune

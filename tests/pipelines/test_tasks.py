@@ -136,7 +136,7 @@ def test_accuracy_and_macro_f1_agree_with_scikit_learn() -> None:
 
     chance = np.random.default_rng(0)
     labels, predicted = chance.integers(0, 3, 200).tolist(), chance.integers(0, 3, 200).tolist()
-    counts = metrics.confusion(labels, predicted, 3)
+    counts = metrics.margins(metrics.confusion(labels, predicted, 3))
     assert metrics.accuracy(counts) == pytest.approx(accuracy_score(labels, predicted))
     assert metrics.macro_f1(counts) == pytest.approx(f1_score(labels, predicted, average="macro"))
 
