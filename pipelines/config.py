@@ -128,8 +128,12 @@ class TaskConfig(Config):
 
     @model_validator(mode="after")
     def _one_way_to_read(self) -> TaskConfig:
-        if self.source.on_bad_record != "fail" or self.source.text_column != "text":
-            raise ValueError("task.source takes neither on_bad_record nor text_column: the task knows its own columns")
+        for source in self.sources.values():
+            if source.on_bad_record != "fail" or source.text_column != "text":
+                raise ValueError(
+                    "task.source takes neither on_bad_record nor text_column: the task knows its own columns, and of your "
+                    "own data task.text_column names it"
+                )
         return self
 
     @model_validator(mode="after")
