@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from model.config import Config, ModelShape, TrainConfig, accumulation_steps
 from pipelines.execution import Execution
 
-SourceFormat = Literal["auto", "txt", "md", "jsonl", "jsonl.gz", "jsonl.zst", "parquet", "csv", "csv.bz2"]
+SourceFormat = Literal["auto", "txt", "md", "jsonl", "jsonl.gz", "jsonl.zst", "parquet", "csv", "csv.bz2", "tab"]
 
 
 class Source(Config):

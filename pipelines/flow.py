@@ -129,6 +129,8 @@ def _challenged(
             "predictions": Input("evaluate-task", "predictions.jsonl"),
             "test": Input("prepare_task", "test.jsonl"),
         }
+        if form_of(recipe) == "classification":  # the champion's labels need not be this challenger's
+            examples["labels"] = Input("prepare_task", "labels.json")
         yield Step("compare-task", compare.STAGE, _asked(recipe) | config, theirs | examples)
     else:
         documents = {

@@ -51,7 +51,7 @@ def sentiment_chinese() -> Recipe:
         "sentiment_chinese",
         corpus=(reviews, news),
         tokenizer=(news,),
-        task=TaskConfig(name="sentiment_chinese", source=Source(sample="chinese_reviews", format="txt")),
+        task=TaskConfig(name="sentiment_chinese", source=Source(sample="chinese_reviews")),
         finetune=FinetuneConfig(
             max_steps=870,
             global_batch_size=32,
@@ -70,7 +70,7 @@ def topics() -> Recipe:
         "topics",
         corpus=(posts,),
         tokenizer=(posts,),
-        task=TaskConfig(name="topics", source=Source(sample="newsgroups", format="txt")),
+        task=TaskConfig(name="topics", source=Source(sample="newsgroups")),
         finetune=FinetuneConfig(
             max_steps=1600, global_batch_size=32, sequence_length=128, learning_rate=1e-3, warmup_steps=160, length_pool=64,
             long_texts="windows", window_stride=128,

@@ -14,6 +14,7 @@ from typing import Any
 
 from model import durable
 from pipelines.engine.step import Attempt
+from pipelines.sources import SourceError
 from pipelines.stages import training as jobs
 from pipelines.stages.evaluate import compute
 from pipelines.tasks import examples as example_files
@@ -29,6 +30,7 @@ LIMITS = (
 def training(attempt: Attempt, tokenizer: Path, settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The job's objective, data and the model's labels; how many examples there are and how many were cut."""
     labels = durable.read_json(attempt.inputs["labels"].path("labels.json"))
+    _refuse_other_labels(attempt, labels)
     examples = attempt.scratch / "examples.arrow"
     counts = encode(attempt.inputs["examples"].path("train.jsonl"), tokenizer, settings, examples)
     return {
@@ -164,7 +166,8 @@ def compare(attempt: Attempt, champion: Path) -> dict[str, Any]:
     job: dict[str, Any] = {"examples": str(test), "output": str(theirs_file)} | _windows(attempt)
     compute(attempt, "model.evaluate:classify", champion, **job)
     ours = _predicted(attempt.inputs["predictions"].path("predictions.jsonl"))
-    theirs = _predicted(theirs_file)
+    names = durable.read_json(attempt.inputs["labels"].path("labels.json"))
+    theirs = renamed(_predicted(theirs_file), label_names(champion), names)
     examples = example_files.read(test, "classification")
     ids = [example.id for example in examples]
     if list(ours) != ids or list(theirs) != ids:
@@ -177,6 +180,33 @@ def compare(attempt: Attempt, champion: Path) -> dict[str, Any]:
     shares = [sum(said[example.id] == example.label for example in examples) / len(examples) for said in (ours, theirs)]
     return {"metric": "accuracy", "challenger": round(shares[0], 6), "champion": round(shares[1], 6),
             "gain": found["accuracy_gain"], "low": low, "high": high, "examples": len(examples)}  # fmt: skip
+
+
+def label_names(export: Path) -> list[str]:
+    """The names of a classifier's classes, by class index; none of another model."""
+    config = durable.read_json(export / "config.json")
+    if not str((config.get("architectures") or [""])[0]).endswith("ForSequenceClassification"):
+        return []
+    return [name for _, name in sorted((int(index), name) for index, name in config["id2label"].items())]
+
+
+def renamed(predicted: Mapping[str, int], theirs: Sequence[str], ours: Sequence[str]) -> dict[str, int]:
+    """Predictions of a model with the labels `theirs` as indices of `ours`; one that we lack is one more, always wrong."""
+    return {
+        example: ours.index(theirs[label]) if theirs[label] in ours else len(ours)
+        for example, label in predicted.items()
+    }
+
+
+def _refuse_other_labels(attempt: Attempt, labels: Sequence[str]) -> None:
+    """SourceError if training is to go on from a classifier of other classes: its head is not about these."""
+    base = attempt.inputs.get("base")
+    known = label_names(base.path("export")) if base else []
+    if known and known != list(labels):
+        raise SourceError(
+            f"training goes on from a classifier of the {len(known)} classes {', '.join(known[:10])}; the examples have the "
+            f"{len(labels)} classes {', '.join(labels[:10])}: begin from the base model (retrain.start=base)"
+        )
 
 
 def _predicted(path: Path) -> dict[str, int]:

@@ -8,13 +8,16 @@ from typing import Any
 
 import pytest
 
+from model import durable
 from model.examples import Examples
 from pipelines import flow, recipes
 from pipelines.config import FinetuneConfig
 from pipelines.forms import classification
+from pipelines.sources import SourceError
 from pipelines.tasks import examples, metrics, sections, sentiment_chinese, topics
 from pipelines.tasks.examples import Labelled
 from tests.model import tiny
+from tests.pipelines.data_attempts import attempt
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +145,24 @@ def test_of_many_classes_the_report_names_what_is_confused_most() -> None:
     assert found["classes"]["class 3"] == {"examples": 10, "f1": 0.0} and found["classes"]["class 1"]["f1"] == 1.0
     assert found["accuracy"] == pytest.approx(570 / 580, abs=1e-6)
     assert found["macro_f1"] == pytest.approx((56 + 2 / 3) / 58, abs=1e-6)
+
+
+def test_a_champion_of_other_labels_is_compared_by_their_names_and_not_trained_on(tmp_path: Path) -> None:
+    said = {"x": 0, "y": 1, "z": 2}
+    assert classification.renamed(said, ["bad", "good", "so so"], ["awful", "bad", "good"]) == {"x": 1, "y": 2, "z": 3}
+    export = tmp_path / "export"
+    export.mkdir()
+    config = {"architectures": ["GPT2ForSequenceClassification"], "id2label": {"1": "good", "0": "bad"}}
+    durable.write_json(export / "config.json", config)
+    assert classification.label_names(export) == ["bad", "good"]
+    durable.write_json(tmp_path / "labels.json", ["bad", "good", "so so"])
+    one = attempt(tmp_path, {}, inputs={"base": tmp_path, "labels": tmp_path})
+    with pytest.raises(
+        SourceError, match=r"classifier of the 2 classes bad, good; the examples have the 3 classes.*start=base"
+    ):
+        classification.training(one, tmp_path, SETTINGS)
+    durable.write_json(export / "config.json", config | {"architectures": ["GPT2LMHeadModel"]})
+    assert classification.label_names(export) == []
 
 
 def test_what_is_not_set_enters_no_fingerprint_and_what_is_set_does() -> None:
