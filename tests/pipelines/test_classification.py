@@ -11,7 +11,8 @@ import pytest
 from model import durable
 from model.examples import Examples
 from pipelines import flow, recipes
-from pipelines.config import FinetuneConfig
+from pipelines.config import FinetuneConfig, check_together
+from pipelines.execution import Execution
 from pipelines.forms import classification
 from pipelines.sources import SourceError
 from pipelines.tasks import examples, metrics, sections, sentiment_chinese, topics
@@ -180,6 +181,15 @@ def test_what_is_not_set_enters_no_fingerprint_and_what_is_set_does() -> None:
     }
     assert changed["finetune"]["train"]["class_weights"] == "balanced"
     assert changed["evaluate-task"] == {"kind": "classification", "window": 128, "stride": 64}
+
+
+@pytest.mark.parametrize("name", ["sentiment_chinese", "topics", "sections"])
+def test_a_tasks_recipe_is_known_by_name_and_fits_together(name: str) -> None:
+    recipe = recipes.load(name)
+    check_together(recipe, Execution())
+    steps = {step.name: step for step in flow.build(recipe, lambda source: [{"sha256": str(source.sample)}])}
+    assert recipe.task and steps["prepare_task"].config["name"] == recipe.task.name == name
+    assert steps["register-task"].config["name"] == name and "labels" in steps["finetune"].inputs
 
 
 def test_a_stride_that_passes_over_tokens_or_without_windows_is_refused() -> None:
