@@ -144,18 +144,23 @@ def _data_job(step_name: str, planned: dict[str, Planned], workspace: Workspace,
 def continued(execution: Execution, model: str, prompt: str, tokens: int, seed: int, temperature: float) -> str:
     """`prompt` and its continuation by the export in the folder `model`, or by the registered `name@alias`."""
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(model)
-        if not folder.is_dir():
-            from pipelines import pull
-
-            cache = Path(execution.model_cache) if execution.model_cache else None
-            origin = pull.From(runs_registry(execution), cache=cache)
-            folder = pull.pull_from(origin, model, Path(scratch) / "model").dest
+        folder = export_folder(execution, model, Path(scratch))
         job = {
             "export": str(folder), "prompts": [prompt], "max_new_tokens": tokens, "seed": seed, "temperature": temperature,
             "top_k": 50, "threads": execution.workers or cores(), "device": runs.settings(execution)["device"],
         }  # fmt: skip
         return prompt + resolve("model.generate:generate")(job)[0]
+
+
+def export_folder(execution: Execution, model: str, scratch: Path) -> Path:
+    """The folder `model`, or the registered `name@alias` pulled into `scratch`."""
+    if Path(model).is_dir():
+        return Path(model).absolute()
+    from pipelines import pull
+
+    cache = Path(execution.model_cache) if execution.model_cache else None
+    origin = pull.From(runs_registry(execution), cache=cache)
+    return pull.pull_from(origin, model, scratch / "model").dest.absolute()
 
 
 def runs_registry(execution: Execution) -> str:
