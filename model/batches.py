@@ -184,7 +184,7 @@ def example_batch(
     rank: int = 0,
     world_size: int = 1,
 ) -> RankBatch:
-    """A rank's share of step `step` over examples, padded on the right with EOT.
+    """A rank's share of step `step` over examples, padded on the right.
 
     Examples longer than `length` tokens are cut to their first `length`. All ranks pad to the longest of the
     *global* batch, so that their kernels see the same shapes at any world size. Classification gets labels, any
@@ -194,7 +194,7 @@ def example_batch(
     order = example_order(examples, step, seed=seed, global_batch_size=global_batch_size, pool=pool)
     lengths = np.minimum(examples.lengths[order], length)  # (global batch,)
     width, share = int(lengths.max()), order[places.start : places.stop]
-    tokens: np.ndarray = np.full((len(places), width), examples.eot, np.int64)  # (B, T)
+    tokens: np.ndarray = np.full((len(places), width), examples.pad, np.int64)  # (B, T)
     for row, place in zip(tokens, places, strict=True):
         row[: lengths[place]] = examples.tokens(int(order[place]))[: lengths[place]]
     batch = Batch(torch.from_numpy(tokens), torch.arange(places.start, places.stop))

@@ -85,7 +85,7 @@ def sections() -> Recipe:
         "sections",
         corpus=(descriptions,),
         tokenizer=(descriptions,),
-        task=TaskConfig(name="sections", source=descriptions, max_examples=20_000),
+        task=TaskConfig(name="sections", source=descriptions, max_examples=12_000),
         finetune=FinetuneConfig(
             max_steps=1250,
             global_batch_size=32,

@@ -47,7 +47,7 @@ def encode(source: Path, tokenizer: Path, settings: Mapping[str, Any], target: P
     """
     from tokenizers import Tokenizer
 
-    from model.examples import text_windows, write_examples
+    from model.examples import surrounding, text_windows, write_examples
 
     examples = example_files.read(source, "classification")
     encoder = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
@@ -57,7 +57,9 @@ def encode(source: Path, tokenizer: Path, settings: Mapping[str, Any], target: P
         encoding.ids
         for encoding in encoder.encode_batch([example.text for example in examples], add_special_tokens=False)
     ]
-    parts = [text_windows(row, window, stride) for row in rows]
+    before, after = surrounding(lambda special: list(encoder.encode("a", add_special_tokens=special).ids))
+    room = window - len(before) - len(after)
+    parts = [[[*before, *one, *after] for one in text_windows(row, room, stride)] for row in rows]
     repeated = [example for example, part in zip(examples, parts, strict=True) for _ in part]
     write_examples(
         target,
@@ -67,9 +69,10 @@ def encode(source: Path, tokenizer: Path, settings: Mapping[str, Any], target: P
         vocab_size=facts["vocab_size"],
         eot=facts["eot_token_id"],
         labels=[example.label for example in repeated],
+        pad=encoder.token_to_id("[PAD]"),
         weights=weights([example.label for example in examples], [len(part) for part in parts], settings),
     )
-    longer = sum(len(row) > window for row in rows)
+    longer = sum(len(row) > room for row in rows)
     return {"examples": len(rows)} | (
         {"examples_cut": 0, "examples_windowed": longer, "windows": len(repeated)}
         if stride

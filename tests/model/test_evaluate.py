@@ -152,6 +152,33 @@ def test_windows_cover_a_long_text_and_their_probabilities_are_averaged(tmp_path
     assert classify(tmp_path, ["short"])[1][0]["scores"] == pytest.approx(rows[1]["scores"], abs=1e-6)
 
 
+def test_each_window_of_a_bert_classifier_stands_between_its_cls_and_sep(tmp_path: Path) -> None:
+    from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "two", "cities", "and", "a", "film"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    torch.manual_seed(0)
+    sizes = {
+        "vocab_size": 10,
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+    }
+    model = BertForSequenceClassification(BertConfig(**sizes, max_position_embeddings=40, initializer_range=0.5)).eval()
+    model.config.n_positions = 40
+    model.save_pretrained(tmp_path / "export")
+    BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "export")
+    _, rows = classify(tmp_path, ["two cities and a film " * 20, "a film", ""], stride=20)
+    tokens = [*range(5, 10)] * 20
+    windows = [[2, *one, 3] for one in text_windows(tokens, 35, 20)]
+    with torch.no_grad():
+        mean = torch.stack([model(torch.tensor([one])).logits.softmax(-1)[0] for one in windows]).mean(0)
+        short, empty = (model(torch.tensor([one])).logits.softmax(-1)[0] for one in ([2, 8, 9, 3], [2, 3]))
+    for row, expected in zip(rows, (mean, short, empty), strict=True):
+        assert row["scores"] == pytest.approx(expected.tolist(), abs=1e-5)
+
+
 def test_reserved_token_in_a_strangers_text_stays_text(tmp_path: Path, tokenizer: Path) -> None:
     write_model(tmp_path / "export", tokenizer, num_labels=2)
     tokenizer_ = evaluate.load_tokenizer(tmp_path / "export")
