@@ -51,7 +51,7 @@ def prepare(
     for name, part in unique.items():
         if not part:
             raise ValueError(
-                f"{files[0]}: the {name} split is empty; give more data or another share (task.{name}_fraction)"
+                f"{files[0]}: the {name} split is empty; give more data or other shares (task.validation_fraction, task.test_fraction)"
             )
     report["dropped"]["prompts_across_splits"] = lost
     report |= {"rows": sum(map(len, splits.values())), "splits": {name: summary(unique[name]) for name in SPLITS}}
