@@ -18,7 +18,7 @@ SHARED := $(if $(filter command line environment,$(origin WORK)),yes)
 
 # What people give goes to the shell as environment variables, byte for byte: quotes, spaces and dollars in it are theirs.
 GIVEN := RECIPE WORK SET UNTIL MODEL DEST PROMPT WHAT KILLS SEED OFFLINE NEWER_THAN WHY
-GIVEN += JOB FOLLOW RETRAIN AUTOSCALING KEEP_DAYS KEEP YES WEIGHTS EVERY
+GIVEN += TASKS JOB FOLLOW RETRAIN AUTOSCALING KEEP_DAYS KEEP YES WEIGHTS EVERY
 GIVEN += SITE HOST HEAD TOKEN NAME REMOVE REGISTRY MLFLOW_DB MLFLOW_ARTIFACTS RAY_PORT DASHBOARD_PORT MLFLOW_PORT CPUS GPUS PREPARE SHARED
 $(foreach name,$(GIVEN),$(eval override $(name) := $$(value $(name))))
 export $(GIVEN)
@@ -29,7 +29,7 @@ JOBS = $${JOB:+-- "$$JOB"}
 OPTIONS = --recipe "$$RECIPE" --work "$$WORK" $(SETTINGS)
 
 # Every target is phony: one named like a folder (tests, model) would silently do nothing.
-.PHONY: help setup run plan dryrun status verify pull lineage generate inspect ui backup integrity test thorough chaos check format bench clean
+.PHONY: help setup run plan dryrun status verify pull lineage generate evaluate inspect ui backup integrity test thorough chaos check format bench clean
 .PHONY: submit logs stop jobs up join down user gc schedule unschedule
 
 help: ## list the targets
@@ -80,6 +80,9 @@ lineage: setup ## WHAT=sentiment@champion: what it was made from; WHAT=file or S
 
 generate: setup ## continue a text: MODEL=base@champion PROMPT="To be"
 	@$(PY) -m pipelines generate $(SETTINGS) -- "$${MODEL:-base@champion}" "$${PROMPT:?say what to continue: make generate PROMPT=\"To be\"}"
+
+evaluate: setup ## lm-eval's figures beside ours: MODEL=base@champion TASKS=perplexity
+	@$(PY) -m pipelines evaluate $(OPTIONS) $${TASKS:+--tasks "$$TASKS"} -- "$${MODEL:-base@champion}"
 
 inspect: setup ## decode a shard, examples or batch: WHAT=path or batch:STEP
 	@$(PY) -m pipelines inspect $(OPTIONS) -- "$${WHAT:?say what: make inspect WHAT=batch:0, or a path below WORK}"

@@ -22,7 +22,7 @@ from model.examples import Examples
 from model.objectives import Batch, Objective
 from model.token_shards import TokenShards
 
-POOL = 16  # global batches among which examples are sorted by length
+POOL = 16  # global batches among which examples are sorted by length, where a job does not say
 _BLOCK = 4096  # samples whose order is computed at once
 _ROUNDS = 6  # Feistel rounds; four give a pseudo-random permutation (Luby and Rackoff, 1988), six leave a margin
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # splitmix64's finaliser (Steele, Lea and Flood, 2014)
@@ -155,21 +155,21 @@ def pretrain_batch(
 
 
 @lru_cache(maxsize=2)
-def _pool(examples: Examples, seed: int, global_batch_size: int, pool: int) -> np.ndarray:
-    """The examples of POOL global batches, (POOL, B): cut by length, then the batches shuffled.
+def _pool(examples: Examples, seed: int, global_batch_size: int, size: int, pool: int) -> np.ndarray:
+    """The examples of one pool of global batches, (size, B): cut by length, then the batches shuffled.
 
     Examples of a batch are about equally long, so that little of it is padding; which batch comes when stays random.
     """
-    chosen = samples(len(examples), seed, pool * POOL * global_batch_size, POOL * global_batch_size)
+    chosen = samples(len(examples), seed, pool * size * global_batch_size, size * global_batch_size)
     by_length = chosen[np.argsort(examples.lengths[chosen], kind="stable")]
-    batches = by_length.reshape(POOL, global_batch_size)
-    return batches[Permutation(POOL, seed, pool)(np.arange(POOL))]
+    batches = by_length.reshape(size, global_batch_size)
+    return batches[Permutation(size, seed, pool)(np.arange(size))]
 
 
-def example_order(examples: Examples, step: int, *, seed: int, global_batch_size: int) -> np.ndarray:
+def example_order(examples: Examples, step: int, *, seed: int, global_batch_size: int, pool: int = POOL) -> np.ndarray:
     """The examples of step `step`, (B,) int64, by place in the global batch: each comes once in any len(examples) of a run,
     but for where a pool of batches reaches over the end of an epoch."""
-    return _pool(examples, seed, global_batch_size, step // POOL)[step % POOL]
+    return _pool(examples, seed, global_batch_size, pool, step // pool)[step % pool]
 
 
 def example_batch(
@@ -180,20 +180,21 @@ def example_batch(
     global_batch_size: int,
     length: int,
     objective: Objective = "classification",
+    pool: int = POOL,
     rank: int = 0,
     world_size: int = 1,
 ) -> RankBatch:
-    """A rank's share of step `step` over examples, padded on the right with EOT.
+    """A rank's share of step `step` over examples, padded on the right.
 
     Examples longer than `length` tokens are cut to their first `length`. All ranks pad to the longest of the
     *global* batch, so that their kernels see the same shapes at any world size. Classification gets labels, any
     other objective the loss masks; in both cases a rank counts the targets of the whole batch from the data.
     """
     places = rank_slice(global_batch_size, rank, world_size)
-    order = example_order(examples, step, seed=seed, global_batch_size=global_batch_size)
+    order = example_order(examples, step, seed=seed, global_batch_size=global_batch_size, pool=pool)
     lengths = np.minimum(examples.lengths[order], length)  # (global batch,)
     width, share = int(lengths.max()), order[places.start : places.stop]
-    tokens: np.ndarray = np.full((len(places), width), examples.eot, np.int64)  # (B, T)
+    tokens: np.ndarray = np.full((len(places), width), examples.pad, np.int64)  # (B, T)
     for row, place in zip(tokens, places, strict=True):
         row[: lengths[place]] = examples.tokens(int(order[place]))[: lengths[place]]
     batch = Batch(torch.from_numpy(tokens), torch.arange(places.start, places.stop))
@@ -222,11 +223,13 @@ def _masks(examples: Examples, chosen: np.ndarray, width: int) -> np.ndarray:
     return masks
 
 
-def padding(examples: Examples, steps: int, *, seed: int, global_batch_size: int, length: int) -> float:
+def padding(
+    examples: Examples, steps: int, *, seed: int, global_batch_size: int, length: int, pool: int = POOL
+) -> float:
     """The share of padding among the tokens of a run's first `steps` steps: what the batches by length leave of it."""
     real = padded = 0
     for step in range(steps):
-        order = example_order(examples, step, seed=seed, global_batch_size=global_batch_size)
+        order = example_order(examples, step, seed=seed, global_batch_size=global_batch_size, pool=pool)
         lengths = np.minimum(examples.lengths[order], length)  # (global batch,)
         real, padded = real + int(lengths.sum()), padded + len(lengths) * int(lengths.max())
     return 1 - real / padded

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model import durable
-from model.examples import text_windows
+from model.examples import surrounding, text_windows
 from model.export import load_export
 from model.token_shards import TokenShards
 
@@ -141,7 +141,8 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[in
         if texts
         else []
     )
-    return [row or [tokenizer.eos_token_id] for row in rows]
+    empty = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    return [row or empty for row in rows]
 
 
 def by_length(rows: list[list[int]], size: int) -> Iterator[list[int]]:
@@ -201,9 +202,11 @@ def classify(job: dict[str, Any]) -> dict[str, Any]:
     examples = read_examples(Path(job["examples"]))
     model = load_export(export, job.get("device", "cpu"))
     limit = min(job.get("max_length") or model.config.n_positions, model.config.n_positions)
-    rows = encode(load_tokenizer(export), [example["text"] for example in examples])
-    stride = job.get("stride") or 0
-    parts = [text_windows(row, limit, stride) for row in rows]
+    tokenizer, stride = load_tokenizer(export), job.get("stride") or 0
+    rows = encode(tokenizer, [example["text"] for example in examples])
+    before, after = surrounding(lambda special: list(tokenizer("a", add_special_tokens=special)["input_ids"]))
+    limit -= len(before) + len(after)
+    parts = [[[*before, *one, *after] for one in text_windows(row, limit, stride)] for row in rows]
     found = iter(class_probabilities(model, [one for part in parts for one in part], job.get("batch_size", BATCH_SIZE)))
     scores = [_mean([next(found) for _ in part]) for part in parts]
     predicted = [max(range(len(row)), key=row.__getitem__) for row in scores]

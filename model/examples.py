@@ -9,12 +9,13 @@ on disk.
     column label:     int64 or null                the class
     column weight:    float64                      what the example's loss counts; not there where all count alike
     column id:        string
-    schema metadata b"gptline": canonical JSON {"format", "tokenizer", "vocab_size", "eot"}
+    schema metadata b"gptline": canonical JSON {"format", "tokenizer", "vocab_size", "eot"}, and "pad" where padding
+    has a token of its own
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,10 +57,11 @@ def write_examples(
     labels: Sequence[int | None] | None = None,
     loss_masks: Sequence[Any | None] | None = None,
     weights: Sequence[float] | None = None,
+    pad: int | None = None,
 ) -> None:
     """Write examples whole or not at all; `tokens[i]` are the ids of example `ids[i]`.
 
-    `weights` are what each example's loss counts, above 0; all alike if none. `tokenizer` is the digest of the tokenizer that made them. ValueError names the example that is empty,
+    `weights` are what each example's loss counts, above 0; all alike if none. `pad` is the padding token, the EOT if none. `tokenizer` is the digest of the tokenizer that made them. ValueError names the example that is empty,
     outside of the vocabulary or does not fit its mask.
     """
     for identifier, row in zip(ids, tokens, strict=True):
@@ -75,11 +77,19 @@ def write_examples(
         "label": pa.array(labels if labels is not None else [None] * len(ids), pa.int64()),
         "id": pa.array(ids, pa.string()),
     } | ({} if weights is None else {"weight": pa.array(weights, pa.float64())})
-    metadata = metadata_bytes({"tokenizer": tokenizer, "vocab_size": vocab_size, "eot": eot})
+    facts = {"tokenizer": tokenizer, "vocab_size": vocab_size, "eot": eot} | ({} if pad is None else {"pad": pad})
+    metadata = metadata_bytes(facts)
     schema = pa.schema([(name, values.type) for name, values in columns.items()], metadata)
     batch = pa.record_batch(list(columns.values()), schema=schema)
     with durable.writing(path) as draft, pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         writer.write_batch(batch)
+
+
+def surrounding(encode: Callable[[bool], list[int]]) -> tuple[list[int], list[int]]:
+    """What a tokenizer puts before and after each text (BERT's [CLS] and [SEP]); `encode(special)` encodes any short text."""
+    plain, whole = encode(False), encode(True)
+    start = next(place for place in range(len(whole)) if whole[place : place + len(plain)] == plain)
+    return whole[:start], whole[start + len(plain) :]
 
 
 def text_windows(tokens: list[int], length: int, stride: int) -> list[list[int]]:
@@ -102,6 +112,7 @@ class Examples:
         self.tokenizer: str = metadata["tokenizer"]
         self.vocab_size: int = metadata["vocab_size"]
         self.eot: int = metadata["eot"]
+        self.pad: int = metadata.get("pad", self.eot)  # what batches are filled up with
         column = batch.column("tokens")
         self._tokens: np.ndarray = view(column.values)
         self._offsets: np.ndarray = view(column.offsets)

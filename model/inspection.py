@@ -25,6 +25,7 @@ def training_batch(job: dict[str, Any]) -> list[dict[str, Any]]:
     train = TrainConfig.model_validate(job["train"])
     order = {"seed": train.seed, "global_batch_size": train.global_batch_size}
     if "examples" in job["data"]:
+        order |= {"pool": job["data"]["pool"]} if "pool" in job["data"] else {}
         examples, objective = Examples(Path(job["data"]["examples"])), job.get("objective", "classification")
         return _examples(examples, job["step"], order | {"objective": objective}, train.sequence_length)
     shards = TokenShards.from_manifest(Path(job["data"]["manifest"]), Path(job["data"]["root"]))

@@ -70,7 +70,8 @@ def loader(job: RankJob, world: World) -> Callable[[int], RankBatch]:
     if isinstance(job.data, ExampleData):
         examples = Examples(Path(job.data.examples))
         _same_vocabulary(examples, job.model)
-        return lambda step: example_batch(examples, step, objective=job.objective, **order)
+        pool = job.data.pool
+        return lambda step: example_batch(examples, step, objective=job.objective, pool=pool, **order)
     shards = TokenShards.from_manifest(Path(job.data.manifest), Path(job.data.root))
     _same_vocabulary(shards, job.model)
     if job.verify:
@@ -89,6 +90,7 @@ def padded(job: RankJob) -> float | None:
         seed=train.seed,
         global_batch_size=train.global_batch_size,
         length=train.sequence_length,
+        pool=job.data.pool,
     )
     return round(share, 6)
 

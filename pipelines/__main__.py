@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from pipelines import (
+    harness_commands,
     jobs_commands,
     lineage_commands,
     pull_commands,
@@ -45,6 +46,7 @@ from pipelines.results import Given
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 app.command("pull")(pull_commands.pull)
+app.command("evaluate")(harness_commands.evaluate)
 app.command("lineage")(lineage_commands.lineage)
 
 

@@ -15,6 +15,7 @@ from pipelines.engine.lease import Busy, Overtaken
 from pipelines.engine.record import RecordDamaged, UnknownSchema
 from pipelines.engine.step import Damaged
 from pipelines.follow import NotYet
+from pipelines.harness import HarnessFailed
 from pipelines.package import PackageDamaged
 from pipelines.promotion import PromotionRefused
 from pipelines.pull import PullRefused
@@ -42,7 +43,7 @@ class GivenUp(RuntimeError):
 EXPECTED = (
     ConfigError, SourceError, SampleUnavailable, Busy, Overtaken, Damaged, RecordDamaged, UnknownSchema, UnknownModel,
     PullRefused, PackageDamaged, StepFailed, StepInterrupted, StoreDamaged, NotYet, ConnectionError, GivenUp,
-    SlotDamaged, PromotionRefused, BadSchedule, ScheduleError,
+    SlotDamaged, PromotionRefused, BadSchedule, ScheduleError, HarnessFailed,
 )  # fmt: skip
 
 

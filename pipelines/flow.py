@@ -12,15 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.champions import Champion
-from pipelines.config import (
-    ADDED_TO_FINETUNE,
-    ADDED_TO_TASK,
-    FinetuneConfig,
-    Recipe,
-    Source,
-    TaskConfig,
-    TokenizerConfig,
-)  # fmt: skip
+from pipelines.config import ADDED_TO_FINETUNE, FinetuneConfig, Recipe, Source, TaskConfig, TokenizerConfig
 from pipelines.engine.step import Input, Step
 from pipelines.stages import (
     champion,
@@ -35,6 +27,7 @@ from pipelines.stages import (
     tokenize,
     train_tokenizer,
 )
+from pipelines.task_config import ADDED_TO_TASK
 from pipelines.tasks import task
 
 Files = Callable[[Source], list[dict[str, Any]]]
@@ -129,6 +122,8 @@ def _challenged(
             "predictions": Input("evaluate-task", "predictions.jsonl"),
             "test": Input("prepare_task", "test.jsonl"),
         }
+        if form_of(recipe) == "classification":  # the champion's labels need not be this challenger's
+            examples["labels"] = Input("prepare_task", "labels.json")
         yield Step("compare-task", compare.STAGE, _asked(recipe) | config, theirs | examples)
     else:
         documents = {

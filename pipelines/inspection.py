@@ -118,7 +118,7 @@ def _batch(step_name: str, step: int, rows: int, workspace: Workspace) -> Iterat
 
 def _data_job(step_name: str, planned: dict[str, Planned], workspace: Workspace, scratch: Path) -> dict[str, Any]:
     from pipelines.forms import form
-    from pipelines.stages.training import train_config
+    from pipelines.stages.training import train_config, training_pool
 
     needed = "prepare_task" if step_name == "finetune" else "tokenize"
     if needed not in planned or not planned[needed].done:
@@ -140,24 +140,30 @@ def _data_job(step_name: str, planned: dict[str, Planned], workspace: Workspace,
         folder / "outputs" / "train.jsonl", tokenizer / "outputs" / "tokenizer", settings, scratch / "examples.arrow"
     )
     objective = "classification" if kind == "classification" else "causal_lm"
-    return {"train": train, "objective": objective, "data": {"examples": str(scratch / "examples.arrow")}}
+    data = {"examples": str(scratch / "examples.arrow")} | training_pool(settings)
+    return {"train": train, "objective": objective, "data": data}
 
 
 def continued(execution: Execution, model: str, prompt: str, tokens: int, seed: int, temperature: float) -> str:
     """`prompt` and its continuation by the export in the folder `model`, or by the registered `name@alias`."""
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(model)
-        if not folder.is_dir():
-            from pipelines import pull
-
-            cache = Path(execution.model_cache) if execution.model_cache else None
-            origin = pull.From(runs_registry(execution), cache=cache)
-            folder = pull.pull_from(origin, model, Path(scratch) / "model").dest
+        folder = export_folder(execution, model, Path(scratch))
         job = {
             "export": str(folder), "prompts": [prompt], "max_new_tokens": tokens, "seed": seed, "temperature": temperature,
             "top_k": 50, "threads": execution.workers or cores(), "device": runs.settings(execution)["device"],
         }  # fmt: skip
         return prompt + resolve("model.generate:generate")(job)[0]
+
+
+def export_folder(execution: Execution, model: str, scratch: Path) -> Path:
+    """The folder `model`, or the registered `name@alias` pulled into `scratch`."""
+    if Path(model).is_dir():
+        return Path(model).absolute()
+    from pipelines import pull
+
+    cache = Path(execution.model_cache) if execution.model_cache else None
+    origin = pull.From(runs_registry(execution), cache=cache)
+    return pull.pull_from(origin, model, scratch / "model").dest.absolute()
 
 
 def runs_registry(execution: Execution) -> str:

@@ -25,7 +25,7 @@ class Card:
     limits: Sequence[str] = ()  # where it must not be trusted
     lineage: Mapping[str, Any] = field(default_factory=dict)  # fingerprints and digests, back to the raw sources
     chat: bool = False  # whether its tokenizer has a chat template
-    language: str = "en"
+    language: str = "en"  # none: nobody said
     license: str = "other"
 
 
@@ -71,7 +71,7 @@ def _front_matter(card: Card) -> str:
     results = [{"type": name, "name": name, "value": value} for name, value in sorted(card.metrics.items())]
     held_out = {"task": {"type": card.task}, "dataset": {"type": "held-out", "name": "held-out"}, "metrics": results}
     head: dict[str, Any] = {
-        "language": card.language,
+        **({"language": card.language} if card.language else {}),
         "license": card.license,
         "library_name": "transformers",
         "pipeline_tag": card.task,

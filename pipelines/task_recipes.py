@@ -51,9 +51,14 @@ def sentiment_chinese() -> Recipe:
         "sentiment_chinese",
         corpus=(reviews, news),
         tokenizer=(news,),
-        task=TaskConfig(name="sentiment_chinese", source=Source(sample="chinese_reviews", format="txt")),
+        task=TaskConfig(name="sentiment_chinese", source=Source(sample="chinese_reviews")),
         finetune=FinetuneConfig(
-            max_steps=870, global_batch_size=32, sequence_length=128, learning_rate=1e-3, warmup_steps=80
+            max_steps=870,
+            global_batch_size=32,
+            sequence_length=128,
+            learning_rate=1e-3,
+            warmup_steps=80,
+            length_pool=64,
         ),
     )
 
@@ -65,9 +70,9 @@ def topics() -> Recipe:
         "topics",
         corpus=(posts,),
         tokenizer=(posts,),
-        task=TaskConfig(name="topics", source=Source(sample="newsgroups", format="txt")),
+        task=TaskConfig(name="topics", source=Source(sample="newsgroups")),
         finetune=FinetuneConfig(
-            max_steps=1600, global_batch_size=32, sequence_length=128, learning_rate=1e-3, warmup_steps=160,
+            max_steps=1600, global_batch_size=32, sequence_length=128, learning_rate=1e-3, warmup_steps=160, length_pool=64,
             long_texts="windows", window_stride=128,
         ),
     )  # fmt: skip
@@ -80,9 +85,14 @@ def sections() -> Recipe:
         "sections",
         corpus=(descriptions,),
         tokenizer=(descriptions,),
-        task=TaskConfig(name="sections", source=descriptions, max_examples=20_000),
+        task=TaskConfig(name="sections", source=descriptions, max_examples=12_000),
         finetune=FinetuneConfig(
-            max_steps=1250, global_batch_size=32, sequence_length=128, learning_rate=1e-3, warmup_steps=120
+            max_steps=1250,
+            global_batch_size=32,
+            sequence_length=128,
+            learning_rate=1e-3,
+            warmup_steps=120,
+            length_pool=64,
         ),
     )
 

@@ -235,6 +235,13 @@ def test_a_registered_model_is_pulled_by_alias(finished: Line, tmp_path: Path) -
     assert "verified" in done.stdout and (tmp_path / "model" / "model.safetensors").is_file()
 
 
+def test_lm_eval_finds_the_figures_that_we_find(finished: Line) -> None:
+    found = json.loads(finished("evaluate", "base@champion", "--json"))["figures"]
+    assert {one["metric"] for one in found} == {"bits_per_byte", "byte_perplexity"}
+    assert all(one["agrees"] and abs(one["ours"] / one["theirs"] - 1) < 1e-5 for one in found)
+    assert "TASKS=nothing: no such task" in _refused(finished, "evaluate", "base@champion", "--tasks", "nothing")
+
+
 def test_plan_names_the_field_and_a_run_redoes_only_what_is_downstream(copy: Line) -> None:
     planned = json.loads(copy("plan", "--json", **{"finetune.learning_rate": "0.004"}))["steps"]
     assert {step["step"]: step["why"] for step in planned}["finetune"] == ["train.learning_rate: 0.005 -> 0.004"]

@@ -14,6 +14,7 @@ from typing import Any
 
 from model import durable
 from pipelines.engine.step import Attempt
+from pipelines.sources import SourceError
 from pipelines.stages import training as jobs
 from pipelines.stages.evaluate import compute
 from pipelines.tasks import examples as example_files
@@ -30,6 +31,7 @@ LIMITS = (
 def training(attempt: Attempt, tokenizer: Path, settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The job's objective, data and the model's labels; how many examples there are and how many were cut."""
     labels = durable.read_json(attempt.inputs["labels"].path("labels.json"))
+    _refuse_other_labels(attempt, labels)
     examples = attempt.scratch / "examples.arrow"
     counts = encode(attempt.inputs["examples"].path("train.jsonl"), tokenizer, settings, examples)
     return {
@@ -46,7 +48,7 @@ def encode(source: Path, tokenizer: Path, settings: Mapping[str, Any], target: P
     """
     from tokenizers import Tokenizer
 
-    from model.examples import text_windows, write_examples
+    from model.examples import surrounding, text_windows, write_examples
 
     examples = example_files.read(source, "classification")
     encoder = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
@@ -56,7 +58,9 @@ def encode(source: Path, tokenizer: Path, settings: Mapping[str, Any], target: P
         encoding.ids
         for encoding in encoder.encode_batch([example.text for example in examples], add_special_tokens=False)
     ]
-    parts = [text_windows(row, window, stride) for row in rows]
+    before, after = surrounding(lambda special: list(encoder.encode("a", add_special_tokens=special).ids))
+    room = window - len(before) - len(after)
+    parts = [[[*before, *one, *after] for one in text_windows(row, room, stride)] for row in rows]
     repeated = [example for example, part in zip(examples, parts, strict=True) for _ in part]
     write_examples(
         target,
@@ -66,9 +70,10 @@ def encode(source: Path, tokenizer: Path, settings: Mapping[str, Any], target: P
         vocab_size=facts["vocab_size"],
         eot=facts["eot_token_id"],
         labels=[example.label for example in repeated],
+        pad=encoder.token_to_id("[PAD]"),
         weights=weights([example.label for example in examples], [len(part) for part in parts], settings),
     )
-    longer = sum(len(row) > window for row in rows)
+    longer = sum(len(row) > room for row in rows)
     return {"examples": len(rows)} | (
         {"examples_cut": 0, "examples_windowed": longer, "windows": len(repeated)}
         if stride
@@ -110,7 +115,8 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
     text = {name: [example.text for example in part] for name, part in splits.items()}
     labels = {name: [example.label for example in part] for name, part in splits.items()}
     groups = [example.group for example in splits["test"]]
-    classes = len(durable.read_json(attempt.inputs["labels"].path("labels.json")))
+    names = durable.read_json(attempt.inputs["labels"].path("labels.json"))
+    classes = len(names)
     simple = scores.baselines(
         (text["train"], labels["train"]),
         (text["validation"], labels["validation"]),
@@ -123,6 +129,7 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
             labels["test"], predicted, simple["tfidf_logistic_regression"].pop("predicted"), groups
         ),
         **simple,
+        **scores.by_class(labels["test"], predicted, names),
     }
     durable.write_json(attempt.outputs / "report.json", reports)
     return (
@@ -163,7 +170,8 @@ def compare(attempt: Attempt, champion: Path) -> dict[str, Any]:
     job: dict[str, Any] = {"examples": str(test), "output": str(theirs_file)} | _windows(attempt)
     compute(attempt, "model.evaluate:classify", champion, **job)
     ours = _predicted(attempt.inputs["predictions"].path("predictions.jsonl"))
-    theirs = _predicted(theirs_file)
+    names = durable.read_json(attempt.inputs["labels"].path("labels.json"))
+    theirs = renamed(_predicted(theirs_file), label_names(champion), names)
     examples = example_files.read(test, "classification")
     ids = [example.id for example in examples]
     if list(ours) != ids or list(theirs) != ids:
@@ -176,6 +184,33 @@ def compare(attempt: Attempt, champion: Path) -> dict[str, Any]:
     shares = [sum(said[example.id] == example.label for example in examples) / len(examples) for said in (ours, theirs)]
     return {"metric": "accuracy", "challenger": round(shares[0], 6), "champion": round(shares[1], 6),
             "gain": found["accuracy_gain"], "low": low, "high": high, "examples": len(examples)}  # fmt: skip
+
+
+def label_names(export: Path) -> list[str]:
+    """The names of a classifier's classes, by class index; none of another model."""
+    config = durable.read_json(export / "config.json")
+    if not str((config.get("architectures") or [""])[0]).endswith("ForSequenceClassification"):
+        return []
+    return [name for _, name in sorted((int(index), name) for index, name in config["id2label"].items())]
+
+
+def renamed(predicted: Mapping[str, int], theirs: Sequence[str], ours: Sequence[str]) -> dict[str, int]:
+    """Predictions of a model with the labels `theirs` as indices of `ours`; one that we lack is one more, always wrong."""
+    return {
+        example: ours.index(theirs[label]) if theirs[label] in ours else len(ours)
+        for example, label in predicted.items()
+    }
+
+
+def _refuse_other_labels(attempt: Attempt, labels: Sequence[str]) -> None:
+    """SourceError if training is to go on from a classifier of other classes: its head is not about these."""
+    base = attempt.inputs.get("base")
+    known = label_names(base.path("export")) if base else []
+    if known and known != list(labels):
+        raise SourceError(
+            f"training goes on from a classifier of the {len(known)} classes {', '.join(known[:10])}; the examples have the "
+            f"{len(labels)} classes {', '.join(labels[:10])}: begin from the base model (retrain.start=base)"
+        )
 
 
 def _predicted(path: Path) -> dict[str, int]:

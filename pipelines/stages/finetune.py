@@ -31,6 +31,7 @@ def run(attempt: Attempt) -> dict[str, Any]:
             | training.vocabulary(tokenizer)
             | job["model"]
             | dict.fromkeys(("embd_pdrop", "resid_pdrop", "head_pdrop"), settings["dropout"]),
+            "data": job["data"] | training.training_pool(settings),
             "train": training.train_config(settings),
             "init": str(attempt.inputs["base"].path("export")) if settings["init"] == "base" else None,
         },

@@ -14,6 +14,7 @@ from model import durable
 from pipelines.engine.record import Record
 from pipelines.engine.step import Attempt, Stage
 from pipelines.forms import form
+from pipelines.tasks import task
 
 STAGE = Stage("register", 2, "pipelines.stages.register:run", check="pipelines.stages.register:check")
 
@@ -174,7 +175,14 @@ def card(attempt: Attempt, metrics: Mapping[str, Any]) -> Any:
         baselines=baselines,
         limits=said.LIMITS if said else _LIMITS,
         lineage=lineage(attempt.ancestors),
+        language=_language(attempt.ancestors),
     )
+
+
+def _language(ancestors: Mapping[str, Record]) -> str:
+    """The language of the recipe's task; English where it does not say, nothing where the task cannot know."""
+    prepared = ancestors.get("prepare_task")
+    return getattr(task.of(prepared.config["name"]), "LANGUAGE", "en") if prepared else "en"
 
 
 def _by_baseline(metrics: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, dict[str, float]]]:

@@ -15,6 +15,7 @@ from pipelines.tasks.examples import SPLITS, Labelled, Prepared, identifier, nor
 from pipelines.tasks.user_data import Record, records
 from pipelines.tasks.user_splits import placed
 
+LANGUAGE = ""  # who gives the data knows
 FORM = "classification"
 
 
@@ -91,5 +92,5 @@ def _refuse_one_sided(splits: dict[str, list[Labelled]], labels: Sequence[str], 
         if not part or (name == "train" and len(seen) < len(labels)) or len(seen) < 2:
             raise ValueError(
                 f"{files[0]}: the {name} split has {len(part)} examples of {len(seen)} of the {len(labels)} classes, "
-                f"repeated ones dropped; give more data, another share (task.{name}_fraction), or files of its own"
+                f"repeated ones dropped; give more data, other shares (task.validation_fraction, task.test_fraction), or files of its own"
             )

@@ -15,6 +15,7 @@ from pipelines.tasks.examples import SPLITS, Dialogue, Prepared, identifier, nor
 from pipelines.tasks.user_data import Record, records
 from pipelines.tasks.user_splits import placed
 
+LANGUAGE = ""  # who gives the data knows
 FORM = "dialogue"
 _ROLES = ("system", "user", "assistant")
 
@@ -50,7 +51,7 @@ def prepare(
     for name, part in unique.items():
         if not part:
             raise ValueError(
-                f"{files[0]}: the {name} split is empty; give more data or another share (task.{name}_fraction)"
+                f"{files[0]}: the {name} split is empty; give more data or other shares (task.validation_fraction, task.test_fraction)"
             )
     report |= {"rows": sum(map(len, splits.values())), "splits": {name: summary(unique[name]) for name in SPLITS}}
     return Prepared(unique, report)

@@ -14,6 +14,7 @@ from pipelines.tasks.examples import SPLITS, Prepared, Response, identifier, nor
 from pipelines.tasks.user_data import records
 from pipelines.tasks.user_splits import placed
 
+LANGUAGE = ""  # who gives the data knows
 FORM = "response"
 
 
@@ -50,7 +51,7 @@ def prepare(
     for name, part in unique.items():
         if not part:
             raise ValueError(
-                f"{files[0]}: the {name} split is empty; give more data or another share (task.{name}_fraction)"
+                f"{files[0]}: the {name} split is empty; give more data or other shares (task.validation_fraction, task.test_fraction)"
             )
     report["dropped"]["prompts_across_splits"] = lost
     report |= {"rows": sum(map(len, splits.values())), "splits": {name: summary(unique[name]) for name in SPLITS}}

@@ -21,6 +21,7 @@ from pipelines.tasks.examples import (
 )  # fmt: skip
 
 FORM = "classification"
+LANGUAGE = "zh"
 LABELS = ("negative", "positive")
 _FILES = {"neg.txt": 0, "pos.txt": 1}
 
