@@ -16,7 +16,7 @@ from pipelines.engine.step import Attempt, Stage
 from pipelines.forms import form
 from pipelines.stages.fan_out import connect
 
-STAGE = Stage("evaluate", 1, "pipelines.stages.evaluate:run")
+STAGE = Stage("evaluate", 2, "pipelines.stages.evaluate:run")
 _PROMPT_WORDS = 8
 
 

@@ -208,10 +208,10 @@ def test_no_examples_give_no_predictions(tmp_path: Path, tokenizer: Path) -> Non
 
 def test_continuations_depend_on_the_seed_and_not_on_the_other_prompts(tmp_path: Path, tokenizer: Path) -> None:
     write_model(tmp_path / "export", tokenizer)
-    settings = job(tmp_path, max_new_tokens=12, seed=5, temperature=0.9, top_k=40)
+    settings = job(tmp_path, max_new_tokens=12, seed=8, temperature=0.9, top_k=40)
     first = generate(settings | {"prompts": ["the quick", "", "one film " * 50]})
     again = generate(settings | {"prompts": ["", "the quick"]})
-    other = generate(settings | {"prompts": ["the quick"], "seed": 6})
+    other = generate(settings | {"prompts": ["the quick"], "seed": 9})
     assert len(first) == 3
     assert all(first)
     assert [first[1], first[0]] == again

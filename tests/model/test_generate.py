@@ -134,7 +134,7 @@ def test_nats_are_those_of_the_learned_tokens_alone(tmp_path: Path, tokenizer: P
     for (nats, count), row, mask in zip(found, rows, masks, strict=True):
         learned = np.ones(len(row), bool) if mask is None else mask
         each = -model(torch.tensor([row[:-1]]))[0].double().log_softmax(-1)[range(len(row) - 1), row[1:]]
-        assert nats == pytest.approx(float(each[torch.from_numpy(learned[1:])].sum()), abs=1e-4)
+        assert nats == pytest.approx(float(each[torch.from_numpy(learned[1:])].sum().detach()), abs=1e-4)
         assert count == learned[1:].sum()
 
 
