@@ -79,9 +79,18 @@ class ClassificationModel(nn.Module):
         self.site = site_constants(1 + 2 * config.n_layer)
 
     def forward(
-        self, tokens: Tensor, targets: Tensor | None = None, row_keys: Tensor | None = None, **inputs: Any
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        row_keys: Tensor | None = None,
+        *,
+        weights: Tensor | None = None,
+        **inputs: Any,
     ) -> Tensor:
-        """tokens (B, T) padded on the right -> logits (B, K); with `targets` (B,) -> summed loss, fp32."""
+        """tokens (B, T) padded on the right -> logits (B, K); with `targets` (B,) -> summed loss, fp32.
+
+        `weights` (B,) is what each row's loss counts.
+        """
         if self.pooler is not None:
             hidden = self.transformer(tokens, row_keys, **_told_padding(inputs, tokens, self.pad_token_id))  # (B, T, C)
             pooled = torch.tanh(self.pooler(hidden[:, 0]))  # (B, C)
@@ -90,7 +99,7 @@ class ClassificationModel(nn.Module):
             rows = torch.arange(tokens.shape[0], device=tokens.device)
             pooled = hidden[rows, last_token(tokens, self.pad_token_id)]
         logits = self.score(dropout(pooled, self.head_pdrop, row_keys, self.site))  # (B, K)
-        return logits if targets is None else cross_entropy_sum(logits, targets)
+        return logits if targets is None else cross_entropy_sum(logits, targets, weights)
 
 
 def _told_padding(inputs: dict[str, Any], tokens: Tensor, pad_token_id: int) -> dict[str, Any]:

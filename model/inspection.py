@@ -22,14 +22,16 @@ from model.token_shards import TokenShards
 def training_batch(job: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows of step `job["step"]` (from 0) of a training job: {"place", "origin", "tokens", "loss_mask", "label"}.
 
-    `job` has "train" (TrainConfig as JSON), "data" as in a rank's job, "step", and for text also the job's "objective",
+    `job` has "train" (TrainConfig as JSON), "data" and "objective" as in a rank's job, "step", and for text also the job's
     "objective_options" and "tokenizer". `loss_mask[i]` says whether the
     loss counts token i as a target.
     """
     train = TrainConfig.model_validate(job["train"])
     if "examples" in job["data"]:
         places = {"seed": train.seed, "global_batch_size": train.global_batch_size}
-        return _examples(Examples(Path(job["data"]["examples"])), job["step"], places, train.sequence_length)
+        places |= {"pool": job["data"]["pool"]} if "pool" in job["data"] else {}
+        examples, objective = Examples(Path(job["data"]["examples"])), job.get("objective", "classification")
+        return _examples(examples, job["step"], places | {"objective": objective}, train.sequence_length)
     order = Order(train.seed, train.global_batch_size, train.sequence_length)
     source, options = StreamData.model_validate(job["data"]), ObjectiveConfig.model_validate(job["objective_options"])
     return _stream(streams(source, job["objective"], options, Path(job["tokenizer"]), order), job["step"])
@@ -62,17 +64,17 @@ def origin(shards: TokenShards, position: int) -> str:
     return f"{shards.units[index].path.name} document {identifier} token {offset - int(shard.offsets[document])}"
 
 
-def _examples(examples: Examples, step: int, order: dict[str, int], length: int) -> list[dict[str, Any]]:
+def _examples(examples: Examples, step: int, order: dict[str, Any], length: int) -> list[dict[str, Any]]:
     batch = example_batch(examples, step, length=length, **order).rows
-    chosen = [examples[int(sample)] for sample in example_order(examples, step, **order)]
-    assert batch.labels is not None
-    return [
-        {
-            "place": place,
-            "origin": f"example {example.id}",
-            "tokens": row.tolist(),
-            "loss_mask": [index == min(len(example.tokens), length) - 1 for index in range(len(row))],
-            "label": int(label),
-        }
-        for place, (example, row, label) in enumerate(zip(chosen, batch.tokens, batch.labels, strict=True))
-    ]
+    which = {name: value for name, value in order.items() if name != "objective"}
+    chosen = [examples[int(sample)] for sample in example_order(examples, step, **which)]
+    found = []
+    for place, (example, row) in enumerate(zip(chosen, batch.tokens, strict=True)):
+        last = min(len(example.tokens), length) - 1  # whose hidden state a classifier looks at
+        counted = [index == last for index in range(len(row))]
+        if batch.loss_mask is not None:  # the first token is only an input
+            counted = [False, *batch.loss_mask[place, 1:].tolist()]
+        label = None if batch.labels is None else int(batch.labels[place])
+        origin = f"example {example.id}"
+        found.append({"place": place, "origin": origin, "tokens": row.tolist(), "loss_mask": counted, "label": label})
+    return found

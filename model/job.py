@@ -26,6 +26,7 @@ class ExampleData(Config):
     """Training examples: one file of tokenised examples."""
 
     examples: str
+    pool: int = Field(16, ge=1, description="global batches among which examples are sorted by length")
 
 
 class RankJob(Config):

@@ -21,7 +21,7 @@ from model.cross_entropy import IGNORE_INDEX
 from model.dropout import DropoutKey
 
 Objective = Literal["causal_lm", "masked_lm", "next_sentence", "masked_lm_next_sentence", "classification"]
-_INPUTS = ("token_types", "padding", "documents")  # what models take by name, where a batch has it
+_INPUTS = ("weights", "token_types", "padding", "documents")  # what models take by name, where a batch has it
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Batch:
     indices: Tensor  # (B,) int64, where each row stands in the global batch, on the host
     loss_mask: Tensor | None = None  # (B, S) bool, the tokens that are to be predicted; none: all of them
     labels: Tensor | None = None  # (B,) int64, the class; IGNORE_INDEX for a row of weight zero
+    weights: Tensor | None = None  # (B,) fp32, what the loss of each row counts; none: all alike
     targets: Tensor | None = None  # (B, S) int64, what was hidden at each position; IGNORE_INDEX where nothing was
     token_types: Tensor | None = None  # (B, S) int64, the segment of each token
     padding: Tensor | None = None  # (B, S) bool, true where a token is real
@@ -88,7 +89,7 @@ def count_loss_tokens(objective: Objective, batch: Batch) -> Tensor:
 
 
 def loss(model: nn.Module, objective: Objective, batch: Batch, key: DropoutKey | None = None) -> tuple[Tensor, Tensor]:
-    """The summed loss in nats (fp32 scalar) and the number of its targets (int64 scalar).
+    """The summed loss in nats (fp32 scalar), weighted where rows have weights, and the number of its targets (int64 scalar).
 
     `model` may be wrapped (DeepSpeed's engine, torch.compile): it is only called. Without `key` there is no dropout.
     """

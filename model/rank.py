@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from model import durable, outputs, restore, tuning
-from model.batches import RankBatch, example_batch
+from model.batches import RankBatch, example_batch, padding
 from model.checkpoint import BEST, Checkpoint, open_shelf
 from model.config import ModelConfig, accumulation_steps
 from model.examples import Examples
@@ -70,13 +70,30 @@ def loader(job: RankJob, world: World) -> Callable[[int], RankBatch]:
     if isinstance(job.data, ExampleData):
         examples = Examples(Path(job.data.examples))
         _same_vocabulary(examples, job.model)
-        return lambda step: example_batch(examples, step, **order)
+        pool = job.data.pool
+        return lambda step: example_batch(examples, step, objective=job.objective, pool=pool, **order)
     pretraining = streams(job.data, job.objective, job.objective_options, Path(job.tokenizer), Order(**order))
     for shards in pretraining.corpora.values():
         _same_vocabulary(shards, job.model)
         if job.verify:
             _verify_shards(shards, world)
     return pretraining
+
+
+def padded(job: RankJob) -> float | None:
+    """The share of padding among a run's tokens; None where sequences are cut from a stream and need none."""
+    if not isinstance(job.data, ExampleData):
+        return None
+    train = job.train
+    share = padding(
+        Examples(Path(job.data.examples)),
+        train.max_steps,
+        seed=train.seed,
+        global_batch_size=train.global_batch_size,
+        length=train.sequence_length,
+        pool=job.data.pool,
+    )
+    return round(share, 6)
 
 
 def initial_model(job: RankJob) -> nn.Module:
@@ -262,7 +279,7 @@ def run(job: RankJob) -> dict[str, Any]:
     """Train, or continue to train, and export. Every rank has to call it; the result is complete on rank 0.
 
     It is {"steps", "final_loss", "tokens", "tokens_per_second", "resumed_from", "stopped": None | "sigterm",
-    "export_difference", "numerics"}, where not all is tuned "trained_parameters" and "parameters", and with early stopping
+    "export_difference", "padding", "numerics"}, where not all is tuned "trained_parameters" and "parameters", and with early stopping
     "best_step" and "best_validation_loss" or "best_validation_accuracy". Raises TrainingDiverged, CheckpointError, DamagedShard, ExportMismatch;
     FileNotFoundError when the attempt was taken over.
     """
@@ -284,6 +301,7 @@ def run(job: RankJob) -> dict[str, Any]:
             "resumed_from": this.resumed.step if this.resumed else None,
             "stopped": "sigterm" if stopped else None,
             "export_difference": difference,
+            "padding": padded(this.job) if world.is_first and not stopped else None,
             "numerics": this.history[-1]["numerics"] | ({"earlier": this.history[:-1]} if this.history[1:] else {}),
             **this.facts(),
         }

@@ -13,7 +13,7 @@ from typing import Any
 
 from model.tuning_config import Tuning
 from pipelines.champions import Champion
-from pipelines.config import ADDED_TO_TASK, ConfigError, FinetuneConfig, Recipe, Source, TaskConfig, TokenizerConfig
+from pipelines.config import ADDED_TO_FINETUNE, ConfigError, FinetuneConfig, Recipe, Source, TaskConfig, TokenizerConfig
 from pipelines.engine.step import Input, Step
 from pipelines.pretrained import Pretrained
 from pipelines.stages import (
@@ -31,6 +31,7 @@ from pipelines.stages import (
     tokenize,
     train_tokenizer,
 )
+from pipelines.task_config import ADDED_TO_TASK
 from pipelines.tasks import task
 
 Files = Callable[[Source | Pretrained], list[dict[str, Any]]]
@@ -134,7 +135,9 @@ def _challenged(
             "predictions": Input("evaluate-task", "predictions.jsonl"),
             "test": Input("prepare_task", "test.jsonl"),
         }
-        yield Step("compare-task", compare.STAGE, {"kind": form_of(recipe)} | config, theirs | examples)
+        if form_of(recipe) == "classification":  # the champion's labels need not be this challenger's
+            examples["labels"] = Input("prepare_task", "labels.json")
+        yield Step("compare-task", compare.STAGE, _asked(recipe) | config, theirs | examples)
     else:
         documents = {
             f"{what}_heldout": Input(made, "heldout.json") for what, made in (("text", "shard"), ("tokens", "tokenize"))
@@ -181,7 +184,7 @@ def _tokenizer(config: TokenizerConfig, files: Files) -> dict[str, list[dict[str
     return {"text": _all(config.sources, files)}
 
 
-def _task_settings(config: TaskConfig) -> dict[str, Any]:
+def task_settings(config: TaskConfig) -> dict[str, Any]:
     """What decides the examples beside the data. A field that came later counts where it is set: what was made stays made."""
     settings = _json(config, "source", "validation_source", "test_source")
     return {name: value for name, value in settings.items() if value or name not in ADDED_TO_TASK}
@@ -210,13 +213,29 @@ def _weights(recipe: Recipe) -> tuple[str, dict[str, Any]]:
     return ("export/", {}) if recipe.release else ("weights/", {"release": False})
 
 
+def _finetune_settings(config: FinetuneConfig) -> dict[str, Any]:
+    """What decides how the task is learned; what came later counts where it is not at its default."""
+    defaults = {name: FinetuneConfig.model_fields[name].default for name in ADDED_TO_FINETUNE}
+    settings = _json(config, *Tuning.model_fields)
+    return {name: value for name, value in settings.items() if name not in defaults or value != defaults[name]}
+
+
+def _asked(recipe: Recipe) -> dict[str, Any]:
+    """How the task's model is asked: in its form, and where it learned from windows in such windows."""
+    assert recipe.finetune
+    windows = (
+        {"window": recipe.finetune.sequence_length, "stride": recipe.finetune.stride} if recipe.finetune.stride else {}
+    )
+    return {"kind": form_of(recipe)} | windows
+
+
 def _data(recipe: Recipe, files: Files) -> list[Step]:
     """Labelled examples first: the corpus is cleaned of the held-out ones."""
     steps = []
     evaluation = {}
     if recipe.task:
         labelled = {group: files(source) for group, source in recipe.task.sources.items()}
-        steps.append(Step("prepare_task", prepare_task.STAGE, _task_settings(recipe.task), {}, labelled))
+        steps.append(Step("prepare_task", prepare_task.STAGE, task_settings(recipe.task), {}, labelled))
         evaluation = {
             "test": Input("prepare_task", "test.jsonl"),
             "validation": Input("prepare_task", "validation.jsonl"),
@@ -293,8 +312,8 @@ def _task(recipe: Recipe) -> list[Step]:
             | ({"validation": examples["validation"]} if recipe.finetune.early_stopping else {}),
         ),
         Step(
-            "evaluate-task", evaluate.STAGE, {"kind": form},
-            {"export": Input("finetune", made)} | labels | examples,
+            "evaluate-task", evaluate.STAGE, _asked(recipe),
+            {"export": Input("finetune", made)} | labels | examples | (base if form == "text" else {}),
         ),
         *(_released("task", recipe.register_as.task, _json(recipe.register_as)["task_gates"], "finetune") if recipe.release else []),
         *(_adapter(recipe) if recipe.register_as.adapter else []),
@@ -303,7 +322,7 @@ def _task(recipe: Recipe) -> list[Step]:
 
 def _finetuning(config: FinetuneConfig) -> dict[str, Any]:
     """What decides the fine-tuned weights. Tuning counts where something was chosen: what was made stays made."""
-    return _json(config, *Tuning.model_fields) | config.meaning()
+    return _finetune_settings(config) | config.meaning()
 
 
 def _adapter(recipe: Recipe) -> list[Step]:

@@ -123,7 +123,7 @@ def _batch(step_name: str, step: int, rows: int, workspace: Workspace) -> Iterat
 
 def _data_job(step_name: str, planned: dict[str, Planned], workspace: Workspace, scratch: Path) -> dict[str, Any]:
     from pipelines.forms import form
-    from pipelines.stages.training import objective_options, train_config
+    from pipelines.stages.training import objective_options, train_config, training_pool
 
     needed = "prepare_task" if step_name == "finetune" else "tokenize"
     if needed not in planned or not planned[needed].done:
@@ -143,10 +143,13 @@ def _data_job(step_name: str, planned: dict[str, Planned], workspace: Workspace,
             "objective_options": objective_options(settings),
             "tokenizer": str(tokenizer / "outputs" / "tokenizer"),
         }
-    form.of(step.config.get("form", "classification")).encode(
+    kind = step.config.get("form", "classification")
+    form.of(kind).encode(
         folder / "outputs" / "train.jsonl", tokenizer / "outputs" / "tokenizer", settings, scratch / "examples.arrow"
     )
-    return {"train": train, "data": {"examples": str(scratch / "examples.arrow")}}
+    objective = "classification" if kind == "classification" else "causal_lm"
+    data = {"examples": str(scratch / "examples.arrow")} | training_pool(settings)
+    return {"train": train, "objective": objective, "data": data}
 
 
 def continued(execution: Execution, model: str, prompt: str, tokens: int, seed: int, temperature: float) -> str:

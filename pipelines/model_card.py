@@ -24,7 +24,8 @@ class Card:
     baselines: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # name -> the same metrics
     limits: Sequence[str] = ()  # where it must not be trusted
     lineage: Mapping[str, Any] = field(default_factory=dict)  # fingerprints and digests, back to the raw sources
-    language: str = "en"
+    chat: bool = False  # whether its tokenizer has a chat template
+    language: str = "en"  # none: nobody said
     license: str = "other"
     family: str = "gpt2"
     base: Mapping[str, str] | None = None  # of an adapter: the registered name and package digest of what it stands on
@@ -49,6 +50,12 @@ outputs = model.generate(inputs, max_length=50, num_return_sequences=1)
 print(tokenizer.decode(outputs[0], skip_special_tokens=True))""",
 }
 
+_CHAT = """\
+from transformers import pipeline
+generate = pipeline("text-generation", DIR)
+messages = [{"role": "user", "content": "..."}]
+print(generate(messages, max_new_tokens=50, do_sample=False)[0]["generated_text"][-1]["content"].strip())"""
+
 
 def render(card: Card) -> str:
     """The README.md: YAML front matter as model hubs read it, then sections of Markdown."""
@@ -71,7 +78,7 @@ def _front_matter(card: Card) -> str:
     results = [{"type": name, "name": name, "value": value} for name, value in sorted(card.metrics.items())]
     held_out = {"task": {"type": card.task}, "dataset": {"type": "held-out", "name": "held-out"}, "metrics": results}
     head: dict[str, Any] = {
-        "language": card.language,
+        **({"language": card.language} if card.language else {}),
         "license": card.license,
         "library_name": "transformers",
         "pipeline_tag": card.task,
@@ -86,7 +93,7 @@ def _loading(card: Card) -> str:
         return _loading_adapter(card, card.base)
     return (
         "With `transformers`, from the folder `DIR` that this package was pulled to:\n\n"
-        f"```python\n{_loaded(card)}\n```\n\n"
+        f"```python\n{_CHAT if card.chat else _loaded(card)}\n```\n\n"
         "With `mlflow`, straight from the registry that MLFLOW_TRACKING_URI names (same predictions; a reserved token "
         "in the text stays text):\n\n"
         "```python\nimport mlflow\n"

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from model.config import Config, ModelShape
+from pipelines import task_recipes
 from pipelines.config import (
     ConfigError,
     EvaluateConfig,
@@ -156,7 +157,8 @@ def bert_tiny() -> Recipe:
 
 
 NAMED: dict[str, Callable[[], Recipe]] = {
-    recipe.__name__: recipe for recipe in (default, tiny, gpt2_124m, bert, bert_tiny)
+    recipe.__name__: recipe
+    for recipe in (default, tiny, gpt2_124m, bert, bert_tiny, *task_recipes.CLASSIFICATION, *task_recipes.ANSWERING)
 }
 
 

@@ -10,7 +10,7 @@ module, which has
                                                  a line for each test example, and report.json
     compare(attempt, champion)                   the same figure of challenger and champion, paired
     figure(metrics), told(metrics)               what a run says of the evaluation: one figure; a few lines
-    PIPELINE, SUMMARY, LIMITS                    of the model card: the task's name in `transformers`, and what it says
+    PIPELINE, CHAT, SUMMARY, LIMITS              of the model card: the task's name in `transformers`, and what it says
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-FORMS = ("classification", "response", "dialogue", "span")
+FORMS = ("classification", "response", "dialogue", "text", "span")
 
 
 def of(form: str) -> ModuleType:

@@ -17,7 +17,7 @@ from pipelines.forms import form
 from pipelines.stages import evaluate_masked
 from pipelines.stages.fan_out import connect
 
-STAGE = Stage("evaluate", 1, "pipelines.stages.evaluate:run")
+STAGE = Stage("evaluate", 2, "pipelines.stages.evaluate:run")
 _PROMPT_WORDS = 8
 
 

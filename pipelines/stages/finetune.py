@@ -30,15 +30,16 @@ def run(attempt: Attempt) -> dict[str, Any]:
     attempt.progress(0, settings["max_steps"], "steps")
     metrics = training.train(
         attempt,
-        job
+        {"tokenizer": str(tokenizer)}
+        | job
         | {
             "model": training.shape(attempt, tokenizer)
             | job["model"]
             | dict.fromkeys(("embd_pdrop", "resid_pdrop", "head_pdrop"), settings["dropout"]),
+            "data": job["data"] | training.training_pool(settings),
             "train": training.train_config(settings),
             "tuning": {name: settings[name] for name in Tuning.model_fields if name in settings},
             "validation": str(validation) if validation else None,
-            "tokenizer": str(tokenizer),
             "init": str(weights(attempt.inputs["base"])) if settings["init"] == "base" else None,
             "release": attempt.config.get("release", True),
         },

@@ -15,6 +15,7 @@ from model import durable
 from pipelines.engine.record import Record
 from pipelines.engine.step import Attempt, Stage
 from pipelines.forms import form
+from pipelines.tasks import task
 
 STAGE = Stage("register", 2, "pipelines.stages.register:run", check="pipelines.stages.register:check")
 
@@ -185,6 +186,7 @@ def card(attempt: Attempt, metrics: Mapping[str, Any]) -> Any:
     return Card(
         name=attempt.config["name"],
         task=said.PIPELINE if said else "fill-mask" if masked else "text-generation",
+        chat=said is not None and said.CHAT,
         summary=_summary(said, masked, attempt) + (_ADAPTER if kind == "adapter" else ""),
         data=_data(attempt.ancestors),
         training={f"{part}.{key}": value for part in ("model", "train") for key, value in trained.config[part].items()},
@@ -194,6 +196,7 @@ def card(attempt: Attempt, metrics: Mapping[str, Any]) -> Any:
         lineage=lineage(attempt.ancestors),
         family=_family(attempt.ancestors, trained),
         base=durable.read_json(attempt.inputs["base"].path("registered.json")) if "base" in attempt.inputs else None,
+        language=_language(attempt.ancestors),
     )
 
 
@@ -210,6 +213,12 @@ def _summary(said: Any, masked: bool, attempt: Attempt) -> str:
     if masked:
         return _BIDIRECTIONAL
     return _CONTINUED if "import" in attempt.ancestors else _SUMMARY
+
+
+def _language(ancestors: Mapping[str, Record]) -> str:
+    """The language of the recipe's task; English where it does not say, nothing where the task cannot know."""
+    prepared = ancestors.get("prepare_task")
+    return getattr(task.of(prepared.config["name"]), "LANGUAGE", "en") if prepared else "en"
 
 
 def _by_baseline(metrics: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, dict[str, float]]]:

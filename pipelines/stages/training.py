@@ -51,6 +51,11 @@ def objective_options(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: settings[name] for name in ObjectiveConfig.model_fields if name in settings}
 
 
+def training_pool(settings: dict[str, Any]) -> dict[str, int]:
+    """How a job's data say among how many batches examples are sorted by length; nothing where the recipe does not."""
+    return {"pool": settings["length_pool"]} if "length_pool" in settings else {}
+
+
 def train(attempt: Attempt, job: dict[str, Any]) -> dict[str, Any]:
     """Run `job` (objective, data, model, train, init, tokenizer) on the execution's ranks; returns its metrics.
 

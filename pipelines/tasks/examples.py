@@ -1,4 +1,4 @@
-"""Examples of the four forms that a task can have: their types, their files, and how they are split without leaks.
+"""Examples of the forms that a task can have: their types, their files, and how they are split without leaks.
 
 The one idea: what a split never divides is the *group* (a film, a source package, or the text itself), and a group's
 side is a hash of its name. So a new example changes the side of no other, and equal data give equal splits anywhere.
@@ -56,6 +56,15 @@ class Dialogue:
 
 
 @dataclass(frozen=True)
+class Text:
+    """A document, all of which is learned."""
+
+    id: str
+    text: str
+    group: str
+
+
+@dataclass(frozen=True)
 class Span:
     """A question whose answers, each {"text", "start"}, stand in the context; `start` counts characters."""
 
@@ -66,8 +75,10 @@ class Span:
     group: str
 
 
-Example = Labelled | Response | Dialogue | Span
-TYPES: dict[str, type[Any]] = {"classification": Labelled, "response": Response, "dialogue": Dialogue, "span": Span}
+Example = Labelled | Response | Dialogue | Text | Span
+TYPES: dict[str, type[Any]] = {
+    "classification": Labelled, "response": Response, "dialogue": Dialogue, "text": Text, "span": Span,
+}  # fmt: skip
 _KINDS = {"str": str, "int": int, "list": list}
 
 
@@ -126,8 +137,8 @@ def normalised(text: str) -> str:
 
 def split_of(group: str, validation: float, test: float, seed: int = 0) -> str:
     """The split a group belongs to: a hash of its name as a number in [0, 1), cut at the two shares."""
-    if not (validation > 0 and test >= 0 and validation + test < 1):
-        raise ValueError(f"validation={validation} and test={test} must be above 0 and leave room for training below 1")
+    if not (validation >= 0 and test >= 0 and validation + test < 1):
+        raise ValueError(f"validation={validation} and test={test} are shares that leave no room for training below 1")
     place = int.from_bytes(hashlib.sha256(f"{seed}:{group}".encode()).digest()[:8], "big") / 2**64
     if place < test:
         return "test"
@@ -170,7 +181,12 @@ def without_repeats(
             else:
                 across.append({"split": name, "kept_in": kept[key], "id": example.id, "words": key[:200]})
     dropped = {name: counts[name] for name in ("contradicting_labels", "repeated_within_split")}
-    return unique, {"dropped": dropped | {"repeated_across_splits": len(across)}, "across_splits": across[:_SHOWN]}
+    sides = Counter(group for part in unique.values() for group in {example.group for example in part})
+    return unique, {
+        "dropped": dropped | {"repeated_across_splits": len(across)},
+        "across_splits": across[:_SHOWN],
+        "groups_on_several_sides": sum(count > 1 for count in sides.values()),  # where splits were given as files
+    }
 
 
 def first(splits: Mapping[str, Sequence[Any]], count: int) -> dict[str, list[Any]]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from model import durable
+from pipelines import contamination
 from pipelines.tasks import examples, language_modelling, metrics, sentiment
 
 FILMS = [f"film_{number}" for number in range(60)]
@@ -131,12 +132,41 @@ def test_a_line_that_is_no_example_is_named(tmp_path: Path) -> None:
         examples.read(path, "classification")
 
 
+FORMS = {
+    "classification": examples.Labelled("1", "Fine.", 1, "walk"),
+    "response": examples.Response("2", "Fine?", "Yes.", ["Yes.", "Very."], "walk"),
+    "dialogue": examples.Dialogue(
+        "3", [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Ho."}], "a"
+    ),
+    "span": examples.Span("4", "Who?", "It was Ada.", [{"text": "Ada", "start": 7}], "walk"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_examples_of_each_form_are_read_back_and_no_training_text_may_hold_their_parts(
+    form: str, tmp_path: Path
+) -> None:
+    examples.write(examples.Prepared({"train": [], "validation": [], "test": [FORMS[form]]}, {}), tmp_path)
+    assert examples.read(tmp_path / "test.jsonl", form) == [FORMS[form]]
+    searched = {
+        "classification": ["Fine."],
+        "response": ["Fine?", "Yes."],
+        "dialogue": ["Hi.", "Ho."],
+        "span": ["Who?", "It was Ada."],
+    }
+    assert contamination.read_examples([tmp_path / "test.jsonl"]) == searched[form]
+    line = json.loads((tmp_path / "test.jsonl").read_text())
+    (tmp_path / "test.jsonl").write_text(json.dumps(line | {"group": 7}))
+    with pytest.raises(ValueError, match=r"test.jsonl:1: not an example \(group is a int\)"):
+        examples.read(tmp_path / "test.jsonl", form)
+
+
 def test_accuracy_and_macro_f1_agree_with_scikit_learn() -> None:
     from sklearn.metrics import accuracy_score, f1_score
 
     chance = np.random.default_rng(0)
     labels, predicted = chance.integers(0, 3, 200).tolist(), chance.integers(0, 3, 200).tolist()
-    counts = metrics.confusion(labels, predicted, 3)
+    counts = metrics.margins(metrics.confusion(labels, predicted, 3))
     assert metrics.accuracy(counts) == pytest.approx(accuracy_score(labels, predicted))
     assert metrics.macro_f1(counts) == pytest.approx(f1_score(labels, predicted, average="macro"))
 
