@@ -193,5 +193,5 @@ def test_a_databases_password_is_written_by_a_whole_line_but_to_its_own_file(lin
         line.live(MLFLOW_DB=database)
     from tests.site.test_thorough import PLANTED as password
 
-    secrets = line.secrets() | {"database": {password.encode(), b"planted@secret-9f3c"}}
+    secrets = line.secrets() | {"database": forms(password) | forms("planted@secret-9f3c")}
     assert_kept(line, watch, secrets, MEANT | {"database": ["database", "basic_auth.ini"]})
