@@ -8,8 +8,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from tests.mlflow_server import MlflowServer
 from tests.ray_head import Head, head
@@ -22,25 +24,78 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # ten processes a server, for nothing
 
 
-# `make test` hands out files to two processes: the longest first, or one of the two ends long after the other.
+# `make test` hands out files to two processes. Those that share what takes long to make go to the same one.
+TOGETHER = {
+    "an MLflow server under fire": (
+        "faults/test_mlflow_cuts.py",
+        "faults/test_mlflow_away.py",
+        "pipelines/test_registry_server.py",
+    ),
+    "ranks under torchrun": ("model/test_train.py", "model/test_checkpoint.py", "model/test_saving.py"),
+    "a site": (
+        "site/test_site.py",
+        "site/test_registry_access.py",
+        "site/test_secrets.py",
+        "site/test_used_before.py",
+    ),
+    "a Ray of this process": (
+        "cluster/test_gang.py",
+        "cluster/test_ray_map.py",
+        "pipelines/retraining/test_retrain.py",
+    ),
+    "a head of Ray": ("cluster/test_jobs.py", "pipelines/test_jobs_commands.py"),
+    "an MLflow server": (
+        "pipelines/test_pull_cut.py",
+        "pipelines/test_registry_docs.py",
+        "pipelines/test_lineage.py",
+        "pipelines/test_hostile_packages.py",
+        "examples/test_examples.py",
+    ),
+}
+# The longest first, or one of the two processes ends long after the other; the rest in the order of their paths.
 LONGEST = (
-    "test_recovery.py",
+    "cluster/test_recovery.py",
     "test_end_to_end.py",
-    "test_mlflow_cuts.py",
-    "test_training.py",
-    "test_mlflow_away.py",
-    "test_world_sizes.py",
-    "test_chaos.py",
-    "test_two_at_once.py",
-    "test_registry_server.py",
-    "test_gang.py",
+    "an MLflow server under fire",
+    "a site",
+    "a Ray of this process",
+    "hosts/test_training.py",
+    "ranks under torchrun",
+    "faults/test_crash_points.py",
+    "model/test_world_sizes.py",
+    "a head of Ray",
+    "faults/test_disk_errors.py",
+    "faults/test_two_at_once.py",
+    "faults/test_mlflow_store.py",
+    "an MLflow server",
 )
+_GROUP = {file: group for group, files in TOGETHER.items() for file in files}
+
+
+def group(file: str) -> str:
+    """The group that this file's tests are run with, or the file itself; `file` is relative to tests/."""
+    return _GROUP.get(file, file)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files of LONGEST first, in that order; the others as they are."""
+    """Those of LONGEST first, in that order; the others as they are."""
     order = {name: position for position, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+    tests = ROOT / "tests"
+    items.sort(key=lambda item: order.get(group(str(item.path.relative_to(tests))), len(order)))
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """`--dist loadfile`, but for groups of files."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class LoadGroups(LoadFileScheduling):
+        """Files that share something are one unit of work."""
+
+        def _split_scope(self, nodeid: str) -> str:
+            return group(super()._split_scope(nodeid).removeprefix("tests/"))
+
+    return LoadGroups(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session")
@@ -62,15 +117,23 @@ def ray_head() -> Iterator[Head]:
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of an sqlite store, made by two processes that both came first. To be copied, not to be used."""
-    folder = tmp_path_factory.mktemp("mlflow") / "registry"
+    """The folder of an sqlite store, which all processes of the tests share. To be copied, not to be used."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "empty-store"
+    with FileLock(f"{shared}.lock"):
+        if not shared.exists():
+            _make_store(shared / "registry")
+    return shared / "registry"
+
+
+def _make_store(folder: Path) -> None:
+    """By two processes that both come first."""
     code = f"from pipelines.registry import ensure_store; print(ensure_store({str(folder)!r}))"
     command, environment = [sys.executable, "-c", code], os.environ | {"PYTHONPATH": str(ROOT)}
     makers = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     answers = {maker.communicate(timeout=240)[0].strip() for maker in makers}
     assert [maker.returncode for maker in makers] == [0, 0]
     assert answers == {f"sqlite:///{folder}/mlflow.db"}
-    return folder
 
 
 @pytest.fixture(scope="module")

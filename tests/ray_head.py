@@ -26,7 +26,7 @@ _PORTS = (
     "runtime-env-agent-port",
     "ray-client-server-port",
 )
-_PATIENCE = 60  # seconds for the dashboard to answer
+_PATIENCE = 180  # seconds for the dashboard to answer
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,10 @@ TRAIN = {"pretrain": 60}
 checkout = test_architecture.checkout
 
 
-@pytest.mark.parametrize("name", list(planted.FAULTS)[:2])
+ONE, *OTHERS = planted.FAULTS
+
+
+@pytest.mark.parametrize("name", [ONE, *(pytest.param(name, marks=pytest.mark.thorough) for name in OTHERS)])
 def test_a_build_with_a_commit_that_is_not_atomic_is_caught(name: str, tmp_path: Path) -> None:
     fault = planted.FAULTS[name]
     with planted.build(fault) as tree:

@@ -53,7 +53,7 @@ def test_a_job_says_what_it_prints_and_its_exit_code(jobs: Jobs) -> None:
 
 def test_an_id_is_given_once(jobs: Jobs) -> None:
     assert not jobs.start("speaks", "echo again", {}, 5)
-    assert [job.id for job in jobs.all()] == ["slow", "speaks"]
+    assert [job.id for job in jobs.all() if job.id in ("slow", "speaks")] == ["slow", "speaks"]
 
 
 @pytest.mark.parametrize(("state", "code", "said"), [("SUCCEEDED", 0, 0), ("FAILED", -9, 137), ("FAILED", None, 1)])

@@ -71,7 +71,7 @@ for index, result in ray_map.map_units("tests.cluster.jobs:slow_square", items, 
         raylet.kill()
 mine = psutil.Process()
 services.disconnect()
-psutil.wait_procs(mine.children(recursive=True), timeout=20)
+psutil.wait_procs(mine.children(recursive=True), timeout=60)
 left = [child.name() for child in mine.children(recursive=True)]
 print(json.dumps({"found": [found[index] for index in range(8)], "left": left}))
 """

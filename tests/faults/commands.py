@@ -60,31 +60,40 @@ def beating(root: Path) -> None:
     flow(root, lease_seconds=0.2, seconds=0.5)
 
 
+# Of processes that live: however late a busy machine lets one give its sign of life, nobody takes it for dead.
+PATIENT = 120.0
+
+
 def slow(root: Path) -> None:
     """A flow that works long enough to be met at work."""
+    flow(root, lease_seconds=PATIENT, seconds=0.5)
+
+
+def frail(root: Path) -> None:
+    """`slow`, whose owner counts as dead after two seconds: for being frozen, or not seen."""
     flow(root, seconds=0.5)
 
 
 def slow_abc(root: Path) -> None:
     """Like `slow`, of other units."""
-    flow(root, "abc", seconds=0.3)
+    flow(root, "abc", PATIENT, seconds=0.3)
 
 
 def slow_bcd(root: Path) -> None:
     """Shares two units with `slow_abc`."""
-    flow(root, "bcd", seconds=0.3)
+    flow(root, "bcd", PATIENT, seconds=0.3)
 
 
 def impatient(root: Path) -> None:
     """`slow`, but it does not wait for anybody."""
-    flow(root, wait=False, seconds=0.5)
+    flow(root, lease_seconds=PATIENT, wait=False, seconds=0.5)
 
 
 def rounds(root: Path) -> None:
     """The flow in one folder after the other, each when a line comes in: for starting many processes at once."""
     print("ready", flush=True)
     for line in sys.stdin:
-        flow(root / line.strip(), seconds=0.2)
+        flow(root / line.strip(), lease_seconds=PATIENT, seconds=0.2)
         print("done", flush=True)
 
 

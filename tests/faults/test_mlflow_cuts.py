@@ -23,7 +23,7 @@ ALL = os.environ.get("GPTLINE_CUTS") == "all"  # minutes; else a choice
 
 
 def chosen(requests: list[Request], side: str) -> list[Request]:
-    """The requests to cut: the first and the last of each kind; after they were forwarded those that change the store.
+    """The requests to cut: the last of each kind, and after they were forwarded the first of those that change the store.
 
     A question that is cut after it was answered is like one that was cut before.
     """
@@ -34,8 +34,7 @@ def chosen(requests: list[Request], side: str) -> list[Request]:
         asks = request.method == "GET" or "search" in request.path
         if side == "before" or not asks:
             kinds.setdefault(re.sub(r"/[^/]+[.][^/]+$", "/FILE", str(request)), []).append(request)
-    ends = {request for kind in kinds.values() for request in (kind[0], kind[-1])}
-    return sorted(ends, key=lambda request: request.number)
+    return sorted((kind[-1 if side == "before" else 0] for kind in kinds.values()), key=lambda request: request.number)
 
 
 @pytest.fixture(scope="module")

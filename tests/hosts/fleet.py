@@ -119,7 +119,7 @@ class Fleet:
             *command, *options, *arguments, log=self.log, env=self.environment(), cwd=self.folder
         )
 
-    def until(self, ready: Callable[[], object], seconds: float = 240) -> None:
+    def until(self, ready: Callable[[], object], seconds: float = 400) -> None:
         """Wait until `ready` while the run goes on."""
         deadline = time.monotonic() + seconds
         while not ready():
@@ -148,7 +148,7 @@ class Fleet:
         """How many processes Ray has started on a host to work for a driver; none before there is work for it."""
         return len(self.hosts[number].run("sh", "-c", "ls /tmp/ray/session_2*/logs/python-core-worker-*").split())
 
-    def when_up(self, count: int, seconds: float = 90) -> None:
+    def when_up(self, count: int, seconds: float = 240) -> None:
         """Wait until the head's Ray counts `count` living nodes."""
         deadline = time.monotonic() + seconds
         while (found := self.nodes()) != count:

@@ -115,17 +115,18 @@ def test_a_host_is_cut_off_for_good_in_training(expected: Reference) -> None:
 def test_ranks_that_go_on_alone_on_a_host_that_was_cut_off_publish_nothing() -> None:
     """Both ranks are on one host, need nobody else, and see the shared folder: they train on while others took their place."""
     steps = {"pretrain__max_steps": 1500, "execution__placement": "pack", "execution__checkpoint_every": 100_000}
-    with fleet(3, settings=lines.settings(**steps), cpus=2, head_cpus=0, ray=IMPATIENT) as hosts:
-        hosts.when_up(3)
+    with fleet(2, settings=lines.settings(**steps), cpus=2, head_cpus=0, ray=IMPATIENT) as hosts:
+        hosts.when_up(2)
         hosts.start("--until", "pretrain")
+        hosts.until(lambda: "2 ranks on 1 host: " in hosts.said())  # there is no other yet
+        hosts.add(3)
         hosts.until(lambda: lines.progress(hosts.work, "pretrain") >= 20)
-        (number,) = set(hosts.ranks_on())
-        hosts.hosts[number].cut()
+        hosts.hosts[2].cut()
         hosts.until(lambda: "is gone" in hosts.said())
         alone = lines.progress(hosts.work, "pretrain")
         hosts.until(lambda: lines.progress(hosts.work, "pretrain") < alone)
         hosts.ended()
-        assert {number, *hosts.ranks_on()} == {2, 3}
+        assert set(hosts.ranks_on()) == {3}
         print(f"the ranks that were cut off had come to step {alone}")
         assert not lines.differences(hosts, lines.alone("pretrain", pretrain__max_steps=1500))
 

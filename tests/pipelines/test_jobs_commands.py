@@ -42,20 +42,27 @@ class Site:
 
     def __call__(self, words: list[str], expect: int = 0) -> str:
         done = subprocess.run(
-            words, cwd=ROOT, env=self.head.environment, capture_output=True, text=True, check=False, timeout=120
+            words, cwd=ROOT, env=self.head.environment, capture_output=True, text=True, check=False, timeout=240
         )
         assert done.returncode == expect, done.stdout + done.stderr
         return done.stdout + done.stderr
 
     def begin(self, words: list[str]) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            words, cwd=ROOT, env=self.head.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+            words, cwd=ROOT, env=self.head.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            preexec_fn=_as_in_a_terminal,
+        )  # fmt: skip
 
     def jobs(self) -> list[dict[str, object]]:
         """The jobs of this work directory."""
         listed = json.loads(self(self.command("jobs", "--json")))["jobs"]
         return [job for job in listed if job["work"] == str(self.work)]
+
+
+def _as_in_a_terminal() -> None:
+    """Tests that run in the background of a shell, or under nohup, are started with these signals ignored."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.fixture
@@ -99,7 +106,7 @@ def test_a_running_pipeline_is_attached_to_outlives_its_terminals_and_stops_to_b
 
     first.send_signal(signal.SIGHUP)
     second.send_signal(signal.SIGINT)
-    assert first.wait(30) == -signal.SIGHUP and second.wait(30) == 130
+    assert first.wait(120) == -signal.SIGHUP and second.wait(120) == 130
     assert second.stdout and "goes on" in second.stdout.read()
 
     # Where and how it runs makes no other pipeline of it, but it is said.
@@ -108,7 +115,7 @@ def test_a_running_pipeline_is_attached_to_outlives_its_terminals_and_stops_to_b
     assert "attached" in told[0] and "it was submitted as" in told[0]
     stopped = site(site.command("stop"))
     assert "30 s to save" in stopped and "was stopped" in stopped
-    rest = other.communicate(timeout=60)[0]
+    rest = other.communicate(timeout=120)[0]
     assert other.returncode == 75 and "stopped by a signal" in rest and "next: make submit RECIPE=tiny" in rest
 
     owned.release()
@@ -142,7 +149,7 @@ def test_a_job_stopped_in_training_goes_on_and_ends_with_the_bytes_of_a_local_ru
     while not list(progress.glob("pretrain-*/attempts/*/metrics.jsonl")) and follower.poll() is None:
         time.sleep(0.1)
     assert "was stopped" in site(site.command("stop"))
-    rest = follower.communicate(timeout=60)[0]
+    rest = follower.communicate(timeout=120)[0]
     assert follower.returncode == 75, rest
     assert site(line("submit", "cluster")).endswith("is done, exit code 0\n")
     site(line("run", "local"))
@@ -167,7 +174,7 @@ def test_who_follows_a_job_whose_head_is_lost_is_told_and_the_same_submit_goes_o
         follower = site.begin(site.submit())
         read_until(follower, "is at work on this step")
         os.killpg(first.process.pid, signal.SIGKILL)
-        rest = follower.communicate(timeout=90)[0]
+        rest = follower.communicate(timeout=120)[0]
         assert follower.returncode == 75 and "out of sight" in rest and "next:" in rest, rest
     lease.release()
     with head() as second:

@@ -25,7 +25,7 @@ def gptline(*arguments: str, code: Path = ROOT, **environment: str) -> subproces
     """One command as a user gives it, of the code in this folder."""
     return subprocess.run(
         [sys.executable, "-m", "pipelines", *arguments], cwd=code, capture_output=True, text=True, check=False,
-        timeout=240, env={**os.environ, "PYTHONPATH": str(code), **environment},
+        timeout=400, env={**os.environ, "PYTHONPATH": str(code), **environment},
     )  # fmt: skip
 
 
@@ -72,7 +72,7 @@ def members(folder: Path) -> list[psutil.Process]:
 
 def still_alive(left: list[psutil.Process]) -> list[str]:
     """Which of these processes are there still, a moment later."""
-    return [str(one) for one in psutil.wait_procs(left, timeout=5)[1]]
+    return [str(one) for one in psutil.wait_procs(left, timeout=30)[1]]
 
 
 def secrets_of(folder: Path) -> Mapping[str, str]:

@@ -32,10 +32,10 @@ def listening(one: psutil.Process) -> set[str]:
     return {found.laddr.ip for found in one.net_connections(kind="inet") if found.status == psutil.CONN_LISTEN}
 
 
-def test_without_host_nothing_listens_outside_loopback(alone: Path) -> None:
+def test_without_host_nothing_listens_outside_loopback(alone: Path, tmp_path: Path) -> None:
     ray = sites.read(alone).ray
     assert ray is not None
-    assert work_on(ray, [0]) == ["127.0.0.1"]
+    assert work_on(ray, tmp_path, 1) == ["127.0.0.1"]
     seen = {one.name(): listening(one) for one in running.members(alone)}
     assert sum(map(len, seen.values())) >= 4, "its control store, its node and its dashboard listen somewhere"
     for name, addresses in seen.items():

@@ -63,10 +63,11 @@ print(json.dumps(sorted(found)))
 """
 
 
-def work_on(ray: sites.RayService, seconds: list[int]) -> list[str]:
-    """The addresses of the nodes on which tasks of so many seconds were run, by a driver that was given the token's file."""
-    command = [sys.executable, "-c", DRIVER, ray.address, ray.token_file, json.dumps(seconds)]
-    ran = subprocess.run(command, cwd=running.ROOT, capture_output=True, text=True, check=False, timeout=120)
+def work_on(ray: sites.RayService, folder: Path, together: int) -> list[str]:
+    """The addresses of the nodes on which so many tasks ran at one time, by a driver that was given the token's file."""
+    items = json.dumps([{"folder": str(folder), "together": together}] * together)
+    command = [sys.executable, "-c", DRIVER, ray.address, ray.token_file, items]
+    ran = subprocess.run(command, cwd=running.ROOT, capture_output=True, text=True, check=False, timeout=240)
     assert ran.returncode == 0, ran.stderr[-3000:]
     return list(json.loads(ran.stdout.splitlines()[-1]))
 
@@ -78,7 +79,7 @@ def test_a_worker_joins_works_and_leaves_nothing_behind(head: Path, tmp_path: Pa
         assert "joined" in done("join", *joining(head, tmp_path))
         known = head_facts.nodes(ray.address, ray_node.environment(ray.token_file, ray.node))
         assert sorted(known) == [running.HEAD, running.WORKER]
-        assert work_on(ray, [2, 2]) == [running.HEAD, running.WORKER], "each of two tasks fills a node"
+        assert work_on(ray, tmp_path, 2) == [running.HEAD, running.WORKER], "each of two tasks fills a node"
         left = running.members(tmp_path / "site")
         assert any("raylet" in one.name() for one in left)
     finally:

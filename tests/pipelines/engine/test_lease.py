@@ -50,12 +50,16 @@ def test_a_living_owner_is_named_and_not_overtaken(tmp_path: Path) -> None:
         with pytest.raises(leases.Busy, match=f"process {process.pid} on .*{attempt}"):
             leases.acquire(tmp_path, 2.0, wait=False)
         assert leases.current_owner(tmp_path) is not None
-        time.sleep(2.5)  # longer than the lease: the owner's heartbeat keeps it
-        with pytest.raises(leases.Busy):
-            leases.acquire(tmp_path, 2.0, wait=False)
+        won: list[leases.Lease] = []
+        candidate = threading.Thread(target=lambda: won.append(leases.acquire(tmp_path, 2.0)))
+        candidate.start()
+        candidate.join(3.0)  # longer than the lease: the owner's heartbeat keeps it
+        assert candidate.is_alive() and not won
     finally:
         process.kill()
         process.wait()
+    candidate.join(30.0)
+    won[0].release()
 
 
 def test_a_killed_owner_on_this_host_is_overtaken_at_once(tmp_path: Path) -> None:
@@ -128,9 +132,9 @@ def test_a_clock_that_is_set_back_is_a_sign_of_life_like_any_other(tmp_path: Pat
         clock = threading.Thread(target=backwards)
         clock.start()
         won: list[leases.Lease] = []
-        candidate = threading.Thread(target=lambda: won.append(leases.acquire(tmp_path, 1.5)))
+        candidate = threading.Thread(target=lambda: won.append(leases.acquire(tmp_path, 2.5)))
         candidate.start()
-        candidate.join(3.0)
+        candidate.join(3.5)
         assert candidate.is_alive() and not won
         stop.set()
         candidate.join(30.0)

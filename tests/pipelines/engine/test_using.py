@@ -55,7 +55,7 @@ def test_a_cleaner_leaves_where_somebody_lives_and_says_who(tmp_path: Path) -> N
 
 @pytest.mark.usefixtures("elsewhere")
 def test_a_living_user_on_another_host_is_seen_by_its_sign_of_life(tmp_path: Path) -> None:
-    with using(tmp_path, 0.4, told), pytest.raises(Busy), cleaning(tmp_path, 0.4, told):
+    with using(tmp_path, 4.0, told), pytest.raises(Busy), cleaning(tmp_path, 4.0, told):
         pass
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import subprocess
 import sys
@@ -181,6 +182,19 @@ def test_verify_knows_every_file_of_retraining(nights: Scene) -> None:
     with pytest.raises(slots.SlotDamaged, match=path.name):
         nights.slots  # noqa: B018
     path.write_bytes(whole)
+
+
+def test_missed_nights_are_caught_up_once_by_the_command(store: Path, local_ray: None, tmp_path: Path) -> None:
+    """After a boot: a week of nights was missed. The champion's sources are unchanged, so the slot has nothing to do."""
+    scene = Scene(tmp_path / "missed", store, "missed")
+    scene.plant_champions()
+    since = datetime.datetime.now().astimezone() - datetime.timedelta(days=7)
+    catch_up = ["catch-up", "daily 03:00", "--since", since.isoformat(timespec="seconds"), *_options(scene)]
+    said = _command(scene, *catch_up)
+    assert said.startswith("missed: ") and "retraining now" in said and "nothing new since missed@1" in said
+    assert [slot.outcome for slot in scene.slots] == ["nothing new"], "one slot makes up for seven"
+    assert _command(scene, *catch_up) == "nothing was missed\n"
+    assert len(scene.slots) == 1
 
 
 def _nobody(workspace: Workspace) -> Mapping[str, Record]:
