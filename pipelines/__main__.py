@@ -120,11 +120,11 @@ def status(
     recipe: RecipeName = "default", work: WorkDir = "work", settings: Settings = None, as_json: AsJson = False
 ) -> None:
     """Say what is made, what is being made and by whom, and what it measured."""
-    from pipelines import narrate
+    from pipelines import standing
 
     made, execution = configured(recipe, work, settings, only_looks=True)
     workspace = run.open_workspace(made, execution, fetch=False)
-    narrate.status(workspace, out, as_json, Given(recipe, work, pairs(settings)), site_commands.state(execution))
+    standing.status(workspace, out, as_json, Given(recipe, work, pairs(settings)), site_commands.state(execution))
 
 
 @app.command()

@@ -6,8 +6,6 @@ The one idea: everything said here is read from records and outputs, so a run th
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -20,8 +18,6 @@ from rich.table import Table
 
 from cluster import site as sites
 from pipelines import run as runs
-from pipelines import site_status, slots
-from pipelines.engine import lease as leases
 from pipelines.engine import record as records
 from pipelines.engine.fingerprint import digest
 from pipelines.engine.lease import Overtaken
@@ -282,52 +278,3 @@ def _summary(workspace: Workspace, outcomes: list[Outcome], out: Console, second
     for line in results({outcome.record.step: outcome.planned for outcome in outcomes}, given):
         out.print(line, markup=False)
     out.print(f"\n{len(done)} of {len(outcomes)} steps done now, {seconds:.1f} s in all", markup=False)
-
-
-def status(
-    workspace: Workspace, out: Console, as_json: bool, given: Given, site: Mapping[str, Any] | None = None
-) -> None:
-    """What is made, what is being made and by whom, what it measured; and how the site stands, if there is one."""
-    rows: list[dict[str, Any]] = []
-    for name, planned in runs.plan(workspace).items():
-        owner = leases.current_owner(planned.folder) if planned.folder else None
-        state = f"being made by {owner}" if owner else "done" if planned.done else "to do"
-        record = planned.record
-        rows.append(
-            {"step": name, "state": state, "why": list(planned.reasons), "finished": record and record.finished,
-             "seconds": record and record.seconds, "figure": figure(record) if record else "", "metrics": record and record.metrics}
-        )  # fmt: skip
-    latest = {slot.model: slot for slot in slots.read_all(workspace.root)}
-    if as_json:
-        said = {"recipe": workspace.recipe.name, "work": str(workspace.root), "steps": rows}
-        said["retraining"] = [slots.as_json(slot) for slot in latest.values()]
-        sys.stdout.write(json.dumps(said | {"site": site}, indent=1) + "\n")
-        return
-    table = Table(box=None, pad_edge=False)
-    for title in ("step", "state", "finished", "time", "key figure"):
-        table.add_column(title)
-    for row in rows:
-        finished = str(row["finished"])[:19].replace("T", " ") if row["finished"] else ""
-        table.add_row(
-            row["step"], row["state"], finished, f"{row['seconds']:.1f} s" if row["seconds"] else "", row["figure"]
-        )
-    out.print(table)
-    for slot in latest.values():
-        owner = leases.current_owner(slots.folder(workspace.root, slot.model))
-        state = f"being worked on by {owner}" if owner else slot.outcome
-        out.print(
-            f"retraining {slot.model}: slot {slot.number} of {slot.opened[:19]}, {slot.why}, {state}", markup=False
-        )
-    out.print(f"work directory {_size(workspace.root)}", markup=False)
-    for line in site_status.lines(site) if site else ():
-        out.print(line, markup=False)
-    out.print(f"next: {given.make('plan')} (why), {given.make('run')} (do it)", markup=False)
-
-
-def _size(root: Path) -> str:
-    total = 0
-    for folder, _, names in os.walk(root):
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):  # somebody is at work here: files come and go
-                total += os.stat(os.path.join(folder, name)).st_size
-    return f"{root}: {total / 1e6:.1f} MB"

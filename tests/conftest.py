@@ -26,7 +26,6 @@ os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # ten proc
 
 # `make test` hands out files to two processes. Those that share what takes long to make go to the same one.
 TOGETHER = {
-    "a line": ("test_end_to_end.py",),
     "an MLflow server under fire": (
         "faults/test_mlflow_cuts.py",
         "faults/test_mlflow_away.py",
@@ -56,7 +55,7 @@ TOGETHER = {
 # The longest first, or one of the two processes ends long after the other; the rest in the order of their paths.
 LONGEST = (
     "cluster/test_recovery.py",
-    "a line",
+    "test_end_to_end.py",
     "an MLflow server under fire",
     "a site",
     "a Ray of this process",

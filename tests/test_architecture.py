@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import conftest
+
 ROOT = Path(__file__).parents[1]
 ROOMS = ("pipelines", "model", "cluster")
 HEAVY = ("torch", "ray", "mlflow", "transformers", "datasets")
@@ -287,3 +289,8 @@ def test_make_clean_removes_work_directories_only(checkout: Path) -> None:
     assert make(checkout, "clean").returncode == 0
     assert not (checkout / "work").exists() and (checkout / "plain").exists()
     assert make(checkout, "clean").returncode == 0, "nothing there is clean"
+
+
+def test_files_that_are_run_together_or_first_are_there() -> None:
+    named = {file for files in conftest.TOGETHER.values() for file in files} | set(conftest.LONGEST)
+    assert [name for name in named - set(conftest.TOGETHER) if not (ROOT / "tests" / name).is_file()] == []

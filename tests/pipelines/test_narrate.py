@@ -14,7 +14,7 @@ from rich.console import Console
 
 from model import durable
 from pipelines import __main__ as command_line
-from pipelines import narrate, options, recipes
+from pipelines import narrate, options, recipes, standing
 from pipelines import run as running
 from pipelines.engine.digests import Digests
 from pipelines.engine.lease import Overtaken
@@ -135,7 +135,7 @@ def test_an_execution_over_other_data_or_elsewhere_is_another_one(tmp_path: Path
 
 def test_status_bears_files_that_vanish(tmp_path: Path) -> None:
     (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
-    assert narrate._size(tmp_path).endswith("0.0 MB")
+    assert standing._size(tmp_path).endswith("0.0 MB")
 
 
 def test_next_commands_repeat_what_was_given() -> None:

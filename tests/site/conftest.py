@@ -18,6 +18,7 @@ from tests.site import running
 def used_before(folder: Path, empty_store: Path) -> registry.ModelVersion:
     """A registry folder with a champion, `before`, that was registered in it without a server."""
     shutil.copytree(empty_store, folder / "registry")
+    (folder / "registry" / "artifacts" / "gptline").mkdir(parents=True, exist_ok=True)
     store.settle(store.tracking_uri(folder / "registry"))  # it was moved
     package, card = folder / "package", Card("before", "text-classification", "A test.")
     build_package(write_classifier(folder / "export"), package, card)
