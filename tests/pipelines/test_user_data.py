@@ -194,7 +194,7 @@ def test_repeated_and_contradicting_texts_are_dropped_and_counted(tmp_path: Path
         ({"name": "labelled", "prompt_column": "q"}, "task labelled has no prompt_column: it takes text_column"),
         ({"name": "sentiment", "test_source": Source(path="x")}, "task sentiment has no test_source: it takes none"),
         ({"name": "labelled", "options": {"colour": 1}}, "task labelled has no option 'colour'"),
-        ({"name": "haiku"}, "no task is called 'haiku'; there are .*labelled, messages, responses, .*sentiment"),
+        ({"name": "haiku"}, "no task is called 'haiku'; there are .*labelled, messages, .*responses, .*sentiment"),
     ],
 )
 def test_a_setting_that_the_task_does_not_know_is_refused_when_the_recipe_is_read(
