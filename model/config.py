@@ -55,7 +55,11 @@ class ModelShape(Config):
     )
     embd_pdrop: float = Field(0.0, ge=0, lt=1, description="dropout after the embeddings, a probability")
     resid_pdrop: float = Field(0.0, ge=0, lt=1, description="dropout on each residual branch, a probability")
-    layer_norm_epsilon: float = Field(1e-5, gt=0, description="added to the variance in norms (BERT's own is 1e-12)")
+    layer_norm_epsilon: float = Field(
+        default_factory=lambda given: 1e-12 if given.get("family") == "bert" else 1e-5,
+        gt=0,
+        description="added to the variance in norms; 1e-5 if none, in family bert 1e-12",
+    )
     initializer_range: float = Field(0.02, gt=0, description="standard deviation of the initial weights")
     tie_word_embeddings: bool = Field(True, description="output layer shares the token embedding's weights")
     feed_forward: FeedForward | None = Field(

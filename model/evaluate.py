@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BATCH_SIZE = 16  # sequences at a time where the job does not say
+_TOKENS = 16 << 10  # in one forward pass at most: logits are (tokens, vocabulary), and some models take 8,192 at once
 
 
 def windows(shards: TokenShards, length: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -59,7 +60,8 @@ def _losses(
     model: PreTrainedModel, shards: TokenShards, length: int, batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The stream's tokens in order and -ln p of each, a batch of windows of `length` tokens at a time, both (B * T,)."""
-    for inputs, targets in _batched(windows(shards, length), batch_size):
+    size = max(1, min(batch_size, _TOKENS // length))
+    for inputs, targets in _batched(windows(shards, length), size):
         inputs, targets = inputs.to(model.device), targets.to(model.device)
         # An explicit mask of ones, because the EOT that opens a window also is the padding token.
         logits = model(inputs, attention_mask=torch.ones_like(inputs), use_cache=False).logits  # (B, T, V)

@@ -104,6 +104,8 @@ def _read_config(folder: Path) -> ModelConfig:
             family=family, vocab_size=fields["vocab_size"], num_labels=len(labels) or None, labels=labels,
             **_special(fields, path, family), **theirs.shape(fields), **_named_head(heads[named], family),
         )  # fmt: skip
+    except KeyError as error:
+        raise UnsupportedModel(f"{path}: {error} is missing") from error
     except (ValueError, ValidationError) as error:
         raise UnsupportedModel(f"{path}: {error}") from error
 

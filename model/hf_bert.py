@@ -23,7 +23,12 @@ ARCHITECTURES = {
 }
 ACTIVATIONS = {"gelu": "gelu", "relu": "relu"}
 # Options of BertConfig that change what is computed, with the only value that Transformer computes.
-COMPUTED = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
+COMPUTED = {
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "add_cross_attention": False,
+    "tie_word_embeddings": True,
+}
 _PARTS = ("attention.self.query", "attention.self.key", "attention.self.value")
 _NAMES = {
     "attn.c_proj": "attention.output.dense",

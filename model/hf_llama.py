@@ -67,10 +67,13 @@ def config_json(config: ModelConfig) -> dict[str, Any]:
 def shape(fields: Mapping[str, Any]) -> dict[str, Any]:
     """LlamaConfig's fields as ModelConfig's. ValueError where it asks for another computation."""
     width, heads = fields["hidden_size"], fields["num_attention_heads"]
-    rope = dict(fields.get("rope_parameters") or {}) | dict(fields.get("rope_scaling") or {})
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in ("default", None):
-        raise ValueError(f"rope_type={kind!r} is not supported, only 'default'")
+    said = [fields.get(name) or {} for name in ("rope_parameters", "rope_scaling")]
+    for kind in (one.get("rope_type", one.get("type")) for one in said):
+        if kind not in ("default", None):
+            raise ValueError(f"rope_type={kind!r} is not supported, only 'default'")
+    rope = said[0] | said[1]
+    if rope.get("partial_rotary_factor", 1) != 1:
+        raise ValueError(f"partial_rotary_factor={rope['partial_rotary_factor']} is not supported, only 1")
     if (fields.get("head_dim") or width // heads) != width // heads:
         raise ValueError(f"head_dim={fields['head_dim']} is not supported, only hidden_size / num_attention_heads")
     opening = fields.get("bos_token_id")

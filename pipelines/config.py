@@ -17,6 +17,8 @@ from pipelines import pretrain_config
 from pipelines.execution import Execution
 from pipelines.pretrain_config import PretrainConfig as PretrainConfig
 from pipelines.pretrained import Pretrained
+from pipelines.release_config import Gate as Gate
+from pipelines.release_config import RegisterConfig, RetrainConfig
 
 SourceFormat = Literal["auto", "txt", "md", "jsonl", "jsonl.gz", "jsonl.zst", "parquet", "csv.bz2"]
 
@@ -191,80 +193,19 @@ class EvaluateConfig(Config):
     continuation_tokens: int = Field(48, ge=1, description="new tokens in each continuation")
 
 
-class Gate(Config):
-    """A condition on an evaluation metric, a size or a latency that a version has to meet to become champion."""
-
-    metric: str = Field(
-        description="a metric of the evaluation, as it is named there; export_bytes; or latency_ms, which is measured "
-        "where a gate names it"
-    )
-    minimum: float | None = Field(None, description="smallest value that passes")
-    maximum: float | None = Field(None, description="largest value that passes")
-    baseline: str | None = Field(
-        None, description="another metric that the bound is measured from; the bounds are then differences"
-    )
-
-    @model_validator(mode="after")
-    def _bounded(self) -> Gate:
-        if self.minimum is None and self.maximum is None:
-            raise ValueError(f"a gate on {self.metric} needs a minimum or a maximum")
-        return self
-
-
-class RegisterConfig(Config):
-    """Under which names models are registered, and what makes a version champion."""
-
-    base: str = Field("base", pattern=r"^[\w.-]+$", description="registered name of the base model")
-    task: str = Field("sentiment", pattern=r"^[\w.-]+$", description="registered name of the task's model")
-    base_gates: tuple[Gate, ...] = Field((), description="all must pass for `base@champion`")
-    task_gates: tuple[Gate, ...] = Field((), description="all must pass for the task's `@champion`")
-    adapter: str | None = Field(
-        None,
-        pattern=r"^[\w.-]+$",
-        description="registered name of the adapter alone, against its base version (finetune.tune=lora); none: it is not registered",
-    )
-
-
-class RetrainConfig(Config):
-    """How a champion is challenged when there is something new, and when the challenger takes its place."""
-
-    start: Literal["continue_pretraining", "base", "champion", "scratch"] = Field(
-        "continue_pretraining",
-        description="pre-training goes on from the base champion, then fine-tuning (new documents and new examples "
-        "count); or fine-tuning alone starts from the base champion, or from the task's champion, head included (only "
-        "new examples count); or everything is trained from scratch. Without a task, champion is the base champion",
-    )
-    pretrain_steps: int | None = Field(
-        None, ge=1, description="optimizer steps for which pre-training goes on; pretrain.max_steps if none"
-    )
-    finetune_steps: int | None = Field(
-        None, ge=1, description="optimizer steps of fine-tuning; finetune.max_steps if none"
-    )
-    learning_rate_factor: float = Field(
-        1.0, gt=0, description="both learning rates are multiplied by this: what is trained already wants smaller steps"
-    )
-    minimum_gain: float = Field(
-        0.0,
-        description="the lower end of the gain's 95 % interval has to be above this: accuracy, or fewer bits per byte",
-    )
-
-
 class Recipe(Config):
     """Everything that decides what comes out."""
 
     name: str = Field(pattern=r"^[\w.-]+$", description="for people; enters no fingerprint")
     pretrained: Pretrained | None = Field(
-        None, description="somebody else's model to start from, with its tokenizer; none: all is made here"
+        None, description="somebody else's model to start from; none: all is made here"
     )
     shard: ShardConfig | None = Field(None, description="the corpus; given exactly when pretrain is")
     tokenizer: TokenizerConfig | None = Field(None, description="the tokenizer, unless it comes with `pretrained`")
     model: ModelShape | None = Field(None, description="the model's shape, unless it comes with `pretrained`")
-    pretrain: PretrainConfig | None = Field(
-        None, description="how the base model is learned; left out where `pretrained` is fine-tuned as it is"
-    )
+    pretrain: PretrainConfig | None = Field(None, description="how the base is learned; none: `pretrained` is the base")
     release: bool = Field(
-        True,
-        description="export, register and pull what is made; false: train and measure it only, with gptline's own code",
+        True, description="export and register what is made; false: only train and measure it, with gptline's own code"
     )
     task: TaskConfig | None = Field(None, description="the labelled task; none: only a base model is made")
     finetune: FinetuneConfig | None = Field(None, description="how the task is learned; given exactly when task is")
@@ -274,20 +215,18 @@ class Recipe(Config):
 
     @model_serializer(mode="wrap")
     def _as_it_was(self, dump: Any) -> dict[str, Any]:
-        """Options that came later are left out at their defaults: a recipe that says nothing of them is what it was."""
-        fields: dict[str, Any] = dump(self)
+        """What came later is left out at its default: a recipe that says nothing of it is what it was."""
         usual = {"pretrained": None, "release": True}
-        return {name: value for name, value in fields.items() if name not in usual or value != usual[name]}
+        return {name: value for name, value in dump(self).items() if name not in usual or value != usual[name]}
 
     @model_validator(mode="after")
     def _begins_somewhere(self) -> Recipe:
-        if (self.task is None) != (self.finetune is None):
-            raise ValueError("task and finetune belong together: give both or neither")
-        if (self.shard is None) != (self.pretrain is None):
-            raise ValueError("shard and pretrain belong together: give both or neither")
+        for data, how in (("task", "finetune"), ("shard", "pretrain")):
+            if (getattr(self, data) is None) != (getattr(self, how) is None):
+                raise ValueError(f"{data} and {how} belong together: give both or neither")
         own = [name for name in ("tokenizer", "model") if getattr(self, name) is not None]
-        if self.pretrained is None and (len(own) < 2 or self.pretrain is None):
-            missing = [name for name in ("shard", "tokenizer", "model", "pretrain") if getattr(self, name) is None]
+        missing = [name for name in ("shard", "tokenizer", "model", "pretrain") if getattr(self, name) is None]
+        if self.pretrained is None and missing:
             raise ValueError(f"{', '.join(missing)} missing; give them, or somebody else's model as `pretrained`")
         if self.pretrained is not None and own:
             raise ValueError(f"{' and '.join(own)} come with `pretrained`; leave them out, or leave `pretrained` out")
@@ -310,10 +249,10 @@ class Recipe(Config):
                 f"model.n_positions={self.model.n_positions}; choose fewer"
             )
         if self.release and not self.model.exportable:
-            raise ValueError(
-                f"model.feed_forward={self.model.feed_forward!r} is in no Hugging Face family, so nothing can be exported; "
-                "set release=false (it is trained and measured here), or choose another feed_forward"
+            unknown = (
+                f"model.feed_forward={self.model.feed_forward!r} is in no Hugging Face family and cannot be exported"
             )
+            raise ValueError(f"{unknown}; set release=false (it is only trained and measured), or choose another")
         return self
 
     @model_validator(mode="after")
@@ -322,10 +261,10 @@ class Recipe(Config):
             raise ValueError(
                 f"register_as.base and register_as.task are both {self.register_as.base!r}: they are two models, give them two names"
             )
-        if self.register_as.adapter is not None and self.pretrain is None:
+        if self.register_as.adapter is not None and (self.pretrain is None or not self.release):
             raise ValueError(
-                f"register_as.adapter={self.register_as.adapter!r} needs a base model that is registered here, and "
-                "`pretrained` is not; leave it out (the merged model is registered), or give shard and pretrain"
+                f"register_as.adapter={self.register_as.adapter!r} needs a base model that is registered here, and there "
+                "is none; leave it out (the merged model is registered), or give shard and pretrain, and release"
             )
         if self.register_as.adapter is not None and (self.finetune is None or self.finetune.tune != "lora"):
             raise ValueError(
@@ -358,8 +297,8 @@ def check_together(recipe: Recipe, execution: Execution) -> None:
     from pipelines import samples
 
     labelled = recipe.task.sources.values() if recipe.task else ()
-    corpus = recipe.shard.sources if recipe.shard else ()
-    for source in (*corpus, *(recipe.tokenizer.sources if recipe.tokenizer else ()), *labelled):
+    unlabelled = (source for part in (recipe.shard, recipe.tokenizer) if part for source in part.sources)
+    for source in (*unlabelled, *labelled):
         if source.sample and source.sample not in samples.SAMPLES:
             raise ConfigError(f"no sample is called {source.sample!r}; there are {', '.join(sorted(samples.SAMPLES))}")
     for name, part in (("pretrain", recipe.pretrain), ("finetune", recipe.finetune)):

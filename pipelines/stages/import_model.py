@@ -25,8 +25,9 @@ def run(attempt: Attempt) -> dict[str, Any]:
     folder = attempt.scratch / "model"
     folder.mkdir()
     for file in attempt.sources["model"]:
-        shutil.copyfile(file["path"], folder / file["label"])
-        if durable.sha256(folder / file["label"]) != file["sha256"]:
+        draft = folder / file["label"]
+        shutil.copyfile(file["path"], draft)
+        if durable.sha256(draft) != file["sha256"]:
             raise changed(file["path"])
     found: dict[str, Any] = alone(
         attempt, "model.importing:import_model", folder=str(folder), output=str(attempt.outputs)

@@ -12,9 +12,9 @@ import transformers
 from pydantic import ValidationError
 from torch import Tensor
 
-from model import export, heads, hf
-from model.config import ModelConfig
-from model.transformer import FeedForward, Transformer, rotation
+from model import durable, export, heads, hf
+from model.config import ModelConfig, ModelShape
+from model.transformer import FeedForward, Sight, Transformer, rotation
 from tests.model import tiny
 
 LLAMA: dict[str, Any] = {
@@ -169,6 +169,81 @@ def test_we_compute_what_transformers_computes(tmp_path: Path, kind: str, dtype:
 def test_a_family_refuses_what_it_cannot_represent(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         tiny.config(**fields)
+
+
+def test_norms_have_their_familys_epsilon() -> None:
+    assert tiny.config(family="bert").layer_norm_epsilon == 1e-12
+    assert tiny.config(family="bert", layer_norm_epsilon=1e-6).layer_norm_epsilon == 1e-6
+    assert tiny.config().layer_norm_epsilon == tiny.config(**LLAMA).layer_norm_epsilon == 1e-5
+
+
+def test_options_that_came_later_are_not_in_the_json_of_a_shape_that_does_not_use_them() -> None:
+    shape = ModelShape(n_positions=64, n_embd=32, n_layer=2, n_head=2)
+    assert list(shape.model_dump(mode="json")) == [
+        "family", "n_positions", "n_embd", "n_layer", "n_head", "n_inner", "embd_pdrop", "resid_pdrop",
+        "layer_norm_epsilon", "initializer_range", "tie_word_embeddings",
+    ]  # fmt: skip
+    assert shape.model_copy(update={"feed_forward": "relu"}).model_dump(mode="json")["feed_forward"] == "relu"
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "said"),
+    [
+        ("LlamaForCausalLM", {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "rope_type='llama3'"),
+        ("LlamaForCausalLM", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type='linear'"),
+        ("LlamaForCausalLM", {"attention_bias": True}, "attention_bias=True is not supported, only False"),
+        ("LlamaForCausalLM", {"mlp_bias": True}, "mlp_bias=True"),
+        ("LlamaForCausalLM", {"hidden_act": "gelu"}, "hidden_act='gelu' is not supported, only 'silu'"),
+        ("LlamaForCausalLM", {"head_dim": 16}, "head_dim=16"),
+        ("LlamaForCausalLM", {"eos_token_id": [1, 2]}, "eos_token_id=.* is not one id"),
+        ("LlamaForCausalLM", {"hidden_size": None}, "'hidden_size' is missing"),
+        ("BertForMaskedLM", {"hidden_act": "silu"}, "hidden_act='silu' is not supported, only gelu or relu"),
+        ("BertForMaskedLM", {"position_embedding_type": "relative_key"}, "position_embedding_type"),
+        ("BertForMaskedLM", {"is_decoder": True}, "is_decoder=True"),
+        ("BertForMaskedLM", {"tie_word_embeddings": False}, "tie_word_embeddings=False"),
+        ("BertForMaskedLM", {"eos_token_id": None}, "no tokenizer beside it that has"),
+        ("BertForMaskedLM", {"architectures": ["BertForTokenClassification"]}, "BertForTokenClassification is not"),
+        ("BertForMaskedLM", {"model_type": "roberta"}, "model_type='roberta' is not supported, only gpt2, llama, bert"),
+    ],
+)
+def test_what_is_not_computed_here_is_refused_by_file_and_field(
+    tmp_path: Path, kind: str, changes: dict[str, Any], said: str
+) -> None:
+    fields = _theirs(kind).config.to_dict() | {"architectures": [kind]} | changes
+    durable.write_json(tmp_path / "config.json", {name: value for name, value in fields.items() if value is not None})
+    with pytest.raises(hf.UnsupportedModel, match=f"config.json: .*{said}"):
+        hf.from_hugging_face(tmp_path)
+
+
+def test_root_mean_square_norm_and_shared_keys_follow_their_formulas() -> None:
+    config = tiny.config(**LLAMA)
+    block = shaken(config).transformer.h[0].double()
+    x = torch.randn(1, 5, 36, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    normed = x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * block.ln_1.weight
+    assert torch.allclose(block.ln_1(x), normed, atol=1e-12)
+    attention, width = block.attn, 6
+    q, k, v = (normed @ attention.c_attn.weight.T).split((36, 12, 12), dim=-1)
+    seen = torch.ones(5, 5, dtype=torch.bool).tril()
+    heads_said = []
+    for head in range(6):  # heads 0 to 2 ask the first keys and values, 3 to 5 the second
+        own, shared = slice(head * width, (head + 1) * width), slice(head // 3 * width, (head // 3 + 1) * width)
+        scores = (q[0, :, own] @ k[0, :, shared].T / math.sqrt(width)).masked_fill(~seen, -torch.inf)
+        heads_said.append(scores.softmax(-1) @ v[0, :, shared])
+    expected = torch.cat(heads_said, dim=-1) @ attention.c_proj.weight.T
+    assert torch.allclose(attention(normed, Sight(None, True, None))[0], expected, atol=1e-12)
+
+
+def test_bert_norms_the_sum_of_a_branch_and_what_went_into_it() -> None:
+    block = shaken(tiny.config(**BERT)).transformer.h[0].double()
+    x = torch.randn(2, 4, 30, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def norm(x: Tensor, layer: Any) -> Tensor:
+        spread = (x - x.mean(-1, keepdim=True)).square().mean(-1, keepdim=True)
+        return (x - x.mean(-1, keepdim=True)) / (spread + 1e-12).sqrt() * layer.weight + layer.bias
+
+    everywhere = Sight(None, False, None)
+    between = norm(x + block.attn(x, everywhere), block.ln_1)
+    assert torch.allclose(block(x, everywhere), norm(between + block.mlp(between), block.ln_2), atol=1e-10)
 
 
 def test_relu_relu_is_trained_here_and_exported_nowhere(tmp_path: Path) -> None:
