@@ -20,7 +20,8 @@ from model.token_shards import TokenShards
 
 
 def training_batch(job: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of step `job["step"]` (from 0) of a training job: {"place", "origin", "tokens", "loss_mask", "label"}.
+    """The rows of step `job["step"]` (from 0) of a training job: {"place", "origin", "tokens", "loss_mask", "label"}, and of
+    text "targets": the tokens as they are where some are hidden.
 
     `job` has "train" (TrainConfig as JSON), "data" and "objective" as in a rank's job, "step", and for text also the job's
     "objective_options" and "tokenizer". `loss_mask[i]` says whether the
@@ -45,11 +46,12 @@ def _stream(made: Pretraining, step: int) -> list[dict[str, Any]]:
     else:  # the first token of a causal model's row is only an input
         asked = made.objective == "causal_lm"
         counted = [[asked and place > 0 for place in range(batch.tokens.shape[1])]] * len(batch.tokens)
+    whole = batch.tokens if batch.targets is None else batch.targets.where(batch.targets != IGNORE_INDEX, batch.tokens)
     labels = [None] * len(counted) if batch.labels is None else batch.labels.tolist()
     return [
-        {"place": place, "origin": origin(*start), "tokens": row.tolist(), "loss_mask": mask, "label": label}
-        for place, (start, row, mask, label) in enumerate(
-            zip(made.beginnings(step), batch.tokens, counted, labels, strict=True)
+        {"place": place, "origin": origin(*start), "tokens": row, "targets": said, "loss_mask": mask, "label": label}
+        for place, (start, row, said, mask, label) in enumerate(
+            zip(made.beginnings(step), batch.tokens.tolist(), whole.tolist(), counted, labels, strict=True)
         )
     ]
 

@@ -113,7 +113,9 @@ def _batch(step_name: str, step: int, rows: int, workspace: Workspace) -> Iterat
     with tempfile.TemporaryDirectory() as scratch:
         job = _data_job(step_name, planned, workspace, Path(scratch)) | {"step": step}
         for row in resolve("model.inspection:training_batch")(job)[:rows]:
-            counted = [token for token, mask in zip(row["tokens"], row["loss_mask"], strict=True) if mask]
+            counted = [
+                token for token, mask in zip(row.get("targets", row["tokens"]), row["loss_mask"], strict=True) if mask
+            ]
             yield f"row {row['place']} of step {step}: {row['origin']}" + (
                 f", label {row['label']}" if row["label"] is not None else ""
             )

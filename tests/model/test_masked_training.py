@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from model import durable
+from model.inspection import training_batch
 from model.token_shards import ShardMetadata, flatten, token_dtype, write_token_shard
 from model.vocabulary import load
 from tests.model.text import tokenizer
@@ -90,3 +91,15 @@ def test_a_killed_run_ends_with_identical_bytes_and_two_ranks_lose_the_same(pair
     for ours, theirs in zip(metrics(whole[both]), metrics(split), strict=True):
         assert (ours["tokens"], ours["learning_rate"]) == (theirs["tokens"], theirs["learning_rate"])
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+
+
+def test_a_batch_is_shown_as_the_model_sees_it_with_what_was_hidden(pairs: Pairs) -> None:
+    for objective in ("masked_lm", "masked_lm_next_sentence", "next_sentence"):
+        rows = training_batch(pairs.job(f"shown-{objective}", objective) | {"step": 1})
+        assert len(rows) == 8 and all(row["origin"].startswith("0.arrow document ") for row in rows)
+        for row in rows:
+            hidden = [
+                at for at, (seen, said) in enumerate(zip(row["tokens"], row["targets"], strict=True)) if seen != said
+            ]
+            assert all(row["loss_mask"][at] for at in hidden)
+        assert any(any(row["loss_mask"]) for row in rows) == (objective != "next_sentence")
