@@ -3,7 +3,7 @@
 The one idea: both read the pulled folder and the same file of held-out texts, and follow the same rules (windows,
 prompts, greedy decoding), so that a difference in the third digit means that one of them is wrong.
 
-The task files are in `lm_eval_tasks/`; each reads a JSONL file that stands beside it. `FILES` says which of the line's
+The task files are in `lm_eval_tasks/`; each reads a JSONL file that stands beside it. `TASKS` says which of the line's
 outputs the file is made of.
 """
 
