@@ -30,11 +30,13 @@ NAMES = (
     "planning",
     "overhead",
     "loader",
+    "masking",
     "tokenize",
     "train",
     "checkpoint",
     "recovery",
     "memory",
+    "lora",
     "pulls",
 )
 

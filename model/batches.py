@@ -12,17 +12,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 import torch
 
 from model.examples import Examples
-from model.objectives import Batch
+from model.objectives import Batch, Objective
 from model.token_shards import TokenShards
 
-POOL = 16  # global batches among which examples are sorted by length
+POOL = 16  # global batches among which examples are sorted by length, where a job does not say
 _BLOCK = 4096  # samples whose order is computed at once
 _ROUNDS = 6  # Feistel rounds; four give a pseudo-random permutation (Luby and Rackoff, 1988), six leave a margin
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # splitmix64's finaliser (Steele, Lea and Flood, 2014)
@@ -33,20 +33,13 @@ class RankBatch:
     """One rank's share of a global batch, and what the share's loss is divided by."""
 
     rows: Batch  # the rank's sequences, on the host; as wide as the whole global batch needs
-    loss_tokens: int  # targets of the *global* batch
+    loss_tokens: float  # targets of the *global* batch, or the sum of their weights
     real_tokens: int  # input tokens of the *global* batch, without padding
 
     def micro_batches(self, size: int) -> Iterator[Batch]:
         """The rows, `size` at a time, as views."""
-        rows = self.rows
-        for start in range(0, len(rows.tokens), size):
-            cut = slice(start, start + size)
-            yield Batch(
-                rows.tokens[cut],
-                rows.indices[cut],
-                None if rows.loss_mask is None else rows.loss_mask[cut],
-                None if rows.labels is None else rows.labels[cut],
-            )
+        for start in range(0, len(self.rows.tokens), size):
+            yield self.rows.cut(slice(start, start + size))
 
 
 class Permutation:
@@ -56,7 +49,7 @@ class Permutation:
     falls below n (Black and Rogaway, 2002: less than two steps on average). Vectorised; no table is stored.
     """
 
-    def __init__(self, n: int, seed: int, epoch: int = 0) -> None:
+    def __init__(self, n: int, seed: int | str, epoch: int = 0) -> None:
         if n < 1:
             raise ValueError(f"a permutation of {n} samples; at least one is needed")
         self.n = n
@@ -154,41 +147,84 @@ def pretrain_batch(
 
 
 @lru_cache(maxsize=2)
-def _pool(examples: Examples, seed: int, global_batch_size: int, pool: int) -> np.ndarray:
-    """The examples of POOL global batches, (POOL, B): cut by length, then the batches shuffled.
+def _pool(examples: Examples, seed: int, global_batch_size: int, size: int, pool: int) -> np.ndarray:
+    """The examples of one pool of global batches, (size, B): cut by length, then the batches shuffled.
 
     Examples of a batch are about equally long, so that little of it is padding; which batch comes when stays random.
     """
-    chosen = samples(len(examples), seed, pool * POOL * global_batch_size, POOL * global_batch_size)
+    chosen = samples(len(examples), seed, pool * size * global_batch_size, size * global_batch_size)
     by_length = chosen[np.argsort(examples.lengths[chosen], kind="stable")]
-    batches = by_length.reshape(POOL, global_batch_size)
-    return batches[Permutation(POOL, seed, pool)(np.arange(POOL))]
+    batches = by_length.reshape(size, global_batch_size)
+    return batches[Permutation(size, seed, pool)(np.arange(size))]
 
 
-def example_order(examples: Examples, step: int, *, seed: int, global_batch_size: int) -> np.ndarray:
+def example_order(examples: Examples, step: int, *, seed: int, global_batch_size: int, pool: int = POOL) -> np.ndarray:
     """The examples of step `step`, (B,) int64, by place in the global batch: each comes once in any len(examples) of a run,
     but for where a pool of batches reaches over the end of an epoch."""
-    return _pool(examples, seed, global_batch_size, step // POOL)[step % POOL]
+    return _pool(examples, seed, global_batch_size, pool, step // pool)[step % pool]
 
 
 def example_batch(
-    examples: Examples, step: int, *, seed: int, global_batch_size: int, length: int, rank: int = 0, world_size: int = 1
+    examples: Examples,
+    step: int,
+    *,
+    seed: int,
+    global_batch_size: int,
+    length: int,
+    objective: Objective = "classification",
+    pool: int = POOL,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> RankBatch:
-    """A rank's share of step `step` over labelled examples, padded on the right with EOT.
+    """A rank's share of step `step` over examples, padded on the right.
 
     Examples longer than `length` tokens are cut to their first `length`. All ranks pad to the longest of the
-    *global* batch, so that their kernels see the same shapes at any world size.
+    *global* batch, so that their kernels see the same shapes at any world size. Classification gets labels, any
+    other objective the loss masks; in both cases a rank counts the targets of the whole batch from the data.
     """
     places = rank_slice(global_batch_size, rank, world_size)
-    order = example_order(examples, step, seed=seed, global_batch_size=global_batch_size)
+    order = example_order(examples, step, seed=seed, global_batch_size=global_batch_size, pool=pool)
     lengths = np.minimum(examples.lengths[order], length)  # (global batch,)
-    tokens: np.ndarray = np.full((len(places), int(lengths.max())), examples.eot, np.int64)  # (B, T)
+    width, share = int(lengths.max()), order[places.start : places.stop]
+    tokens: np.ndarray = np.full((len(places), width), examples.pad, np.int64)  # (B, T)
     for row, place in zip(tokens, places, strict=True):
         row[: lengths[place]] = examples.tokens(int(order[place]))[: lengths[place]]
-    labels = np.array([_label(examples, int(sample)) for sample in order[places.start : places.stop]])  # (B,)
-    indices = torch.arange(places.start, places.stop)
-    batch = Batch(torch.from_numpy(tokens), indices, labels=torch.from_numpy(labels))
-    return RankBatch(batch, global_batch_size, int(lengths.sum()))
+    batch = Batch(torch.from_numpy(tokens), torch.arange(places.start, places.stop))
+    if objective == "classification":
+        labels = np.array([_label(examples, int(sample)) for sample in share])  # (B,)
+        batch = replace(batch, labels=torch.from_numpy(labels))
+        if examples.weights is None:
+            return RankBatch(batch, global_batch_size, int(lengths.sum()))
+        weights = torch.from_numpy(examples.weights[share].astype(np.float32))
+        return RankBatch(replace(batch, weights=weights), float(examples.weights[order].sum()), int(lengths.sum()))
+    targets = sum(int(examples.loss_mask(int(sample))[1:length].sum()) for sample in order)
+    if not targets:
+        raise ValueError(
+            f"{examples.path}: the batch of step {step} has no token to learn; every loss mask in it is empty"
+        )
+    masks = torch.from_numpy(_masks(examples, share, width))
+    return RankBatch(replace(batch, loss_mask=masks), targets, int(lengths.sum()))
+
+
+def _masks(examples: Examples, chosen: np.ndarray, width: int) -> np.ndarray:
+    """The loss masks of the examples `chosen`, (B, width) bool: false where there is padding."""
+    masks: np.ndarray = np.zeros((len(chosen), width), bool)
+    for row, sample in zip(masks, chosen.tolist(), strict=True):
+        mask = examples.loss_mask(sample)[:width]
+        row[: len(mask)] = mask
+    return masks
+
+
+def padding(
+    examples: Examples, steps: int, *, seed: int, global_batch_size: int, length: int, pool: int = POOL
+) -> float:
+    """The share of padding among the tokens of a run's first `steps` steps: what the batches by length leave of it."""
+    real = padded = 0
+    for step in range(steps):
+        order = example_order(examples, step, seed=seed, global_batch_size=global_batch_size, pool=pool)
+        lengths = np.minimum(examples.lengths[order], length)  # (global batch,)
+        real, padded = real + int(lengths.sum()), padded + len(lengths) * int(lengths.max())
+    return 1 - real / padded
 
 
 def _label(examples: Examples, sample: int) -> int:

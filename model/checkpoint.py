@@ -7,6 +7,7 @@ all of them and renames the folder into place. DeepSpeed's own `latest`, which c
     checkpoints/step-000100/    and permanent/step-000100/ for those that stay
       MANIFEST.json     schema, step, world size, ZeRO stage, size and SHA-256 of every file, and its own SHA-256
       metrics.jsonl     the metrics of steps 1 to 100
+      best.safetensors  the weights that were best on the validation examples so far, where training stops by those
       state/            what DeepSpeed saves
     attempts/<token>/start-<hex>/    everything unfinished of one start of the ranks
 
@@ -30,7 +31,7 @@ from model.world import World
 
 log = logging.getLogger(__name__)
 SCHEMA = 2
-MANIFEST, METRICS, STATE = "MANIFEST.json", "metrics.jsonl", "state"
+MANIFEST, METRICS, STATE, BEST = "MANIFEST.json", "metrics.jsonl", "state", "best.safetensors"
 Entries = list[dict[str, str | int]]  # of a manifest: {"path", "size", "sha256"}
 
 
@@ -56,6 +57,12 @@ class Checkpoint:
     def metrics(self) -> bytes:
         """The metrics file up to this step."""
         return (self.folder / METRICS).read_bytes()
+
+    @property
+    def best(self) -> bytes:
+        """The weights that were best on the validation examples up to this step; empty where none were measured."""
+        path = self.folder / BEST
+        return path.read_bytes() if path.exists() else b""
 
 
 def folder_name(step: int) -> str:

@@ -24,8 +24,14 @@ _CPU_LOGITS = 1 << 23
 _GPU_LOGITS = 1 << 27
 
 
-def cross_entropy_sum(logits: Tensor, targets: Tensor) -> Tensor:
-    """-log softmax(logits)[target] in nats, summed in fp32 over the targets (N,) that are not IGNORE_INDEX."""
+def cross_entropy_sum(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    """-log softmax(logits)[target] in nats, summed in fp32 over the targets (N,) that are not IGNORE_INDEX.
+
+    With `weights` (N,) each target's loss counts so much.
+    """
+    if weights is not None:
+        losses = F.cross_entropy(logits.float(), targets, reduction="none", ignore_index=IGNORE_INDEX)  # (N,)
+        return (losses * weights).sum()
     return F.cross_entropy(logits.float(), targets, reduction="sum", ignore_index=IGNORE_INDEX)
 
 

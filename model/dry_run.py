@@ -31,7 +31,8 @@ def describe(job: dict[str, Any]) -> dict[str, Any]:
         model = build(config)
         micro = train.global_batch_size // job["ranks"] // accumulation
         tokens = torch.zeros((micro, train.sequence_length), dtype=torch.int64)  # (B, T)
-        loss = model(tokens, tokens)
+        # What BERT is asked about depends on the tokens, and here there are none: the shapes of its hidden states do.
+        loss = model.transformer(tokens).sum() if config.family == "bert" else model(tokens, tokens)
         loss.backward()
     parameters = sum(parameter.numel() for parameter in model.parameters())
     flops = flops_per_token(model, config, train.sequence_length)

@@ -6,7 +6,7 @@ or alone; equal jobs on equal numerics give equal results.
 
     evaluate_language_model({"export", "manifest", "root", "threads", "device", "batch_size"})
     document_bits({"export", "manifest", "root", "output", "threads", "device", "batch_size"})
-    classify({"export", "examples", "output", "threads", "max_length", "device", "batch_size"})
+    classify({"export", "examples", "output", "threads", "max_length", "stride", "device", "batch_size"})
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model import durable
+from model.examples import surrounding, text_windows
 from model.export import load_export
 from model.token_shards import TokenShards
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BATCH_SIZE = 16  # sequences at a time where the job does not say
+_TOKENS = 16 << 10  # in one forward pass at most: logits are (tokens, vocabulary), and some models take 8,192 at once
 
 
 def windows(shards: TokenShards, length: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -59,7 +61,8 @@ def _losses(
     model: PreTrainedModel, shards: TokenShards, length: int, batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The stream's tokens in order and -ln p of each, a batch of windows of `length` tokens at a time, both (B * T,)."""
-    for inputs, targets in _batched(windows(shards, length), batch_size):
+    size = max(1, min(batch_size, _TOKENS // length))
+    for inputs, targets in _batched(windows(shards, length), size):
         inputs, targets = inputs.to(model.device), targets.to(model.device)
         # An explicit mask of ones, because the EOT that opens a window also is the padding token.
         logits = model(inputs, attention_mask=torch.ones_like(inputs), use_cache=False).logits  # (B, T, V)
@@ -81,7 +84,9 @@ def document_bits(job: dict[str, Any]) -> dict[str, Any]:
     model = load_export(Path(job["export"]), job.get("device", "cpu"))
     _same_tokens(job, shards, model)
     bits: list[float] = [0.0]
-    for tokens, losses in _losses(model, shards, model.config.n_positions, job.get("batch_size", BATCH_SIZE)):
+    for tokens, losses in _losses(
+        model, shards, model.config.max_position_embeddings, job.get("batch_size", BATCH_SIZE)
+    ):
         ends = (tokens == shards.eot).long()
         place = ends.cumsum(0) - ends  # (B * T,): an EOT belongs to the document that it closes
         sums = torch.zeros(int(ends.sum()) + 1, dtype=torch.float64, device=losses.device)
@@ -112,7 +117,7 @@ def evaluate_language_model(job: dict[str, Any]) -> dict[str, Any]:
     shards = TokenShards.from_manifest(Path(job["manifest"]), Path(job["root"]))
     model = load_export(Path(job["export"]), job.get("device", "cpu"))
     _same_tokens(job, shards, model)
-    length = model.config.n_positions
+    length = model.config.max_position_embeddings
     nats = total_nats(model, shards, length, job.get("batch_size", BATCH_SIZE))
     tokens, size = len(shards), sum(unit.bytes for unit in shards.units)
     return {
@@ -140,10 +145,11 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[in
         if texts
         else []
     )
-    return [row or [tokenizer.eos_token_id] for row in rows]
+    empty = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    return [row or empty for row in rows]
 
 
-def _by_length(rows: list[list[int]], size: int) -> Iterator[list[int]]:
+def by_length(rows: list[list[int]], size: int) -> Iterator[list[int]]:
     """Indices of rows of about equal length, `size` at a time, longest first: little padding, and too little memory shows at once."""
     order = sorted(range(len(rows)), key=lambda index: (-len(rows[index]), index))
     for start in range(0, len(order), size):
@@ -155,7 +161,7 @@ def class_probabilities(model: PreTrainedModel, rows: list[list[int]], batch_siz
     """softmax over the classes for each row of token ids, in the order of `rows`."""
     found: list[list[float]] = [[] for _ in rows]
     pad = model.config.pad_token_id
-    for indices in _by_length(rows, batch_size):
+    for indices in by_length(rows, batch_size):
         length = len(rows[indices[0]])
         tokens = torch.tensor([rows[i] + [pad] * (length - len(rows[i])) for i in indices])  # (B, T)
         mask = torch.tensor([[1] * len(rows[i]) + [0] * (length - len(rows[i])) for i in indices])
@@ -182,27 +188,41 @@ def read_examples(path: Path) -> list[dict[str, Any]]:
     return examples
 
 
+def _mean(scores: list[list[float]]) -> list[float]:
+    """The mean of some rows of probabilities; a single row as it is."""
+    return scores[0] if len(scores) == 1 else [sum(column) / len(scores) for column in zip(*scores, strict=True)]
+
+
 def classify(job: dict[str, Any]) -> dict[str, Any]:
     """Predict the class of each text example; write {"id", "label", "predicted", "scores"} a line, in input order.
 
     `predicted` is the most probable class, `scores` all probabilities. Texts longer than `max_length` tokens (by
-    default all that the model takes) lose their end and are counted. Returns {"examples", "truncated", "correct"}.
+    default all that the model takes) lose their end and are counted; with `stride` they are read in windows of
+    `max_length`, each `stride` tokens after the one before it, whose probabilities are averaged. Returns {"examples",
+    "truncated", "correct"}, and with `stride` "windowed", the texts that were read so.
     """
     torch.set_num_threads(job["threads"])
     export = Path(job["export"])
     examples = read_examples(Path(job["examples"]))
     model = load_export(export, job.get("device", "cpu"))
-    limit = min(job.get("max_length") or model.config.n_positions, model.config.n_positions)
-    rows = encode(load_tokenizer(export), [example["text"] for example in examples])
-    scores = class_probabilities(model, [row[:limit] for row in rows], job.get("batch_size", BATCH_SIZE))
+    longest = model.config.max_position_embeddings
+    limit = min(job.get("max_length") or longest, longest)
+    tokenizer, stride = load_tokenizer(export), job.get("stride") or 0
+    rows = encode(tokenizer, [example["text"] for example in examples])
+    before, after = surrounding(lambda special: list(tokenizer("a", add_special_tokens=special)["input_ids"]))
+    limit -= len(before) + len(after)
+    parts = [[[*before, *one, *after] for one in text_windows(row, limit, stride)] for row in rows]
+    found = iter(class_probabilities(model, [one for part in parts for one in part], job.get("batch_size", BATCH_SIZE)))
+    scores = [_mean([next(found) for _ in part]) for part in parts]
     predicted = [max(range(len(row)), key=row.__getitem__) for row in scores]
     lines = [
         json.dumps({"id": example["id"], "label": example["label"], "predicted": best, "scores": row})
         for example, best, row in zip(examples, predicted, scores, strict=True)
     ]
     durable.write_bytes(Path(job["output"]), "".join(line + "\n" for line in lines).encode())
+    longer = sum(len(row) > limit for row in rows)
     return {
         "examples": len(examples),
-        "truncated": sum(len(row) > limit for row in rows),
+        **({"truncated": 0, "windowed": longer} if stride else {"truncated": longer}),
         "correct": sum(example["label"] == best for example, best in zip(examples, predicted, strict=True)),
     }

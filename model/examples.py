@@ -7,13 +7,15 @@ on disk.
     column tokens:    large_list<uint16 | uint32>
     column loss_mask: large_list<bool> or null     true where a token is to be predicted
     column label:     int64 or null                the class
+    column weight:    float64                      what the example's loss counts; not there where all count alike
     column id:        string
-    schema metadata b"gptline": canonical JSON {"format", "tokenizer", "vocab_size", "eot"}
+    schema metadata b"gptline": canonical JSON {"format", "tokenizer", "vocab_size", "eot"}, and "pad" where padding
+    has a token of its own
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,10 +56,12 @@ def write_examples(
     eot: int,
     labels: Sequence[int | None] | None = None,
     loss_masks: Sequence[Any | None] | None = None,
+    weights: Sequence[float] | None = None,
+    pad: int | None = None,
 ) -> None:
     """Write examples whole or not at all; `tokens[i]` are the ids of example `ids[i]`.
 
-    `tokenizer` is the digest of the tokenizer that made them. ValueError names the example that is empty,
+    `weights` are what each example's loss counts, above 0; all alike if none. `pad` is the padding token, the EOT if none. `tokenizer` is the digest of the tokenizer that made them. ValueError names the example that is empty,
     outside of the vocabulary or does not fit its mask.
     """
     for identifier, row in zip(ids, tokens, strict=True):
@@ -72,12 +76,31 @@ def write_examples(
         "loss_mask": _mask_column(path, loss_masks or [None] * len(ids), tokens, ids),
         "label": pa.array(labels if labels is not None else [None] * len(ids), pa.int64()),
         "id": pa.array(ids, pa.string()),
-    }
-    metadata = metadata_bytes({"tokenizer": tokenizer, "vocab_size": vocab_size, "eot": eot})
+    } | ({} if weights is None else {"weight": pa.array(weights, pa.float64())})
+    facts = {"tokenizer": tokenizer, "vocab_size": vocab_size, "eot": eot} | ({} if pad is None else {"pad": pad})
+    metadata = metadata_bytes(facts)
     schema = pa.schema([(name, values.type) for name, values in columns.items()], metadata)
     batch = pa.record_batch(list(columns.values()), schema=schema)
     with durable.writing(path) as draft, pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         writer.write_batch(batch)
+
+
+def surrounding(encode: Callable[[bool], list[int]]) -> tuple[list[int], list[int]]:
+    """What a tokenizer puts before and after each text (BERT's [CLS] and [SEP]); `encode(special)` encodes any short text."""
+    plain, whole = encode(False), encode(True)
+    start = next(place for place in range(len(whole)) if whole[place : place + len(plain)] == plain)
+    return whole[:start], whole[start + len(plain) :]
+
+
+def text_windows(tokens: list[int], length: int, stride: int) -> list[list[int]]:
+    """A text in windows of `length` tokens, each `stride` after the one before it, the last one at the text's end.
+
+    A text that fits is its own only window. Without a stride (0) there is one window: what is longer loses its end.
+    """
+    if not stride or len(tokens) <= length:
+        return [tokens[:length]]
+    starts = [*range(0, len(tokens) - length, stride), len(tokens) - length]
+    return [tokens[start : start + length] for start in starts]
 
 
 class Examples:
@@ -89,11 +112,16 @@ class Examples:
         self.tokenizer: str = metadata["tokenizer"]
         self.vocab_size: int = metadata["vocab_size"]
         self.eot: int = metadata["eot"]
+        self.pad: int = metadata.get("pad", self.eot)  # what batches are filled up with
         column = batch.column("tokens")
         self._tokens: np.ndarray = view(column.values)
         self._offsets: np.ndarray = view(column.offsets)
         self.lengths: np.ndarray = np.diff(self._offsets)  # (examples,) tokens of each
+        weighted = "weight" in batch.schema.names
+        self.weights: np.ndarray | None = view(batch.column("weight")) if weighted else None  # (examples,) float64
         self._masks, self._labels, self._ids = batch.column("loss_mask"), batch.column("label"), batch.column("id")
+        self._mask_bits: np.ndarray = self._masks.values.to_numpy(zero_copy_only=False)  # Arrow packs eight in a byte
+        self._mask_offsets: np.ndarray = view(self._masks.offsets)
 
     def __len__(self) -> int:
         """How many examples there are."""
@@ -103,12 +131,21 @@ class Examples:
         """The tokens (T,) of example `index`, a view of the file."""
         return self._tokens[self._offsets[index] : self._offsets[index + 1]]
 
+    def loss_mask(self, index: int) -> np.ndarray:
+        """Which tokens of example `index` are to be predicted, (T,) bool; all of them where no mask was written.
+
+        The first token has nothing before it and is a target of nothing, whatever its mask says.
+        """
+        if not self._masks[index].is_valid:
+            return np.ones(int(self.lengths[index]), bool)
+        return self._mask_bits[self._mask_offsets[index] : self._mask_offsets[index + 1]]
+
     def __getitem__(self, index: int) -> Example:
         """Example `index`, decoded."""
-        mask = self._masks[index].as_py()
+        mask = self.loss_mask(index) if self._masks[index].is_valid else None
         return Example(
             id=self._ids[index].as_py(),
             tokens=self.tokens(index),
-            loss_mask=None if mask is None else np.array(mask, bool),
+            loss_mask=mask,
             label=self._labels[index].as_py(),
         )

@@ -3,7 +3,7 @@
 The one idea: an export counts only when `transformers` computes from it what the live model computed. The
 probe is a few sequences of all lengths and the live model's logits at each one's last token. Such a logit
 depends on every position before it and on every weight, so that a wrong name, a missed transposition or a
-stale tied weight shows.
+stale tied weight shows. BERT is probed with padding and two segments.
 
 Equal weights give equal bytes: nothing here writes a time, a host or a library's version.
 """
@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from model import durable
+from model import durable, own_weights
 from model.config import ModelConfig
 from model.hf import generation_config, to_hugging_face
 
@@ -25,6 +25,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
+
+
+# Of the largest logit. Where hidden states reach 20,000, as SmolLM2's do, transformers' own two attentions differ by 1.2e-4
+# in fp32 (logits to 40): an absolute bound alone would refuse a right export. A wrong weight shows at 1e-2 and more.
+RELATIVE_TOLERANCE = 1e-5
+_ROTARY_PROBE = 512  # tokens in the longest row of a probe where positions are rotary
 
 
 class ExportMismatch(Exception):
@@ -46,55 +52,101 @@ def _copy_tokenizer(source: Path, target: Path, n_positions: int) -> None:
     durable.write_json(target / "tokenizer_config.json", settings)
 
 
-def write_export(folder: Path, config: ModelConfig, state: Mapping[str, Tensor], tokenizer: Path) -> None:
+def write_export(
+    folder: Path, config: ModelConfig, state: Mapping[str, Tensor], tokenizer: Path, shard_size: int | str = "5GB"
+) -> None:
     """Write `folder` whole or not at all: config.json, generation_config.json, model.safetensors (fp32), tokenizer.
 
-    `state` is our model's state dict; `tokenizer` the folder of its tokenizer. OSError if `folder` has content.
+    `state` is our model's state dict; `tokenizer` the folder of its tokenizer. Weights of more than `shard_size` (bytes,
+    or as "5GB") are several files with an index. OSError if `folder` has content.
     """
-    from safetensors.torch import save_file
-
     fields, tensors = to_hugging_face(config, state)
     staging = durable.temporary(folder)
     staging.mkdir()
     try:
         durable.write_json(staging / "config.json", fields)
-        if config.num_labels is None:
+        if config.head_kind == "language_model":
             durable.write_json(staging / "generation_config.json", generation_config(config))
-        with durable.writing(staging / "model.safetensors") as draft:
-            save_file(tensors, draft, metadata={"format": "pt"})
+        _write_weights(staging, tensors, shard_size)
         _copy_tokenizer(tokenizer, staging, config.n_positions)
         durable.publish_folder(staging, folder)
     finally:
         durable.remove_tree(staging)
 
 
-def probe_inputs(config: ModelConfig, rows: int = 6) -> tuple[Tensor, Tensor]:
-    """Tokens (B, T = n_positions) padded on the right with EOT, and their attention mask: the same for equal configs.
+def write_own(folder: Path, config: ModelConfig, state: Mapping[str, Tensor], tokenizer: Path) -> None:
+    """Write `folder` whole or not at all: our own weights and configuration, and the tokenizer. OSError if it has content."""
+    staging = durable.temporary(folder)
+    staging.mkdir()
+    try:
+        own_weights.write(staging, config, state)
+        _copy_tokenizer(tokenizer, staging, config.n_positions)
+        durable.publish_folder(staging, folder)
+    finally:
+        durable.remove_tree(staging)
 
-    Lengths halve from n_positions down, so every position is probed. No row holds an EOT of its own, which
-    a classifier would take for padding.
+
+def _write_weights(folder: Path, tensors: Mapping[str, Tensor], shard_size: int | str) -> None:
+    """One safetensors file, or several and model.safetensors.index.json, as Hugging Face cuts them."""
+    from huggingface_hub import split_torch_state_dict_into_shards
+    from safetensors.torch import save_file
+
+    split = split_torch_state_dict_into_shards(dict(tensors), max_shard_size=shard_size)
+    for file, names in split.filename_to_tensors.items():
+        with durable.writing(folder / file) as draft:
+            save_file({name: tensors[name] for name in names}, draft, metadata={"format": "pt"})
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        durable.write_json(folder / "model.safetensors.index.json", index)
+
+
+def probe_inputs(config: ModelConfig, rows: int = 6) -> tuple[Tensor, Tensor]:
+    """Tokens (B, T) padded on the right, and their attention mask: the same for equal configs.
+
+    Lengths halve from T = n_positions down, so every position is probed; rotary positions have no weights, and a window of
+    thousands of them would cost minutes. No row holds an EOT or a padding token of its own, which a classifier would take
+    for padding.
     """
+    longest = min(config.n_positions, _ROTARY_PROBE) if config.family == "llama" else config.n_positions
     generator = torch.Generator().manual_seed(20_261_123)
-    tokens = torch.randint(0, config.vocab_size - 1, (rows, config.n_positions), generator=generator)  # (B, T)
-    tokens += tokens >= config.eot_token_id
-    lengths = torch.tensor([max(config.n_positions >> row, 1) for row in range(rows)])  # (B,)
-    mask = (torch.arange(config.n_positions) < lengths[:, None]).long()  # (B, T)
-    return tokens.masked_fill(mask == 0, config.eot_token_id), mask
+    avoided = sorted({config.eot_token_id, config.padding})
+    tokens = torch.randint(0, config.vocab_size - len(avoided), (rows, longest), generator=generator)  # (B, T)
+    for token in avoided:
+        tokens += tokens >= token
+    lengths = torch.tensor([max(longest >> row, 1) for row in range(rows)])  # (B,)
+    mask = (torch.arange(longest) < lengths[:, None]).long()  # (B, T)
+    return tokens.masked_fill(mask == 0, config.padding), mask
+
+
+def _segments(family: str, tokens: Tensor) -> Tensor | None:
+    """BERT's segments for a probe: the second half of each row is of the second one."""
+    return (
+        (torch.arange(tokens.shape[-1]) >= tokens.shape[-1] // 2).long().expand_as(tokens) if family == "bert" else None
+    )
 
 
 @torch.no_grad()
-def last_logits(model: nn.Module, tokens: Tensor, attention_mask: Tensor) -> Tensor:
+def last_logits(model: nn.Module, tokens: Tensor, attention_mask: Tensor, family: str = "gpt2") -> Tensor:
     """`model`'s logits at the last real token of each row of tokens (B, T): (B, V or K), fp32, on the host.
 
-    Works on our models, wrapped or not; under ZeRO-3 every rank has to call it. One row at a time, because
-    the logits of all rows at all positions can be larger than the model.
+    BERT's heads for pre-training give both their logits, one after the other. Works on our models, wrapped or not;
+    under ZeRO-3 every rank has to call it. One row at a time, because the logits of all rows at all positions can be
+    larger than the model.
     """
-    device = next(model.parameters()).device
+    device, segments = next(model.parameters()).device, _segments(family, tokens)
     rows = []
-    for row, mask in zip(tokens, attention_mask, strict=True):
-        logits = model(row[None].to(device))[0]  # (T, V) or (K,)
-        rows.append((logits if logits.ndim == 1 else logits[int(mask.sum()) - 1]).float().cpu())
+    for place, (row, mask) in enumerate(zip(tokens, attention_mask, strict=True)):
+        inputs = {} if segments is None else {
+            "token_types": segments[place][None].to(device), "padding": mask[None].bool().to(device)
+        }  # fmt: skip
+        found = model(row[None].to(device), **inputs)
+        rows.append(_at_last(found if isinstance(found, tuple) else (found,), int(mask.sum())))
     return torch.stack(rows)
+
+
+def _at_last(outputs: tuple[Tensor, ...], length: int) -> Tensor:
+    """What a model said of one row: at its last real token where it says something of each, all in one vector."""
+    return torch.cat([(one[0] if one[0].ndim == 1 else one[0][length - 1]).float().cpu() for one in outputs])
 
 
 def write_probe(path: Path, tokens: Tensor, attention_mask: Tensor, logits: Tensor) -> None:
@@ -111,16 +163,17 @@ def write_probe(path: Path, tokens: Tensor, attention_mask: Tensor, logits: Tens
 
 
 def load_export(folder: Path, device: str = "cpu") -> PreTrainedModel:
-    """The export as `transformers` loads it, fp32, in eval mode: a language model or a classifier.
+    """The export as `transformers` loads it, fp32, in eval mode, as the class that its config.json names.
 
-    ExportMismatch if a weight is missing, left over or of another shape, which transformers only warns about.
+    Weights of our own that no such class computes come with the same face. ExportMismatch if a weight is missing, left over or of another shape, which transformers only warns about.
     """
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    if own_weights.are_in(folder):
+        return cast("PreTrainedModel", own_weights.load(folder, device))
+    import transformers
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # a job's output is a log, and loading takes less than a second
-    architecture = durable.read_json(folder / "config.json")["architectures"][0]
-    kind = AutoModelForCausalLM if architecture.endswith("LMHeadModel") else AutoModelForSequenceClassification
+    kind = getattr(transformers, durable.read_json(folder / "config.json")["architectures"][0])
     model, info = kind.from_pretrained(folder, dtype=torch.float32, local_files_only=True, output_loading_info=True)
     wrong = {name: sorted(map(str, keys)) for name, keys in info.items() if keys}
     if wrong:
@@ -132,32 +185,54 @@ def load_export(folder: Path, device: str = "cpu") -> PreTrainedModel:
 def check_export(folder: Path, probe: Path, tolerance: float = 1e-4) -> float:
     """Load `folder` through transformers and return the largest absolute difference from the probe's logits.
 
-    ExportMismatch if it exceeds `tolerance`, is not a number, or the tokenizer does not fit the model.
+    ExportMismatch if it exceeds `tolerance` (or RELATIVE_TOLERANCE of the largest logit, if that is more), is not a number,
+    or the tokenizer does not fit the model.
     """
     from safetensors.torch import load_file
 
     expected = load_file(probe)
     model = load_export(folder)
+    segments = _segments(model.config.model_type, expected["input_ids"])
     largest = 0.0
-    for tokens, mask, logits in zip(expected["input_ids"], expected["attention_mask"], expected["logits"], strict=True):
-        found = model(tokens[None], attention_mask=mask[None]).logits[0]  # (T, V) or (K,)
-        found = found if found.ndim == 1 else found[int(mask.sum()) - 1]
+    for place, logits in enumerate(expected["logits"]):
+        tokens, mask = (expected[name][place][None] for name in ("input_ids", "attention_mask"))
+        inputs = {} if segments is None else {"token_type_ids": segments[place][None]}
+        said = model(tokens, attention_mask=mask, **inputs)
+        found = _at_last(_logits(said), int(mask.sum()))
         largest = max(largest, float((found - logits).abs().max().nan_to_num(float("inf"))))
-    if largest > tolerance:
+    allowed = max(tolerance, RELATIVE_TOLERANCE * float(expected["logits"].abs().max().nan_to_num(0.0)))
+    if largest > allowed:
         raise ExportMismatch(
-            f"{folder}: logits differ from the probe by {largest:.3g}, more than {tolerance:.3g}: not the model that was trained"
+            f"{folder}: logits differ from the probe by {largest:.3g}, more than {allowed:.3g}: not the model that was trained"
         )
-    _check_tokenizer(folder, model.config.vocab_size, model.config.eos_token_id)
+    _check_tokenizer(folder, model.config)
     return largest
 
 
-def _check_tokenizer(folder: Path, vocab_size: int, eot: int) -> None:
-    """ExportMismatch unless the tokenizer loads and its ids are the model's."""
+def _logits(said: Any) -> tuple[Tensor, ...]:
+    """The logits among what a model of transformers returns, in the order in which ours gives them."""
+    if hasattr(said, "seq_relationship_logits"):
+        return said.prediction_logits, said.seq_relationship_logits
+    if hasattr(said, "start_logits"):
+        return (torch.stack((said.start_logits, said.end_logits), dim=-1),)
+    return (said.logits,)
+
+
+def _check_tokenizer(folder: Path, config: Any) -> None:
+    """ExportMismatch unless the tokenizer loads and its ids are the model's. A BERT's EOT is its tokenizer's [SEP].
+
+    Of the other special tokens those are compared that both sides name.
+    """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    if len(tokenizer) > vocab_size or tokenizer.eos_token_id != eot:
+    eot = tokenizer.sep_token_id if config.model_type == "bert" else tokenizer.eos_token_id
+    if len(tokenizer) > config.vocab_size or eot != config.eos_token_id:
         raise ExportMismatch(
-            f"{folder}: the tokenizer has {len(tokenizer)} ids with EOT {tokenizer.eos_token_id}, "
-            f"the model {vocab_size} with EOT {eot}"
+            f"{folder}: the tokenizer has {len(tokenizer)} ids with EOT {eot}, "
+            f"the model {config.vocab_size} with EOT {config.eos_token_id}"
         )
+    for name in ("pad_token_id", "cls_token_id", "sep_token_id", "mask_token_id"):
+        own, known = getattr(tokenizer, name, None), getattr(config, name, None)
+        if known not in (own, None) and own is not None:
+            raise ExportMismatch(f"{folder}: {name} is {own} in the tokenizer and {known} in the model")

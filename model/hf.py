@@ -1,10 +1,8 @@
 """Names and shapes, to and from Hugging Face: our weights and configuration as a `transformers` model has them.
 
-The one idea: the modules already bear Hugging Face's names, so a family is three small things: its config.json,
-which weights it keeps transposed, and which weights it does not keep at all because they are tied. GPT-2 is the
-family there is; another is another set of functions beside these, chosen by `ModelConfig.family`.
+The one idea: a family is one small file of names (`hf_gpt2.py`, `hf_llama.py`, `hf_bert.py`), which says how its
+config.json and its weights are called; what all families share is here: labels, files, refusals.
 
-GPT-2's `Conv1D` computes x W + b with W (in, out), `nn.Linear` computes x W^T + b with W (out, in).
 Nothing here imports transformers: what it accepts is held by the tests.
 """
 
@@ -15,20 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
-from model import durable
+from model import durable, hf_bert, hf_gpt2, hf_llama, own_weights
 from model.config import ModelConfig
 
-_CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-_BUFFERS = (".attn.bias", ".attn.masked_bias")  # causal masks that old checkpoints carry
-# Options of GPT2Config that change what is computed, with the only value that Transformer computes.
-_COMPUTED = {
-    "activation_function": "gelu_new",
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "add_cross_attention": False,
-}
+_FAMILIES: dict[str, Any] = {"gpt2": hf_gpt2, "llama": hf_llama, "bert": hf_bert}
+_BARE = {"GPT2Model": "language_model", "LlamaModel": "language_model", "BertModel": "pretraining"}  # with no head
 
 
 class UnsupportedModel(ValueError):
@@ -40,32 +32,20 @@ def _label_names(config: ModelConfig) -> tuple[str, ...]:
     return config.labels or tuple(f"LABEL_{index}" for index in range(config.num_labels or 0))
 
 
+def architecture(config: ModelConfig) -> str:
+    """The name of the class in `transformers` that computes this model."""
+    return str(_FAMILIES[config.family].ARCHITECTURES[config.head_kind])
+
+
 def _config_json(config: ModelConfig) -> dict[str, Any]:
-    """GPT2Config's fields. `head_pdrop` is ours; transformers keeps what it does not know and does not use it."""
-    eot = config.eot_token_id
     fields: dict[str, Any] = {
-        "model_type": "gpt2",
-        "architectures": ["GPT2LMHeadModel" if config.num_labels is None else "GPT2ForSequenceClassification"],
+        "model_type": config.family,
+        "architectures": [architecture(config)],
         "vocab_size": config.vocab_size,
-        "n_positions": config.n_positions,
-        "n_ctx": config.n_positions,
-        "n_embd": config.n_embd,
-        "n_layer": config.n_layer,
-        "n_head": config.n_head,
-        "n_inner": config.n_inner,
-        "embd_pdrop": config.embd_pdrop,
-        "resid_pdrop": config.resid_pdrop,
-        "attn_pdrop": 0.0,
-        "head_pdrop": config.head_pdrop,
-        "layer_norm_epsilon": config.layer_norm_epsilon,
         "initializer_range": config.initializer_range,
         "tie_word_embeddings": config.tie_word_embeddings,
-        "bos_token_id": eot,
-        "eos_token_id": eot,
-        "pad_token_id": eot,
-        "use_cache": True,
         "torch_dtype": "float32",
-    } | _COMPUTED
+    } | _FAMILIES[config.family].config_json(config)
     if config.num_labels is not None:
         names = _label_names(config)
         fields["problem_type"] = "single_label_classification"
@@ -77,59 +57,97 @@ def _config_json(config: ModelConfig) -> dict[str, Any]:
 def generation_config(config: ModelConfig) -> dict[str, Any]:
     """generation_config.json: which tokens start, end and pad a continuation."""
     eot = config.eot_token_id
-    return {"bos_token_id": eot, "eos_token_id": eot, "pad_token_id": eot}
+    opening = eot if config.cls_token_id is None else config.cls_token_id
+    return {"bos_token_id": opening, "eos_token_id": eot, "pad_token_id": config.padding}
 
 
 def to_hugging_face(config: ModelConfig, state: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Our state dict (any dtype, any device) -> config.json's fields, and fp32 tensors on the host by GPT-2's names.
+    """Our state dict (any dtype, any device) -> config.json's fields, and fp32 tensors on the host by the family's names.
 
-    A tied output layer is left out: it is the token embedding. ValueError if the labels do not fit num_labels.
+    Tied weights are left out. ValueError if the labels do not fit num_labels, UnsupportedModel if no family computes it.
     """
+    if not config.exportable:
+        raise UnsupportedModel(f"no Hugging Face family computes feed_forward={config.feed_forward}; choose another")
     if config.num_labels is not None and len(_label_names(config)) != config.num_labels:
         raise ValueError(
             f"labels={list(config.labels)} name {len(config.labels)} classes, num_labels={config.num_labels}"
         )
-    tensors = {}
-    for name, tensor in state.items():
-        if name == "lm_head.weight" and config.tie_word_embeddings:
-            continue
-        tensor = tensor.detach().to("cpu", torch.float32)
-        tensors[name] = (tensor.t() if name.endswith(_CONV1D) else tensor).contiguous()
-    return _config_json(config), tensors
+    on_host = {name: tensor.detach().to("cpu", torch.float32) for name, tensor in state.items()}
+    theirs = _FAMILIES[config.family].to_theirs(config, on_host)
+    return _config_json(config), {name: tensor.contiguous() for name, tensor in theirs}
 
 
 def _read_config(folder: Path) -> ModelConfig:
-    """config.json of a GPT-2 folder as a ModelConfig. UnsupportedModel where it asks for another computation."""
+    """config.json of a folder as a ModelConfig. UnsupportedModel where it asks for another computation."""
     path = folder / "config.json"
     if not path.exists():
         raise UnsupportedModel(f"{folder} has no config.json; expected a Hugging Face model folder")
     fields = durable.read_json(path)
-    for name, value in ({"model_type": "gpt2"} | _COMPUTED).items():
+    family = fields.get("model_type")
+    if family not in _FAMILIES:
+        raise UnsupportedModel(f"{path}: model_type={family!r} is not supported, only {', '.join(_FAMILIES)}")
+    theirs = _FAMILIES[family]
+    activations = getattr(theirs, "ACTIVATIONS", {}).values()
+    for name in ("activation_function", "hidden_act"):
+        if activations and name in fields and fields[name] not in activations:
+            raise UnsupportedModel(f"{path}: {name}={fields[name]!r} is not supported, only {' or '.join(activations)}")
+    for name, value in theirs.COMPUTED.items():
         if fields.get(name, value) != value:
             raise UnsupportedModel(f"{path}: {name}={fields[name]!r} is not supported, only {value!r}")
-    labels = _labels(fields)
-    wanted = ModelConfig.model_fields.keys() - {"num_labels", "labels", "eot_token_id", "family"}
-    values = {name: fields[name] for name in wanted if name in fields}
-    for name in ("embd_pdrop", "resid_pdrop", "layer_norm_epsilon", "initializer_range", "head_pdrop"):
-        if name in values:
-            values[name] = float(values[name])
-    return ModelConfig(eot_token_id=_eot(fields, path), num_labels=len(labels) or None, labels=labels, **values)
+    heads = {name: head for head, name in theirs.ARCHITECTURES.items()} | _BARE
+    named = (fields.get("architectures") or [next(iter(heads))])[0]
+    if named not in heads:
+        raise UnsupportedModel(f"{path}: architecture {named} is not supported, only {', '.join(heads)}")
+    labels = _labels(fields) if heads[named] == "classification" else ()
+    try:
+        return ModelConfig(
+            family=family, vocab_size=fields["vocab_size"], num_labels=len(labels) or None, labels=labels,
+            **_special(fields, path, family), **theirs.shape(fields), **_named_head(heads[named], family),
+        )  # fmt: skip
+    except KeyError as error:
+        raise UnsupportedModel(f"{path}: {error} is missing") from error
+    except (ValueError, ValidationError) as error:
+        raise UnsupportedModel(f"{path}: {error}") from error
 
 
-def _eot(fields: Mapping[str, Any], path: Path) -> int:
-    """The end-of-text token's id. UnsupportedModel where there is not exactly one in the vocabulary."""
-    eot = fields.get("eos_token_id")
+def _named_head(head: str, family: str) -> dict[str, Any]:
+    """The head, where it is not the one that is meant without a word."""
+    usual = ("classification", next(iter(_FAMILIES[family].ARCHITECTURES)))
+    return {} if head in usual else {"head": head}
+
+
+def _special(fields: Mapping[str, Any], path: Path, family: str) -> dict[str, Any]:
+    """The ids of EOT and padding. UnsupportedModel where there is not exactly one EOT in the vocabulary.
+
+    BERT's EOT is its [SEP]. Its own files name neither: a folder that lacks them is completed from its tokenizer.
+    """
+    eot, pad = fields.get("eos_token_id"), fields.get("pad_token_id")
+    if family == "bert" and not isinstance(eot, int):
+        known = _tokenizer_ids(path.parent)
+        if "[SEP]" not in known:
+            raise UnsupportedModel(f"{path}: no eos_token_id, and no tokenizer beside it that has [SEP]")
+        named = {"cls_token_id": "[CLS]", "sep_token_id": "[SEP]", "mask_token_id": "[MASK]", "pad_token_id": "[PAD]"}
+        return {"eot_token_id": known["[SEP]"]} | {
+            name: known[token] for name, token in named.items() if token in known
+        }
     if not isinstance(eot, int) or not 0 <= eot < fields["vocab_size"]:
         raise UnsupportedModel(
             f"{path}: eos_token_id={eot!r} is not one id of the vocabulary of {fields['vocab_size']}"
         )
-    return eot
+    return {"eot_token_id": eot} | ({"pad_token_id": pad} if isinstance(pad, int) and pad != eot else {})
+
+
+def _tokenizer_ids(folder: Path) -> dict[str, int]:
+    """The ids of the special tokens in a folder's tokenizer.json or vocab.txt; none if it has neither."""
+    if (folder / "tokenizer.json").exists():
+        return {token["content"]: token["id"] for token in durable.read_json(folder / "tokenizer.json")["added_tokens"]}
+    if (folder / "vocab.txt").exists():
+        return {token: place for place, token in enumerate((folder / "vocab.txt").read_text().splitlines())}
+    return {}
 
 
 def _labels(fields: Mapping[str, Any]) -> tuple[str, ...]:
-    """The classes' names by index; none for a language model."""
-    if "GPT2ForSequenceClassification" not in (fields.get("architectures") or ()):
-        return ()
+    """The classes' names by index."""
     names: dict[str, str] = fields.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
     return tuple(names[str(index)] for index in range(len(names)))
 
@@ -147,21 +165,20 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def from_hugging_face(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """Read a GPT-2 folder: its ModelConfig, and a state dict in fp32 for the model that `heads.build` makes of it.
+    """Read a Hugging Face folder, or one of our own weights: its ModelConfig, and a state dict in fp32 for the model that `heads.build` makes of it.
 
     UnsupportedModel names the file and the field when it is another family, computes something else, or keeps
     its weights in pickles.
     """
+    if own_weights.are_in(folder):
+        return own_weights.read(folder)
     config = _read_config(folder)
-    state = {}
-    for name, tensor in _read_tensors(folder).items():
-        if name.endswith(_BUFFERS):
-            continue
-        if not name.startswith(("transformer.", "lm_head.", "score.")):
-            name = f"transformer.{name}"  # as GPT2Model, and OpenAI's own files, name them
-        tensor = tensor.to(torch.float32)
-        state[name] = (tensor.t() if name.endswith(_CONV1D) else tensor).contiguous()
-    if config.num_labels is None and config.tie_word_embeddings:
+    theirs = {name: tensor.to(torch.float32) for name, tensor in _read_tensors(folder).items()}
+    try:
+        state = {name: tensor.contiguous() for name, tensor in _FAMILIES[config.family].to_ours(config, theirs)}
+    except KeyError as error:
+        raise UnsupportedModel(f"{folder}: family {config.family} has no weight {error}, or lacks its like") from error
+    if config.head_kind == "language_model" and config.tie_word_embeddings:
         state["lm_head.weight"] = state["transformer.wte.weight"]
     return config, state
 

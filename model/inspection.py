@@ -10,39 +10,49 @@ from typing import Any
 
 import numpy as np
 
-from model.batches import example_batch, example_order, pretrain_batch, samples, sequences
-from model.config import TrainConfig
+from model.batches import example_batch, example_order
+from model.config import ObjectiveConfig, TrainConfig
+from model.cross_entropy import IGNORE_INDEX
 from model.examples import Examples
+from model.job import StreamData
+from model.pretraining import Order, Pretraining, streams
 from model.token_shards import TokenShards
 
 
 def training_batch(job: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of step `job["step"]` (from 0) of a training job: {"place", "origin", "tokens", "loss_mask", "label"}.
+    """The rows of step `job["step"]` (from 0) of a training job: {"place", "origin", "tokens", "loss_mask", "label"}, and of
+    text "targets": the tokens as they are where some are hidden.
 
-    `job` has "train" (TrainConfig as JSON), "data" as in a rank's job, and "step". `loss_mask[i]` says whether the
+    `job` has "train" (TrainConfig as JSON), "data" and "objective" as in a rank's job, "step", and for text also the job's
+    "objective_options" and "tokenizer". `loss_mask[i]` says whether the
     loss counts token i as a target.
     """
     train = TrainConfig.model_validate(job["train"])
-    order = {"seed": train.seed, "global_batch_size": train.global_batch_size}
     if "examples" in job["data"]:
-        return _examples(Examples(Path(job["data"]["examples"])), job["step"], order, train.sequence_length)
-    shards = TokenShards.from_manifest(Path(job["data"]["manifest"]), Path(job["data"]["root"]))
-    return _stream(shards, job["step"], order, train.sequence_length)
+        places = {"seed": train.seed, "global_batch_size": train.global_batch_size}
+        places |= {"pool": job["data"]["pool"]} if "pool" in job["data"] else {}
+        examples, objective = Examples(Path(job["data"]["examples"])), job.get("objective", "classification")
+        return _examples(examples, job["step"], places | {"objective": objective}, train.sequence_length)
+    order = Order(train.seed, train.global_batch_size, train.sequence_length)
+    source, options = StreamData.model_validate(job["data"]), ObjectiveConfig.model_validate(job["objective_options"])
+    return _stream(streams(source, job["objective"], options, Path(job["tokenizer"]), order), job["step"])
 
 
-def _stream(shards: TokenShards, step: int, order: dict[str, int], length: int) -> list[dict[str, Any]]:
-    batch = pretrain_batch(shards, step, length=length, **order).rows
-    size = order["global_batch_size"]
-    chosen = samples(sequences(shards, length), order["seed"], step * size, size)
+def _stream(made: Pretraining, step: int) -> list[dict[str, Any]]:
+    """What the model sees of each row; of a masked one the loss counts what was hidden."""
+    batch = made(step).rows
+    if batch.targets is not None:
+        counted = (batch.targets != IGNORE_INDEX).tolist()
+    else:  # the first token of a causal model's row is only an input
+        asked = made.objective == "causal_lm"
+        counted = [[asked and place > 0 for place in range(batch.tokens.shape[1])]] * len(batch.tokens)
+    whole = batch.tokens if batch.targets is None else batch.targets.where(batch.targets != IGNORE_INDEX, batch.tokens)
+    labels = [None] * len(counted) if batch.labels is None else batch.labels.tolist()
     return [
-        {
-            "place": place,
-            "origin": origin(shards, int(sample) * length),
-            "tokens": row.tolist(),
-            "loss_mask": [False] + [True] * length,  # the first token is only an input
-            "label": None,
-        }
-        for place, (sample, row) in enumerate(zip(chosen, batch.tokens, strict=True))
+        {"place": place, "origin": origin(*start), "tokens": row, "targets": said, "loss_mask": mask, "label": label}
+        for place, (start, row, said, mask, label) in enumerate(
+            zip(made.beginnings(step), batch.tokens.tolist(), whole.tolist(), counted, labels, strict=True)
+        )
     ]
 
 
@@ -56,17 +66,17 @@ def origin(shards: TokenShards, position: int) -> str:
     return f"{shards.units[index].path.name} document {identifier} token {offset - int(shard.offsets[document])}"
 
 
-def _examples(examples: Examples, step: int, order: dict[str, int], length: int) -> list[dict[str, Any]]:
+def _examples(examples: Examples, step: int, order: dict[str, Any], length: int) -> list[dict[str, Any]]:
     batch = example_batch(examples, step, length=length, **order).rows
-    chosen = [examples[int(sample)] for sample in example_order(examples, step, **order)]
-    assert batch.labels is not None
-    return [
-        {
-            "place": place,
-            "origin": f"example {example.id}",
-            "tokens": row.tolist(),
-            "loss_mask": [index == min(len(example.tokens), length) - 1 for index in range(len(row))],
-            "label": int(label),
-        }
-        for place, (example, row, label) in enumerate(zip(chosen, batch.tokens, batch.labels, strict=True))
-    ]
+    which = {name: value for name, value in order.items() if name != "objective"}
+    chosen = [examples[int(sample)] for sample in example_order(examples, step, **which)]
+    found = []
+    for place, (example, row) in enumerate(zip(chosen, batch.tokens, strict=True)):
+        last = min(len(example.tokens), length) - 1  # whose hidden state a classifier looks at
+        counted = [index == last for index in range(len(row))]
+        if batch.loss_mask is not None:  # the first token is only an input
+            counted = [False, *batch.loss_mask[place, 1:].tolist()]
+        label = None if batch.labels is None else int(batch.labels[place])
+        origin = f"example {example.id}"
+        found.append({"place": place, "origin": origin, "tokens": row.tolist(), "loss_mask": counted, "label": label})
+    return found

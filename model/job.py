@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from model.config import Config, ModelConfig, TrainConfig
+from model.config import Config, ModelConfig, ObjectiveConfig, TrainConfig
+from model.tuning_config import Tuning
 
 
 class StreamData(Config):
@@ -25,6 +26,7 @@ class ExampleData(Config):
     """Training examples: one file of tokenised examples."""
 
     examples: str
+    pool: int = Field(16, ge=1, description="global batches among which examples are sorted by length")
 
 
 class RankJob(Config):
@@ -32,10 +34,16 @@ class RankJob(Config):
 
     model: ModelConfig
     train: TrainConfig
-    objective: Literal["causal_lm", "classification"]
+    objective: Literal["causal_lm", "masked_lm", "next_sentence", "masked_lm_next_sentence", "classification"]
+    objective_options: ObjectiveConfig = ObjectiveConfig()
     data: StreamData | ExampleData
     tokenizer: str = Field(description="folder of the tokenizer that the export carries")
+    tuning: Tuning = Field(Tuning(), description="which weights are trained, and what may stop it early")
+    validation: str | None = Field(None, description="file of the tokenised examples that early stopping looks at")
     init: str | None = Field(None, description="export folder to start from; none: weights are a function of the seed")
+    release: bool = Field(
+        True, description="leave a Hugging Face export behind; false: our own weights, which no other software reads"
+    )
     attempt: str = Field(description="folder of this owner; nothing is written outside of it but by a rename from it")
     outputs: str = Field(description="folder in the attempt for what the step leaves behind")
     checkpoints: str = Field(description="folder of the published checkpoints, older attempts' too")
@@ -56,6 +64,17 @@ class RankJob(Config):
     def _room_for_permanent(self) -> RankJob:
         if self.permanent_every and self.permanent is None:
             raise ValueError(f"permanent_every={self.permanent_every} needs the folder `permanent`")
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_validate(self) -> RankJob:
+        early = self.tuning.early_stopping
+        if early and self.validation is None:
+            raise ValueError("tuning.early_stopping needs `validation`, a file of examples")
+        if early and early.metric == "accuracy" and self.objective != "classification":
+            raise ValueError(
+                f"early_stopping.metric=accuracy needs classes, and the objective is {self.objective}; use loss"
+            )
         return self
 
     @staticmethod

@@ -12,10 +12,11 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -39,8 +40,9 @@ def flops_per_token(model: nn.Module, config: ModelConfig, length: int) -> float
     is the output layer. T is the length of the sequence. Recomputed activations are not counted.
     """
     count = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())
-    count -= config.n_positions * config.n_embd
-    if config.num_labels is not None or not config.tie_word_embeddings:
+    if config.family != "llama":
+        count -= config.n_positions * config.n_embd
+    if config.head_kind in ("classification", "span") or not config.tie_word_embeddings:
         count -= config.vocab_size * config.n_embd
     return 6 * count + 12 * config.n_layer * config.n_embd * length
 
@@ -97,8 +99,8 @@ class Journal:
         metrics = durable.Log(self.attempt / METRICS, bytes(self.metrics))
         self._logs = (metrics, durable.Log(progress, before))
 
-    def record(self, report: StepReport) -> None:
-        """Add a step to both files, which were begun."""
+    def record(self, report: StepReport, measured: Mapping[str, float] = MappingProxyType({})) -> None:
+        """Add a step to both files, which were begun; `measured` after it are more metrics of its line."""
         assert self._logs is not None
         line = {
             "step": report.step,
@@ -106,6 +108,7 @@ class Journal:
             "learning_rate": report.learning_rate,
             "grad_norm": report.grad_norm,
             "tokens": report.tokens,
+            **measured,
         }
         data = json.dumps(line, allow_nan=False).encode() + b"\n"
         self.metrics += data

@@ -16,24 +16,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from model import durable, export, restore
-from model.batches import RankBatch, example_batch, pretrain_batch
-from model.checkpoint import Checkpoint, open_shelf
+from model import durable, outputs, restore, tuning
+from model.batches import RankBatch, example_batch, padding
+from model.checkpoint import BEST, Checkpoint, open_shelf
 from model.config import ModelConfig, accumulation_steps
 from model.examples import Examples
 from model.heads import build
 from model.hf import from_hugging_face, load_pretrained
 from model.job import ExampleData, RankJob
 from model.monitor import METRICS, DivergenceGuard, Journal, flops_per_token, remembered_peak, sigterm_noticed
+from model.pretraining import Order, streams
 from model.saving import Saver
 from model.token_shards import DamagedShard, TokenShards
 from model.train import train
+from model.validation import PREFIX, Best, BestWeights, Validation
 from model.world import World, join
 from model.zero import build_engine, full_state
 
 log = logging.getLogger(__name__)
-# Of the largest logit, between live model and fp32 reference: bf16 has 8 bits of mantissa, and errors add up over blocks.
-LIVE_TOLERANCE = {"bf16": 0.05, "fp32": 1e-3}
 
 
 def _verify_shards(shards: TokenShards, world: World) -> None:
@@ -50,8 +50,8 @@ def _verify_shards(shards: TokenShards, world: World) -> None:
 
 
 def _same_vocabulary(data: TokenShards | Examples, model: ModelConfig) -> None:
-    """ValueError unless the data's tokens are those that the model knows."""
-    if (data.vocab_size, data.eot) != (model.vocab_size, model.eot_token_id):
+    """ValueError unless the data's tokens are those that the model knows. It may know more than its tokenizer has."""
+    if data.vocab_size > model.vocab_size or data.eot != model.eot_token_id:
         raise ValueError(
             f"the data has {data.vocab_size} token ids with EOT {data.eot}, the model {model.vocab_size} with EOT "
             f"{model.eot_token_id}; tokenize the data with the model's tokenizer"
@@ -70,12 +70,30 @@ def loader(job: RankJob, world: World) -> Callable[[int], RankBatch]:
     if isinstance(job.data, ExampleData):
         examples = Examples(Path(job.data.examples))
         _same_vocabulary(examples, job.model)
-        return lambda step: example_batch(examples, step, **order)
-    shards = TokenShards.from_manifest(Path(job.data.manifest), Path(job.data.root))
-    _same_vocabulary(shards, job.model)
-    if job.verify:
-        _verify_shards(shards, world)
-    return lambda step: pretrain_batch(shards, step, **order)
+        pool = job.data.pool
+        return lambda step: example_batch(examples, step, objective=job.objective, pool=pool, **order)
+    pretraining = streams(job.data, job.objective, job.objective_options, Path(job.tokenizer), Order(**order))
+    for shards in pretraining.corpora.values():
+        _same_vocabulary(shards, job.model)
+        if job.verify:
+            _verify_shards(shards, world)
+    return pretraining
+
+
+def padded(job: RankJob) -> float | None:
+    """The share of padding among a run's tokens; None where sequences are cut from a stream and need none."""
+    if not isinstance(job.data, ExampleData):
+        return None
+    train = job.train
+    share = padding(
+        Examples(Path(job.data.examples)),
+        train.max_steps,
+        seed=train.seed,
+        global_batch_size=train.global_batch_size,
+        length=train.sequence_length,
+        pool=job.data.pool,
+    )
+    return round(share, 6)
 
 
 def initial_model(job: RankJob) -> nn.Module:
@@ -85,6 +103,7 @@ def initial_model(job: RankJob) -> nn.Module:
         _, state = from_hugging_face(Path(job.init))
         fresh = load_pretrained(model, state)
         log.info("initial weights from %s; from the seed: %s", job.init, fresh or "none")
+    tuning.prepare(model, job.tuning, job.train.seed)
     return model
 
 
@@ -101,12 +120,20 @@ class Run:
         self.step = self.resumed.step if self.resumed else 0
         self.load = loader(job, world)
         model = initial_model(job)
+        self.parameters = tuning.counts(model)
+        log.info("%d of %d parameters are trained", *self.parameters)
         self.journal = Journal(
             self.attempt, _peak(job, world), flops_per_token(model, job.model, job.train.sequence_length)
         )
         universal = restore.is_universal(self.resumed, world)
         self.engine = build_engine(model, job.train, world, job.micro_batch_size, universal=universal)
         self.guard = DivergenceGuard()
+        early = job.tuning.early_stopping
+        self.best = Best(early, job.train.max_steps) if early else None
+        self.best_weights = BestWeights()
+        if job.validation and early:
+            length = job.train.sequence_length
+            self.validation = Validation(Path(job.validation), job.objective, length, world)
         self.history = _history(self.resumed, numerics(job, world))
         self.saver = Saver(self.engine, world, self.shelf, job.train.zero_stage)
         self._copied_at = time.monotonic()  # when the last checkpoint was begun, or else training
@@ -122,13 +149,19 @@ class Run:
         self.journal.metrics += source.metrics
         for line in self.journal.lines():
             self.guard.check(line["step"], line["loss"], line["grad_norm"], source.folder)
+            if self.best:
+                self.best.see(line["step"], line)
+        self.best_weights.data = source.best
 
     def begin_save(self) -> None:
         """Begin a checkpoint of the current step, unless it has one. Every rank has to call it."""
         if self.saver.step != self.step:
             every = self.job.permanent_every
             permanent = every > 0 and self.step % every == 0
-            self.saver.begin(self.step, bytes(self.journal.metrics), self.history, permanent=permanent)
+            files = {METRICS: bytes(self.journal.metrics)}
+            if self.best_weights.data:
+                files[BEST] = self.best_weights.data
+            self.saver.begin(self.step, files, self.history, permanent=permanent)
         self._copied_at = time.monotonic()
 
     def save(self) -> None:
@@ -142,21 +175,29 @@ class Run:
             durable.remove_tree(self.shelf.start)
 
     def steps(self, stop: Callable[[], bool]) -> bool:
-        """Train to the last step, or until `stop()` is true on any rank or attempt/stop exists. Whether it was stopped."""
+        """Train to the last step, or until the validation examples say that it is enough.
+
+        Whether it was stopped before: `stop()` is true on any rank, or attempt/stop exists.
+        """
+        if self._enough():  # and the ranks were started again before all was written
+            return False
         for report in train(self.engine, self.load, self.job.objective, self.job.train, self.world, self.step):
             if not self.guard.is_fine(report.loss, report.grad_norm):
                 self.saver.finish()  # it is from before, and the error is going to name it
             newest = self.shelf.newest
             self.guard.check(report.step, report.loss, report.grad_norm, newest.folder if newest else None)
             self.step = report.step
+            measured = self._measured()
             if self.world.is_first:
                 self.shelf.require_attempt()
-                self.journal.record(report)
+                self.journal.record(report, measured)
             stopped, late, busy = self.world.vote(
                 stop() or self._stop_file.exists(), self.world.is_first and self._is_late(), self.saver.busy
             )
             if not busy:
                 self.saver.advance()
+            if self._enough():
+                return False
             if stopped:
                 return self.step < self.job.train.max_steps
             if late or any(
@@ -165,49 +206,42 @@ class Run:
                 self.begin_save()
         return False
 
+    def _measured(self) -> dict[str, float]:
+        """What the validation examples say of the model now; nothing where it is not their turn."""
+        if self.best is None or not self.best.due(self.step):
+            return {}
+        measured = self.validation.measure(self.engine)
+        if self.best.see(self.step, measured):
+            trained = full_state(self.engine, self.job.train, self.world)
+            if self.world.is_first:
+                self.best_weights.keep(self.step, trained)
+        return measured
+
+    def _enough(self) -> bool:
+        """Whether the validation examples have been no better for long enough."""
+        return self.best is not None and self.best.over
+
     def _is_late(self) -> bool:
         """Whether the last checkpoint is `checkpoint_seconds` old, by this rank's clock."""
         seconds = self.job.checkpoint_seconds
         return seconds > 0 and time.monotonic() - self._copied_at >= seconds
 
+    def facts(self) -> dict[str, Any]:
+        """What there is to say where not all weights are tuned to the last step."""
+        found: dict[str, Any] = {}
+        if self.parameters[0] < self.parameters[1]:
+            found |= dict(zip(("trained_parameters", "parameters"), self.parameters, strict=True))
+        if self.best:
+            found |= {"best_step": self.best.step, f"best_{PREFIX}{self.best.config.metric}": self.best.value}
+        return found
+
     def export(self) -> float:
         """Write export, probe and metrics into the outputs and check the export. The largest difference from the probe."""
-        state = full_state(self.engine, self.job.train, self.world)
-        tokens, mask = export.probe_inputs(self.job.model)
-        self.engine.eval()
-        logits = export.last_logits(self.engine, tokens, mask)  # (rows, V or K)
-        return self.world.from_first(lambda: self._write_outputs(state, tokens, mask, logits))
-
-    def _write_outputs(
-        self, state: dict[str, torch.Tensor], tokens: torch.Tensor, mask: torch.Tensor, logits: torch.Tensor
-    ) -> float:
-        """What `export` does on rank 0, with everything gathered."""
-        if self.job.train.precision == "bf16" or self.job.device == "cuda":
-            logits = self._reference_logits(state, tokens, mask, logits)
-        draft = self.shelf.new_folder("outputs")
-        export.write_export(draft / "export", self.job.model, state, Path(self.job.tokenizer))
-        export.write_probe(draft / "probe.safetensors", tokens, mask, logits)
-        durable.write_bytes(draft / METRICS, bytes(self.journal.metrics))
-        difference = export.check_export(draft / "export", draft / "probe.safetensors")
-        self.shelf.deliver(draft, Path(self.job.outputs))
-        return difference
-
-    def _reference_logits(
-        self, state: dict[str, torch.Tensor], tokens: torch.Tensor, mask: torch.Tensor, live: torch.Tensor
-    ) -> torch.Tensor:
-        """Our model's logits in fp32 on the CPU, as the export is checked, after they were compared with the live model's.
-
-        A live model in bf16, or on a GPU with its own order of sums, cannot be compared to 1e-4 itself.
-        """
-        model = build(self.job.model)
-        load_pretrained(model, state)
-        logits = export.last_logits(model.eval(), tokens, mask)
-        difference = float((logits - live).abs().max())
-        if not difference <= LIVE_TOLERANCE[self.job.train.precision] * float(logits.abs().max()):
-            raise export.ExportMismatch(
-                f"the fp32 weights and the live model differ by {difference:.3g} in their logits"
-            )
-        return logits
+        best = self.best_weights.tensors() if self.best and self.world.is_first else {}
+        return outputs.write(
+            self.job, self.engine, lambda: initial_model(self.job), bytes(self.journal.metrics), self.shelf, self.world,
+            best=best if self.best else None,
+        )  # fmt: skip
 
 
 def _peak(job: RankJob, world: World) -> float | None:
@@ -245,7 +279,8 @@ def run(job: RankJob) -> dict[str, Any]:
     """Train, or continue to train, and export. Every rank has to call it; the result is complete on rank 0.
 
     It is {"steps", "final_loss", "tokens", "tokens_per_second", "resumed_from", "stopped": None | "sigterm",
-    "export_difference", "numerics"}. Raises TrainingDiverged, CheckpointError, DamagedShard, ExportMismatch;
+    "export_difference", "padding", "numerics"}, where not all is tuned "trained_parameters" and "parameters", and with early stopping
+    "best_step" and "best_validation_loss" or "best_validation_accuracy". Raises TrainingDiverged, CheckpointError, DamagedShard, ExportMismatch;
     FileNotFoundError when the attempt was taken over.
     """
     torch.set_num_threads(job.threads)  # Ray sets OMP_NUM_THREADS, and the number decides the last bits
@@ -266,5 +301,7 @@ def run(job: RankJob) -> dict[str, Any]:
             "resumed_from": this.resumed.step if this.resumed else None,
             "stopped": "sigterm" if stopped else None,
             "export_difference": difference,
+            "padding": padded(this.job) if world.is_first and not stopped else None,
             "numerics": this.history[-1]["numerics"] | ({"earlier": this.history[:-1]} if this.history[1:] else {}),
+            **this.facts(),
         }

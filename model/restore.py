@@ -73,7 +73,8 @@ def load(engine: Any, checkpoint: Checkpoint, world: World, shelf: Shelf) -> Non
         )
     folder = Path(world.from_first(lambda: str(_convert(checkpoint, shelf)))) if universal else checkpoint.folder
     hyperparameters = [{name: value for name, value in group.items() if name != "params"} for group in _groups(engine)]
-    loaded, _ = engine.load_checkpoint(str(folder), tag=STATE)
+    frozen = any(not parameter.requires_grad for parameter in engine.module.parameters())  # they are in no checkpoint
+    loaded, _ = engine.load_checkpoint(str(folder), tag=STATE, load_module_strict=not frozen)
     if loaded is None or engine.global_steps != checkpoint.step:
         raise CheckpointError(
             f"{checkpoint.folder} did not load: DeepSpeed is at step {engine.global_steps}, not {checkpoint.step}"

@@ -74,9 +74,7 @@ def evaluate_texts(job: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"{job['texts']} holds no text")
     model, tokenizer = load_export(export, job.get("device", "cpu")), load_tokenizer(export)
     opening = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    length = min(
-        getattr(model.config, "n_positions", model.config.max_position_embeddings), job.get("length") or 1 << 30
-    )
+    length = min(model.config.max_position_embeddings, job.get("length") or 1 << 30)
     nats = math.fsum(text_nats(model, encode(tokenizer, texts), opening, length, job.get("batch_size", BATCH_SIZE)))
     size = sum(len(text.encode()) for text in texts)
     return {

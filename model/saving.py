@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,25 +19,28 @@ from typing import Any, NoReturn, cast
 import torch
 
 from model import durable
-from model.checkpoint import METRICS, STATE, Checkpoint, CheckpointError, Entries, Shelf
+from model.checkpoint import STATE, Checkpoint, CheckpointError, Entries, Shelf
 from model.snapshot import HostBuffers, capture
 from model.world import World
 
 log = logging.getLogger(__name__)
 
 
-def write(staging: Path, shards: list[tuple[Path, Any]], metrics: bytes | None) -> Entries:
-    """Write this rank's files into `staging` and flush them to the disk; their manifest entries. OSError names the file."""
+def write(staging: Path, shards: list[tuple[Path, Any]], files: Mapping[str, bytes]) -> Entries:
+    """Write this rank's state, and `files` by name, into `staging` and flush them to the disk; their manifest entries.
+
+    OSError names the file.
+    """
     torch.serialization.set_crc32_options(False)  # it takes longer than everything else, and every file has a SHA-256
     entries: Entries = []
     for path, state in shards:
         with durable.hashing(path) as file:
             torch.save(state, cast(Any, file))
         entries.append({"path": path.relative_to(staging).as_posix(), "size": file.size, "sha256": file.sha256})
-    if metrics is not None:
-        with durable.hashing(staging / METRICS) as file:
-            file.write(metrics)
-        entries.append({"path": METRICS, "size": file.size, "sha256": file.sha256})
+    for name, data in files.items():
+        with durable.hashing(staging / name) as file:
+            file.write(data)
+        entries.append({"path": name, "size": file.size, "sha256": file.sha256})
     return entries
 
 
@@ -81,9 +85,10 @@ class Saver:
         """Whether this rank's thread is still at work."""
         return self._under_way is not None and not self._under_way.work.done()
 
-    def begin(self, step: int, metrics: bytes, history: list[dict[str, Any]], *, permanent: bool) -> None:
+    def begin(self, step: int, files: Mapping[str, bytes], history: list[dict[str, Any]], *, permanent: bool) -> None:
         """Copy the state after `step` optimizer steps; its checkpoint appears later. Waits for the one before.
 
+        `files` are what rank 0 adds, by name: the metrics so far, and whatever else is known only from earlier steps.
         Errors as `finish`, and FileNotFoundError when the attempt was taken over.
         """
         began = time.perf_counter()
@@ -92,7 +97,7 @@ class Saver:
         staging = Path(self._world.from_first(lambda: str(self._stage(step))))
         shards = capture(self._engine, staging / STATE, self._buffers)
         facts = self._facts | {"step": step, "history": history}
-        entries = self._thread.submit(write, staging, shards, metrics if self._world.is_first else None)
+        entries = self._thread.submit(write, staging, shards, files if self._world.is_first else {})
         self._under_way = _UnderWay(staging, step, permanent, facts, entries)
         self.stood_still.append(time.perf_counter() - began)
 

@@ -96,7 +96,7 @@ class HostBuffers:
 def capture(engine: Any, folder: Path, buffers: HostBuffers) -> list[tuple[Path, Any]]:
     """What DeepSpeed would write to `folder` from this rank: (file, copy of its content). Every rank has to call it.
 
-    Nothing is written. The copies are good until the buffers are used again.
+    Nothing is written. The copies are good until the buffers are used again. Frozen parameters are left out: the job has them.
     """
     buffers.reuse()
     found: list[tuple[Path, Any]] = []
@@ -105,5 +105,6 @@ def capture(engine: Any, folder: Path, buffers: HostBuffers) -> list[tuple[Path,
     # A folder of an overtaken attempt must not come back to life, and a checkpoint carries no programs.
     writer.makedirs = lambda path, exist_ok=False: None
     engine._copy_recovery_script = lambda path: None
-    engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
+    frozen = any(not parameter.requires_grad for parameter in engine.module.parameters())
+    engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False, exclude_frozen_parameters=frozen)
     return found

@@ -4,11 +4,14 @@ The one idea: a shard is an Arrow IPC file with a single record batch, so all of
 another in one buffer. Many shards read as one long stream of tokens, without a copy and without loading
 anything; the document boundaries are kept beside it, and `datasets` opens the same file.
 
-    column tokens: large_list<uint16 | uint32>   one row a document, its last token is the end-of-text token
-    column id:     string                        the document's id in the text shard
+    column tokens:    large_list<uint16 | uint32>   one row a document, its last token is the end-of-text token
+    column id:        string                        the document's id in the text shard
+    column sentences: large_list<int64>             only in format 2: where each sentence of the document begins, counted
+                                                    in the shard's tokens, so that the column is ascending as a whole
     schema metadata b"gptline": canonical JSON {"format", "tokenizer", "vocab_size", "eot", "text_shard"}
 
-A file holds nothing but its content: equal documents and equal metadata give equal bytes.
+A file holds nothing but its content: equal documents and equal metadata give equal bytes. A shard without sentences is
+of format 1, byte for byte what it was before there were any. CLS and SEP are never stored: an objective puts them.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ import pyarrow as pa
 from model import durable
 
 FORMAT = 1  # raised when the layout of the file changes
+WITH_SENTENCES = 2  # the format of a shard that has the column
 METADATA_KEY = b"gptline"
 
 
@@ -58,9 +62,9 @@ def flatten(documents: Sequence[Any], dtype: np.dtype[Any]) -> tuple[np.ndarray,
     return tokens, offsets
 
 
-def metadata_bytes(values: dict[str, Any]) -> dict[bytes, bytes]:
+def metadata_bytes(values: dict[str, Any], format: int = FORMAT) -> dict[bytes, bytes]:
     """Schema metadata with `values` as canonical JSON (sorted keys, no spaces), for shards and examples alike."""
-    return {METADATA_KEY: json.dumps(values | {"format": FORMAT}, sort_keys=True, separators=(",", ":")).encode()}
+    return {METADATA_KEY: json.dumps(values | {"format": format}, sort_keys=True, separators=(",", ":")).encode()}
 
 
 def _check_flat(
@@ -83,20 +87,43 @@ def _check_flat(
         )
 
 
+def _check_sentences(path: Path, sentences: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """How many sentences come before each document and the end, (documents + 1,) int64. ValueError unless they ascend
+    and each document begins with one."""
+    before: np.ndarray = np.asarray(np.searchsorted(sentences, offsets))
+    begun = len(sentences) > before[:-1].max() and (sentences[before[:-1]] == offsets[:-1]).all()
+    if not begun or (np.diff(sentences) < 1).any() or before[-1] != len(sentences):
+        raise ValueError(f"{path}: {len(sentences)} sentences do not ascend from the beginning of each document")
+    return before
+
+
 def write_token_shard(
-    draft: Path, tokens: np.ndarray, offsets: np.ndarray, ids: Sequence[str] | pa.Array, metadata: ShardMetadata
+    draft: Path,
+    tokens: np.ndarray,
+    offsets: np.ndarray,
+    ids: Sequence[str] | pa.Array,
+    metadata: ShardMetadata,
+    sentences: np.ndarray | None = None,
 ) -> None:
     """Write a shard to `draft`; whoever publishes it flushes it.
 
     `tokens` holds every document's ids one after another, each document ending with EOT; document i is
-    `tokens[offsets[i]:offsets[i + 1]]` and is named `ids[i]`. ValueError if they do not fit together.
+    `tokens[offsets[i]:offsets[i + 1]]` and is named `ids[i]`. `sentences`, if given, are the places in `tokens` where
+    sentences begin, ascending. ValueError if they do not fit together.
     """
     _check_flat(draft, tokens, offsets, ids, metadata)
     values = _integers(np.ascontiguousarray(tokens, token_dtype(metadata.vocab_size)))
-    column = pa.LargeListArray.from_arrays(_integers(np.ascontiguousarray(offsets, np.int64)), values)
-    schema = pa.schema([("tokens", column.type), ("id", pa.string())], metadata_bytes(asdict(metadata)))
-    names = ids if isinstance(ids, pa.Array) else pa.array(ids, pa.string())
-    batch = pa.record_batch([column, names], schema=schema)
+    columns = {
+        "tokens": pa.LargeListArray.from_arrays(_integers(np.ascontiguousarray(offsets, np.int64)), values),
+        "id": ids if isinstance(ids, pa.Array) else pa.array(ids, pa.string()),
+    }
+    if sentences is not None:
+        before = _integers(_check_sentences(draft, sentences, offsets))
+        starts = _integers(np.ascontiguousarray(sentences, np.int64))
+        columns["sentences"] = pa.LargeListArray.from_arrays(before, starts)
+    described = metadata_bytes(asdict(metadata), FORMAT if sentences is None else WITH_SENTENCES)
+    schema = pa.schema([(name, column.type) for name, column in columns.items()], described)
+    batch = pa.record_batch(list(columns.values()), schema=schema)
     with pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         writer.write_batch(batch)
 
@@ -111,10 +138,10 @@ def map_batch(path: Path) -> tuple[pa.RecordBatch, dict[str, Any]]:
         with pa.memory_map(str(path)) as source:
             reader = pa.ipc.open_file(source)
             metadata = json.loads((reader.schema.metadata or {})[METADATA_KEY])
-            if metadata["format"] != FORMAT or reader.num_record_batches != 1:
+            if metadata["format"] not in (FORMAT, WITH_SENTENCES) or reader.num_record_batches != 1:
                 raise DamagedShard(
                     f"{path}: format {metadata['format']} with {reader.num_record_batches} record batches; "
-                    f"this version reads format {FORMAT} with one: make it again"
+                    f"this version reads formats {FORMAT} and {WITH_SENTENCES} with one: make it again"
                 )
             return reader.get_batch(0), metadata
     except (pa.ArrowInvalid, KeyError, ValueError) as error:
@@ -146,6 +173,10 @@ class TokenShard:
         self.tokens: np.ndarray = view(column.values)  # (tokens,) the file's own bytes, read-only
         self.offsets: np.ndarray = view(column.offsets)  # (documents + 1,)
         self._ids = batch.column("id")
+        column = batch.column("sentences") if "sentences" in batch.schema.names else None
+        # Where sentences begin (sentences,), and how many begin before each document (documents + 1,); of the file too.
+        self.sentences: np.ndarray | None = None if column is None else view(column.values)
+        self.sentence_offsets: np.ndarray | None = None if column is None else view(column.offsets)
 
     def __len__(self) -> int:
         """Documents in the shard."""
@@ -166,6 +197,7 @@ class ShardUnit:
     documents: int
     tokens: int
     bytes: int  # UTF-8 bytes of the text that the tokens stand for
+    sentences: int = 0  # 0 where they were not looked for
 
 
 class TokenShards:
@@ -184,17 +216,28 @@ class TokenShards:
         self._streams: list[np.ndarray | None] = [None] * len(units)
 
     @classmethod
-    def from_manifest(cls, manifest: Path, root: Path) -> TokenShards:
-        """The shards that a `token_shards` manifest lists, with paths relative to `root`. ValueError if it is another kind."""
+    def from_manifest(cls, manifest: Path, root: Path, corpus: str | None = None) -> TokenShards:
+        """The shards that a `token_shards` manifest lists, with paths relative to `root`: all, or those of one corpus.
+
+        ValueError if the manifest is of another kind or lists no such corpus.
+        """
         content = durable.read_json(manifest)
         if content.get("kind") != "token_shards" or content.get("schema") != 1:
             raise ValueError(
                 f"{manifest}: kind {content.get('kind')!r} schema {content.get('schema')!r}, not token_shards schema 1"
             )
+        chosen = [unit for unit in content["units"] if corpus is None or unit.get("corpus") == corpus]
+        if not chosen and corpus is not None:
+            known = sorted({unit.get("corpus", "") for unit in content["units"]} - {""})
+            raise ValueError(
+                f"{manifest}: no shard of the corpus {corpus!r}; it lists those of {', '.join(known) or 'none'}"
+            )
         units = [
-            ShardUnit(root / unit["path"], unit["sha256"], unit["documents"], unit["tokens"], unit["bytes"])
-            for unit in content["units"]
-        ]
+            ShardUnit(
+                root / unit["path"], unit["sha256"], unit["documents"], unit["tokens"], unit["bytes"], unit.get("sentences", 0)
+            )
+            for unit in chosen
+        ]  # fmt: skip
         return cls(units, content["tokenizer"], content["vocab_size"], content["eot"])
 
     def __len__(self) -> int:

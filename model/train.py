@@ -17,7 +17,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,16 +59,6 @@ def learning_rate(train: TrainConfig, step: int) -> float:
     )
 
 
-def _on_device(batch: objectives.Batch, device: torch.device) -> objectives.Batch:
-    """The batch with what the model reads on `device`; the indices stay on the host, where dropout's keys are made."""
-
-    def move(tensor: torch.Tensor | None) -> torch.Tensor | None:
-        return None if tensor is None else tensor.to(device, non_blocking=True)
-
-    tokens = batch.tokens.to(device, non_blocking=True)
-    return replace(batch, tokens=tokens, loss_mask=move(batch.loss_mask), labels=move(batch.labels))
-
-
 def _optimizer_step(
     engine: Any, share: RankBatch, objective: objectives.Objective, train: TrainConfig, step: int, world: World
 ) -> tuple[float, float]:
@@ -85,7 +75,7 @@ def _optimizer_step(
     for number, batch in enumerate(micro_batches, start=1):
         last = number == len(micro_batches)
         key = DropoutKey(train.seed, step, batch.indices)
-        loss, _ = objectives.loss(engine, objective, _on_device(batch, world.device), key)
+        loss, _ = objectives.loss(engine, objective, batch.to(world.device), key)
         engine.set_gradient_accumulation_boundary(last)
         engine.backward(loss * (world.size / share.loss_tokens), scale_wrt_gas=False)
         total += loss.detach()

@@ -8,9 +8,11 @@ the schedule is state, and nothing needs a compiler.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from model.adamw import AdamW
@@ -23,7 +25,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
     vectors = [parameter for parameter in parameters if parameter.ndim < 2]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]  # ZeRO takes no empty group, and adapters have no vectors
 
 
 def optimizer(model: nn.Module, train: TrainConfig) -> AdamW:
@@ -77,10 +80,27 @@ def _whole(parameter: nn.Parameter, train: TrainConfig) -> torch.Tensor:
 
 
 def full_state(engine: Any, train: TrainConfig, world: World) -> dict[str, torch.Tensor]:
-    """The model's whole fp32 state dict, on the host of rank 0; empty on the others. Every rank has to call it."""
+    """The trained parameters, whole and in fp32, on the host of rank 0; empty on the others. Every rank has to call it."""
     state: dict[str, torch.Tensor] = {}
     for name, parameter in engine.module.named_parameters(remove_duplicate=True):
+        if not parameter.requires_grad:
+            continue
         values = _whole(parameter, train)
         if world.is_first:
             state[name] = values.float().cpu()
     return state
+
+
+@torch.no_grad()
+def put_state(engine: Any, state: Mapping[str, torch.Tensor], train: TrainConfig) -> None:
+    """Give the live model these trained parameters (known to rank 0), to compute with, not to train on. Collective."""
+    import deepspeed
+
+    for name, parameter in engine.module.named_parameters(remove_duplicate=True):
+        if not parameter.requires_grad:
+            continue
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=train.zero_stage == 3):
+            if name in state:
+                parameter.copy_(state[name])
+            if train.zero_stage < 3:
+                dist.broadcast(parameter.data, src=0)

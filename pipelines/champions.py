@@ -14,7 +14,13 @@ from model import durable
 from pipelines import registry
 from pipelines.package import MANIFEST, PackageDamaged, read_manifest
 
-SOURCE_GROUPS = ("corpus", "labelled", "text")  # raw data in a lineage, as steps name it; "text" is the tokenizer's
+SOURCE_GROUPS = (
+    "corpus",
+    "labelled",
+    "labelled_validation",
+    "labelled_test",
+    "text",
+)  # raw data in a lineage, as steps name it; "text" is the tokenizer's
 
 
 @dataclass(frozen=True)

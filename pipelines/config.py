@@ -6,45 +6,19 @@ the rest.
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, model_serializer, model_validator
 
 from model.config import Config, ModelShape, TrainConfig, accumulation_steps
+from model.tuning_config import Tuning
+from pipelines import pretrain_config
 from pipelines.execution import Execution
-
-SourceFormat = Literal["auto", "txt", "md", "jsonl", "jsonl.gz", "jsonl.zst", "parquet", "csv.bz2"]
-
-
-class Source(Config):
-    """Where documents come from: files, a Hugging Face dataset, or a named sample. Exactly one of the three."""
-
-    path: str | None = Field(None, description="a file, a glob, or a directory (searched for all known formats)")
-    dataset: str | None = Field(None, description="a Hugging Face dataset: a local path, or a hub name with `revision`")
-    sample: str | None = Field(None, description="a named sample that gptline fetches, see pipelines/samples.py")
-    config: str | None = Field(None, description="of a dataset: its configuration")
-    split: str = Field("train", description="of a dataset: its split")
-    revision: str | None = Field(
-        None, pattern=r"^[0-9a-f]{40}$", description="of a hub dataset: the commit, 40 hex digits"
-    )
-    format: SourceFormat = Field("auto", description="of files; auto goes by the file name's ending")
-    text_column: str = Field("text", description="field or column that holds the text, where records have fields")
-    on_bad_record: Literal["fail", "skip"] = Field(
-        "fail", description="stop at a bad record, or count it and keep it in rejects"
-    )
-    label: str = Field("", description="name of this source in shards and statistics; counts as content")
-
-    @model_validator(mode="after")
-    def _one_place(self) -> Source:
-        given = [name for name in ("path", "dataset", "sample") if getattr(self, name)]
-        if len(given) != 1:
-            raise ValueError(f"give exactly one of path, dataset or sample, not {' and '.join(given) or 'none'}")
-        if self.dataset and not Path(self.dataset).expanduser().exists() and not self.revision:
-            raise ValueError(
-                f"dataset={self.dataset!r} is no local path, so it is a hub name: pin it with revision=<commit, 40 hex digits>"
-            )
-        return self
+from pipelines.pretrain_config import PretrainConfig as PretrainConfig
+from pipelines.pretrained import Pretrained
+from pipelines.release_config import Gate as Gate
+from pipelines.release_config import RegisterConfig, RetrainConfig
+from pipelines.task_config import Source, TaskConfig
 
 
 class ShardConfig(Config):
@@ -76,6 +50,15 @@ class TokenizerConfig(Config):
     digest: str | None = Field(
         None, pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the pinned directory's tokenizer.json"
     )
+    special_tokens: Literal["gpt2", "bert"] = Field(
+        "gpt2", description="gpt2: <|endoftext|>; bert: [PAD], [CLS], [SEP] (which ends documents) and [MASK]"
+    )
+
+    @model_serializer(mode="wrap")
+    def _as_it_was(self, dump: Any) -> dict[str, Any]:
+        """An option that came later changes no older tokenizer's fingerprint."""
+        fields: dict[str, Any] = dump(self)
+        return {name: value for name, value in fields.items() if name != "special_tokens" or value != "gpt2"}
 
     @model_validator(mode="after")
     def _one_origin(self) -> TokenizerConfig:
@@ -86,31 +69,11 @@ class TokenizerConfig(Config):
         return self
 
 
-class PretrainConfig(TrainConfig):
-    """Pre-training on unlabelled text."""
-
-    objective: Literal["causal_lm"] = Field("causal_lm", description="what is predicted")
+# Fields of fine-tuning that came later: a step's config has them only where they are set, see task_config.py.
+ADDED_TO_FINETUNE = ("length_pool", "class_weights", "long_texts", "window_stride")
 
 
-class TaskConfig(Config):
-    """A labelled task: which one, from which data, how it is split."""
-
-    name: Literal["sentiment"] = Field("sentiment", description="the task, a file in pipelines/tasks/")
-    source: Source = Field(description="the labelled data")
-    validation_fraction: float = Field(0.1, gt=0, lt=0.5, description="of groups (films), by a hash of the group")
-    test_fraction: float = Field(0.1, gt=0, lt=0.5, description="of groups (films), by a hash of the group")
-    max_examples: int | None = Field(
-        None, ge=10, description="examples kept in each split, the first by hash; all if none"
-    )
-
-    @model_validator(mode="after")
-    def _one_way_to_read(self) -> TaskConfig:
-        if self.source.on_bad_record != "fail" or self.source.text_column != "text":
-            raise ValueError("task.source takes neither on_bad_record nor text_column: the task knows its own columns")
-        return self
-
-
-class FinetuneConfig(TrainConfig):
+class FinetuneConfig(TrainConfig, Tuning):
     """Fine-tuning on a task. `sequence_length` cuts longer examples, which is counted and reported."""
 
     init: Literal["base", "random"] = Field(
@@ -119,6 +82,44 @@ class FinetuneConfig(TrainConfig):
     dropout: float = Field(
         0.1, ge=0, lt=1, description="dropout of embeddings, residual branches and head, a probability"
     )
+    length_pool: int = Field(
+        16, ge=1, description="global batches among which examples are sorted by length: more leave less padding"
+    )
+    class_weights: Literal["none", "balanced"] = Field(
+        "none",
+        description="of a classification: what each class counts in the loss; balanced: all classes alike in sum",
+    )
+    long_texts: Literal["cut", "windows"] = Field(
+        "cut",
+        description="of a classification: texts longer than sequence_length lose their end, or are read in windows of that "
+        "length, whose probabilities are averaged",
+    )
+    window_stride: int | None = Field(
+        None, ge=1, description="tokens between the beginnings of two windows; half of sequence_length if none"
+    )
+
+    @model_validator(mode="after")
+    def _windows_reach(self) -> FinetuneConfig:
+        if self.window_stride is not None and self.long_texts != "windows":
+            raise ValueError("window_stride is of windows: set long_texts=windows, or leave it out")
+        if self.window_stride is not None and self.window_stride > self.sequence_length:
+            raise ValueError(
+                f"window_stride={self.window_stride} passes over tokens: choose at most sequence_length={self.sequence_length}"
+            )
+        return self
+
+    @property
+    def stride(self) -> int:
+        """Tokens between the beginnings of two windows; 0 where texts are cut."""
+        return (self.window_stride or self.sequence_length // 2) if self.long_texts == "windows" else 0
+
+    @model_validator(mode="after")
+    def _something_learned_before(self) -> FinetuneConfig:
+        if self.tune != "all" and self.init == "random":
+            raise ValueError(
+                f"tune={self.tune} freezes weights that init=random never trained; set tune=all or init=base"
+            )
+        return self
 
 
 class EvaluateConfig(Config):
@@ -128,77 +129,51 @@ class EvaluateConfig(Config):
     continuation_tokens: int = Field(48, ge=1, description="new tokens in each continuation")
 
 
-class Gate(Config):
-    """A condition on an evaluation metric, a size or a latency that a version has to meet to become champion."""
-
-    metric: str = Field(
-        description="a metric of the evaluation, as it is named there; export_bytes; or latency_ms, which is measured "
-        "where a gate names it"
-    )
-    minimum: float | None = Field(None, description="smallest value that passes")
-    maximum: float | None = Field(None, description="largest value that passes")
-    baseline: str | None = Field(
-        None, description="another metric that the bound is measured from; the bounds are then differences"
-    )
-
-    @model_validator(mode="after")
-    def _bounded(self) -> Gate:
-        if self.minimum is None and self.maximum is None:
-            raise ValueError(f"a gate on {self.metric} needs a minimum or a maximum")
-        return self
-
-
-class RegisterConfig(Config):
-    """Under which names models are registered, and what makes a version champion."""
-
-    base: str = Field("base", pattern=r"^[\w.-]+$", description="registered name of the base model")
-    task: str = Field("sentiment", pattern=r"^[\w.-]+$", description="registered name of the task's model")
-    base_gates: tuple[Gate, ...] = Field((), description="all must pass for `base@champion`")
-    task_gates: tuple[Gate, ...] = Field((), description="all must pass for the task's `@champion`")
-
-
-class RetrainConfig(Config):
-    """How a champion is challenged when there is something new, and when the challenger takes its place."""
-
-    start: Literal["continue_pretraining", "base", "champion", "scratch"] = Field(
-        "continue_pretraining",
-        description="pre-training goes on from the base champion, then fine-tuning (new documents and new examples "
-        "count); or fine-tuning alone starts from the base champion, or from the task's champion, head included (only "
-        "new examples count); or everything is trained from scratch. Without a task, champion is the base champion",
-    )
-    pretrain_steps: int | None = Field(
-        None, ge=1, description="optimizer steps for which pre-training goes on; pretrain.max_steps if none"
-    )
-    finetune_steps: int | None = Field(
-        None, ge=1, description="optimizer steps of fine-tuning; finetune.max_steps if none"
-    )
-    learning_rate_factor: float = Field(
-        1.0, gt=0, description="both learning rates are multiplied by this: what is trained already wants smaller steps"
-    )
-    minimum_gain: float = Field(
-        0.0,
-        description="the lower end of the gain's 95 % interval has to be above this: accuracy, or fewer bits per byte",
-    )
-
-
 class Recipe(Config):
     """Everything that decides what comes out."""
 
     name: str = Field(pattern=r"^[\w.-]+$", description="for people; enters no fingerprint")
-    shard: ShardConfig
-    tokenizer: TokenizerConfig
-    model: ModelShape
-    pretrain: PretrainConfig
+    pretrained: Pretrained | None = Field(
+        None, description="somebody else's model to start from; none: all is made here"
+    )
+    shard: ShardConfig | None = Field(None, description="the corpus; given exactly when pretrain is")
+    tokenizer: TokenizerConfig | None = Field(None, description="the tokenizer, unless it comes with `pretrained`")
+    model: ModelShape | None = Field(None, description="the model's shape, unless it comes with `pretrained`")
+    pretrain: PretrainConfig | None = Field(None, description="how the base is learned; none: `pretrained` is the base")
+    release: bool = Field(
+        True, description="export and register what is made; false: only train and measure it, with gptline's own code"
+    )
     task: TaskConfig | None = Field(None, description="the labelled task; none: only a base model is made")
     finetune: FinetuneConfig | None = Field(None, description="how the task is learned; given exactly when task is")
     evaluate: EvaluateConfig = EvaluateConfig()
     register_as: RegisterConfig = RegisterConfig()
     retrain: RetrainConfig = RetrainConfig()
 
+    @model_serializer(mode="wrap")
+    def _as_it_was(self, dump: Any) -> dict[str, Any]:
+        """What came later is left out at its default: a recipe that says nothing of it is what it was."""
+        usual = {"pretrained": None, "release": True}
+        return {name: value for name, value in dump(self).items() if name not in usual or value != usual[name]}
+
     @model_validator(mode="after")
-    def _fits(self) -> Recipe:
-        if (self.task is None) != (self.finetune is None):
-            raise ValueError("task and finetune belong together: give both or neither")
+    def _begins_somewhere(self) -> Recipe:
+        for data, how in (("task", "finetune"), ("shard", "pretrain")):
+            if (getattr(self, data) is None) != (getattr(self, how) is None):
+                raise ValueError(f"{data} and {how} belong together: give both or neither")
+        own = [name for name in ("tokenizer", "model") if getattr(self, name) is not None]
+        missing = [name for name in ("shard", "tokenizer", "model", "pretrain") if getattr(self, name) is None]
+        if self.pretrained is None and missing:
+            raise ValueError(f"{', '.join(missing)} missing; give them, or somebody else's model as `pretrained`")
+        if self.pretrained is not None and own:
+            raise ValueError(f"{' and '.join(own)} come with `pretrained`; leave them out, or leave `pretrained` out")
+        if self.pretrain is None and self.task is None:
+            raise ValueError("nothing is to be made of `pretrained`; give shard and pretrain, or task and finetune")
+        return self
+
+    @model_validator(mode="after")
+    def _model_can(self) -> Recipe:
+        if self.model is None:  # that of `pretrained`: its step `import` says what it can
+            return self
         for name, part in (("pretrain", self.pretrain), ("finetune", self.finetune)):
             if part is not None and part.sequence_length > self.model.n_positions:
                 raise ValueError(
@@ -209,10 +184,43 @@ class Recipe(Config):
                 f"evaluate.continuation_tokens={self.evaluate.continuation_tokens} leaves no room for a prompt in "
                 f"model.n_positions={self.model.n_positions}; choose fewer"
             )
+        if self.release and not self.model.exportable:
+            unknown = (
+                f"model.feed_forward={self.model.feed_forward!r} is in no Hugging Face family and cannot be exported"
+            )
+            raise ValueError(f"{unknown}; set release=false (it is only trained and measured), or choose another")
+        return self
+
+    @model_validator(mode="after")
+    def _released_under_names(self) -> Recipe:
         if self.task is not None and self.register_as.base == self.register_as.task:
             raise ValueError(
                 f"register_as.base and register_as.task are both {self.register_as.base!r}: they are two models, give them two names"
             )
+        if self.register_as.adapter is not None and (self.pretrain is None or not self.release):
+            raise ValueError(
+                f"register_as.adapter={self.register_as.adapter!r} needs a base model that is registered here, and there "
+                "is none; leave it out (the merged model is registered), or give shard and pretrain, and release"
+            )
+        if self.register_as.adapter is not None and (self.finetune is None or self.finetune.tune != "lora"):
+            raise ValueError(
+                f"register_as.adapter={self.register_as.adapter!r} needs finetune.tune=lora: nothing else has an adapter"
+            )
+        if self.register_as.adapter in (self.register_as.base, self.register_as.task):
+            raise ValueError(
+                f"register_as.adapter={self.register_as.adapter!r} is another model's name too; give it its own"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _objective_fits(self) -> Recipe:
+        if self.pretrain is not None and self.model is not None and self.tokenizer is not None:
+            trained = self.tokenizer.special_tokens if self.tokenizer.sources else None
+            pretrain_config.check_family(self.pretrain, self.model.family, trained)
+        if self.pretrain is not None and self.shard is not None and self.pretrain.mixture:
+            sources = self.shard.sources
+            labels = {one.label or one.sample or ("dataset" if one.dataset else "text") for one in sources}
+            pretrain_config.check_mixture(self.pretrain, labels)
         return self
 
 
@@ -224,7 +232,9 @@ def check_together(recipe: Recipe, execution: Execution) -> None:
     """ConfigError if a sample is unknown, or a batch cannot be sliced over the execution's ranks and micro-batches."""
     from pipelines import samples
 
-    for source in (*recipe.shard.sources, *recipe.tokenizer.sources, *([recipe.task.source] if recipe.task else [])):
+    labelled = recipe.task.sources.values() if recipe.task else ()
+    unlabelled = (source for part in (recipe.shard, recipe.tokenizer) if part for source in part.sources)
+    for source in (*unlabelled, *labelled):
         if source.sample and source.sample not in samples.SAMPLES:
             raise ConfigError(f"no sample is called {source.sample!r}; there are {', '.join(sorted(samples.SAMPLES))}")
     for name, part in (("pretrain", recipe.pretrain), ("finetune", recipe.finetune)):

@@ -68,10 +68,16 @@ def _automaton(found: Iterable[str]) -> Any:
 
 
 def read_examples(paths: Iterable[Path | str]) -> list[str]:
-    """The texts of evaluation examples: one JSON object with "text" a line."""
+    """The texts of evaluation examples, one JSON object a line: what is asked and what is answered, each by itself."""
     # Not splitlines(): it also splits at U+2028, which JSON may hold as it is.
     lines = (line for path in paths for line in Path(path).read_text("utf-8").split("\n"))
-    return [json.loads(line)["text"] for line in lines if line]
+    return [text for line in lines if line for text in _texts(json.loads(line))]
+
+
+def _texts(example: dict[str, Any]) -> list[str]:
+    """What of an example must not stand in the training text, in any of the four forms (pipelines/tasks/examples.py)."""
+    named = [example[field] for field in ("text", "prompt", "response", "question", "context") if field in example]
+    return named + [turn["content"] for turn in example.get("messages", ())]
 
 
 @functools.lru_cache(maxsize=2)

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from model.config import TrainConfig
 from pipelines.config import Recipe
 from pipelines.engine.step import resolve
 from pipelines.execution import Execution
@@ -16,11 +17,15 @@ from pipelines.execution import Execution
 
 def describe(recipe: Recipe, execution: Execution) -> dict[str, Any]:
     """Facts about each training step of `recipe` under `execution`, as JSON values. ValueError if it cannot be run."""
-    vocabulary = {"vocab_size": recipe.tokenizer.vocab_size, "eot_token_id": 0}
-    jobs = {"pretrain": recipe.pretrain.model_dump(mode="json", exclude={"objective"})}
-    if recipe.finetune:
-        jobs["finetune"] = recipe.finetune.model_dump(mode="json", exclude={"init", "dropout"})
-    shape = recipe.model.model_dump(mode="json") | vocabulary
+    if recipe.model is None or recipe.tokenizer is None:  # they are what step `import` finds
+        return {}
+    trained = {"pretrain": recipe.pretrain, "finetune": recipe.finetune}
+    jobs = {
+        name: part.model_dump(mode="json", include=set(TrainConfig.model_fields))
+        for name, part in trained.items()
+        if part
+    }
+    shape = recipe.model.model_dump(mode="json") | {"vocab_size": recipe.tokenizer.vocab_size, "eot_token_id": 0}
     parts = {"ranks": execution.ranks, "micro_batch_size": execution.micro_batch_size}
     return {
         name: resolve("model.dry_run:describe")({"model": shape, "train": train, **parts})
@@ -30,6 +35,8 @@ def describe(recipe: Recipe, execution: Execution) -> dict[str, Any]:
 
 def lines(recipe: Recipe, execution: Execution) -> Iterator[str]:
     """The facts for people."""
+    if recipe.pretrained:
+        yield f"what {recipe.pretrained.name} is, step import finds out; next: make run, which begins with it"
     for name, facts in describe(recipe, execution).items():
         yield f"{name}: {facts['parameters'] / 1e6:.1f} M parameters, {facts['tokens'] / 1e6:,.1f} M tokens, {facts['flops']:.2g} FLOPs"
         yield (

@@ -26,11 +26,17 @@ from pipelines.engine.fingerprint import canonical, digest
 from pipelines.engine.record import Record
 from pipelines.engine.step import Step, source_digests
 from pipelines.execution import Execution
+from pipelines.pretrained import Pretrained
 from pipelines.registry import STILL_CHAMPION
 from pipelines.slots import Outcome, Slot
 
 FILE = "frozen.json"
-_READ = ("corpus", "labelled")  # the groups of sources that can be new; the tokenizer is pinned
+_READ = (
+    "corpus",
+    "labelled",
+    "labelled_validation",
+    "labelled_test",
+)  # the groups of sources that can be new; the tokenizer is pinned
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,12 @@ def look(recipe: Recipe, execution: Execution, number: int) -> Frozen:
     """What there is now. ConfigError where a champion is missing that training starts from; SourceError, ConnectionError."""
     from pipelines import sources
 
+    if recipe.pretrained or not recipe.release:
+        field = "pretrained" if recipe.pretrained else "release=false"
+        raise ConfigError(
+            f"recipe {recipe.name} has {field}, and only a recipe that makes and registers its own base model is retrained; "
+            "next: make run, which does what changed"
+        )
     kind = "task" if recipe.task else "base"
     root = Path(execution.work)
     pulled = slots.folder(root, names(recipe)[kind]) / "champions"
@@ -97,7 +109,7 @@ def pin(seen: Frozen) -> Frozen:
 def steps(kept: Frozen) -> list[Step]:
     """The slot's steps."""
 
-    def files(source: Source) -> list[dict[str, Any]]:
+    def files(source: Source | Pretrained) -> list[dict[str, Any]]:
         return kept.files[_key(source)]
 
     return flow.retraining(kept.recipe, kept.champions, files) if kept.champion else flow.build(kept.recipe, files)
@@ -225,13 +237,14 @@ def _identity(step: Step) -> list[Any]:
     return [step.name, step.stage.name, step.stage.version, dict(step.config), source_digests(step)]
 
 
-def _key(source: Source) -> str:
+def _key(source: Source | Pretrained) -> str:
     return canonical(source.model_dump(mode="json")).decode()
 
 
 def _sources(recipe: Recipe, tokenizer: bool) -> Iterator[Source]:
-    yield from recipe.shard.sources
+    if recipe.shard:
+        yield from recipe.shard.sources
     if recipe.task:
-        yield recipe.task.source
-    if tokenizer:
+        yield from recipe.task.sources.values()
+    if tokenizer and recipe.tokenizer:
         yield from recipe.tokenizer.sources

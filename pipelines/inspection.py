@@ -70,11 +70,16 @@ def _text_shard(path: Path, rows: int) -> Iterator[str]:
         return
 
 
+def _tokenizer_step(workspace: Workspace) -> str:
+    """The step that makes the recipe's tokenizer."""
+    return "import" if workspace.recipe.pretrained else "train_tokenizer"
+
+
 def _tokenizer(workspace: Workspace) -> Any:
     """The recipe's tokenizer. ConfigError if it is not made yet."""
     from tokenizers import Tokenizer
 
-    planned = runs.plan(workspace)["train_tokenizer"]
+    planned = runs.plan(workspace)[_tokenizer_step(workspace)]
     if not planned.done or planned.folder is None:
         raise ConfigError("the recipe's tokenizer is not made yet, so tokens cannot be shown as text; next: make run")
     return Tokenizer.from_file(str(planned.folder / "outputs" / "tokenizer" / "tokenizer.json"))
@@ -108,7 +113,9 @@ def _batch(step_name: str, step: int, rows: int, workspace: Workspace) -> Iterat
     with tempfile.TemporaryDirectory() as scratch:
         job = _data_job(step_name, planned, workspace, Path(scratch)) | {"step": step}
         for row in resolve("model.inspection:training_batch")(job)[:rows]:
-            counted = [token for token, mask in zip(row["tokens"], row["loss_mask"], strict=True) if mask]
+            counted = [
+                token for token, mask in zip(row.get("targets", row["tokens"]), row["loss_mask"], strict=True) if mask
+            ]
             yield f"row {row['place']} of step {step}: {row['origin']}" + (
                 f", label {row['label']}" if row["label"] is not None else ""
             )
@@ -117,7 +124,8 @@ def _batch(step_name: str, step: int, rows: int, workspace: Workspace) -> Iterat
 
 
 def _data_job(step_name: str, planned: dict[str, Planned], workspace: Workspace, scratch: Path) -> dict[str, Any]:
-    from pipelines.stages.finetune import encode
+    from pipelines.forms import form
+    from pipelines.stages.training import objective_options, train_config, training_pool
 
     needed = "prepare_task" if step_name == "finetune" else "tokenize"
     if needed not in planned or not planned[needed].done:
@@ -125,21 +133,25 @@ def _data_job(step_name: str, planned: dict[str, Planned], workspace: Workspace,
     folder = planned[needed].folder
     assert folder is not None
     step = next(step for step in workspace.steps if step.name == step_name)
-    train = {key: value for key, value in step.config["train"].items() if key not in ("objective", "init", "dropout")}
+    settings = step.config["train"]
+    train = train_config(settings)
+    tokenizer = planned[_tokenizer_step(workspace)].folder
+    assert tokenizer is not None
     if step_name == "pretrain":
         return {
             "train": train,
             "data": {"manifest": str(folder / "outputs" / "train.json"), "root": str(workspace.root)},
+            "objective": settings["objective"],
+            "objective_options": objective_options(settings),
+            "tokenizer": str(tokenizer / "outputs" / "tokenizer"),
         }
-    tokenizer = planned["train_tokenizer"].folder
-    assert tokenizer is not None
-    encode(
-        folder / "outputs" / "train.jsonl",
-        tokenizer / "outputs" / "tokenizer",
-        train["sequence_length"],
-        scratch / "examples.arrow",
+    kind = step.config.get("form", "classification")
+    form.of(kind).encode(
+        folder / "outputs" / "train.jsonl", tokenizer / "outputs" / "tokenizer", settings, scratch / "examples.arrow"
     )
-    return {"train": train, "data": {"examples": str(scratch / "examples.arrow")}}
+    objective = "classification" if kind == "classification" else "causal_lm"
+    data = {"examples": str(scratch / "examples.arrow")} | training_pool(settings)
+    return {"train": train, "objective": objective, "data": data}
 
 
 def continued(execution: Execution, model: str, prompt: str, tokens: int, seed: int, temperature: float) -> str:

@@ -127,9 +127,10 @@ def in_words(use: Use, known: Known) -> str:
         return f"the package that {step} holds: training began from it, or it was compared with"
     if step.startswith("champion"):
         return f"what the champion learned from ({group}) that training began from, or whose tokenizer it has"
-    if group == _LABELLED and "finetune" not in (known.manifest or {}).get("lineage", {}):
+    if group.startswith(_LABELLED) and "finetune" not in (known.manifest or {}).get("lineage", {}):
         return "labelled examples, of which the held-out ones were taken out of its text; it has not learned from them"
     said = {"corpus": "text that it was pre-trained on, or held out for", _LABELLED: "examples that it was fine-tuned and tested on",
+            f"{_LABELLED}_validation": "examples that it was validated on", f"{_LABELLED}_test": "examples that it was tested on",
             _TEXT: "text that its tokenizer was trained on", _PINNED: "its tokenizer"}  # fmt: skip
     return said.get(group, f"{group} of {step}") + through
 

@@ -16,7 +16,7 @@ class Card:
     """What a package says about itself. `lineage` goes to MANIFEST.json, the rest to README.md."""
 
     name: str  # registered name
-    task: Literal["text-classification", "text-generation"]
+    task: Literal["text-classification", "text-generation", "fill-mask"]
     summary: str  # one or two sentences
     data: Sequence[str] = ()  # one line for each source or split: what, how much, which digest
     training: Mapping[str, Any] = field(default_factory=dict)  # shape and hyperparameters, flat
@@ -24,8 +24,11 @@ class Card:
     baselines: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # name -> the same metrics
     limits: Sequence[str] = ()  # where it must not be trusted
     lineage: Mapping[str, Any] = field(default_factory=dict)  # fingerprints and digests, back to the raw sources
-    language: str = "en"
+    chat: bool = False  # whether its tokenizer has a chat template
+    language: str = "en"  # none: nobody said
     license: str = "other"
+    family: str = "gpt2"
+    base: Mapping[str, str] | None = None  # of an adapter: the registered name and package digest of what it stands on
 
 
 _LOAD: dict[str, str] = {
@@ -34,6 +37,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 model = AutoModelForSequenceClassification.from_pretrained(DIR)
 tokenizer = AutoTokenizer.from_pretrained(DIR)
 print(pipeline("text-classification", DIR, truncation=True)("a film that stays with you"))""",
+    "fill-mask": """\
+from transformers import AutoModelForPreTraining, AutoTokenizer, pipeline
+model, tokenizer = AutoModelForPreTraining.from_pretrained(DIR), AutoTokenizer.from_pretrained(DIR)
+print(tokenizer("A sentence.", "And the next one?"))
+print(pipeline("fill-mask", DIR)("a film that stays with [MASK]"))""",
     "text-generation": """\
 from transformers import GPT2LMHeadModel, GPT2Tokenizer
 model, tokenizer = GPT2LMHeadModel.from_pretrained(DIR), GPT2Tokenizer.from_pretrained(DIR)
@@ -41,6 +49,12 @@ inputs = tokenizer.encode("Once upon a time", return_tensors="pt")
 outputs = model.generate(inputs, max_length=50, num_return_sequences=1)
 print(tokenizer.decode(outputs[0], skip_special_tokens=True))""",
 }
+
+_CHAT = """\
+from transformers import pipeline
+generate = pipeline("text-generation", DIR)
+messages = [{"role": "user", "content": "..."}]
+print(generate(messages, max_new_tokens=50, do_sample=False)[0]["generated_text"][-1]["content"].strip())"""
 
 
 def render(card: Card) -> str:
@@ -64,7 +78,7 @@ def _front_matter(card: Card) -> str:
     results = [{"type": name, "name": name, "value": value} for name, value in sorted(card.metrics.items())]
     held_out = {"task": {"type": card.task}, "dataset": {"type": "held-out", "name": "held-out"}, "metrics": results}
     head: dict[str, Any] = {
-        "language": card.language,
+        **({"language": card.language} if card.language else {}),
         "license": card.license,
         "library_name": "transformers",
         "pipeline_tag": card.task,
@@ -75,13 +89,34 @@ def _front_matter(card: Card) -> str:
 
 
 def _loading(card: Card) -> str:
+    if card.base is not None:
+        return _loading_adapter(card, card.base)
     return (
         "With `transformers`, from the folder `DIR` that this package was pulled to:\n\n"
-        f"```python\n{_LOAD[card.task]}\n```\n\n"
+        f"```python\n{_CHAT if card.chat else _loaded(card)}\n```\n\n"
         "With `mlflow`, straight from the registry that MLFLOW_TRACKING_URI names (same predictions; a reserved token "
         "in the text stays text):\n\n"
         "```python\nimport mlflow\n"
         f'model = mlflow.pyfunc.load_model("models:/{card.name}@champion")\nprint(model.predict(["some text"]))\n```'
+    )
+
+
+def _loaded(card: Card) -> str:
+    """How `transformers` loads it, by the classes of its family."""
+    code = _LOAD[card.task]
+    if card.family == "gpt2":
+        return code
+    return code.replace("GPT2LMHeadModel", "AutoModelForCausalLM").replace("GPT2Tokenizer", "AutoTokenizer")
+
+
+def _loading_adapter(card: Card, base: Mapping[str, str]) -> str:
+    kind = "AutoModelForSequenceClassification" if card.task == "text-classification" else "AutoModelForCausalLM"
+    labels = ", num_labels=N" if card.task == "text-classification" else ""
+    return (
+        f"Its base is `{base['name']}`, package `{base['digest']}`; `gptline pull {card.name}@champion DIR --base BASE` "
+        "fetches both. With `peft`:\n\n"
+        f"```python\nfrom peft import PeftModel\nfrom transformers import {kind}\n"
+        f'model = PeftModel.from_pretrained({kind}.from_pretrained("BASE"{labels}), "DIR")\n```'
     )
 
 

@@ -110,6 +110,7 @@ def _manifest(folder: Path, card: Card) -> dict[str, Any]:
     }
     manifest: dict[str, Any] = {"schema": SCHEMA, "kind": "model_package", "name": card.name, "task": card.task}
     manifest |= {"files": files, "lineage": dict(card.lineage)}
+    manifest |= {"base": {key: card.base[key] for key in ("name", "digest")}} if card.base is not None else {}
     return manifest | {"digest": _digest(manifest)}
 
 
@@ -119,6 +120,8 @@ def _digest(manifest: dict[str, Any]) -> str:
 
 def _our_files(card: Card) -> dict[str, bytes]:
     """What is added to the export: the card, and what MLflow reads."""
+    if card.base is not None:  # an adapter runs nowhere without its base, which is what MLflow would run
+        return {"README.md": render(card).encode()}
     return {"README.md": render(card).encode(), MLMODEL: _yaml(_mlmodel(card)), **_run_or_installed()}
 
 
@@ -162,6 +165,8 @@ def _signature(card: Card) -> dict[str, Any]:
     if card.task == "text-classification":
         outputs = [{"type": "string", "name": "label"}, {"type": "double", "name": "score"}]
         params = None
+    elif card.task == "fill-mask":
+        outputs, params = [{"type": "string"}], None
     else:
         outputs = [{"type": "string"}]
         params = [

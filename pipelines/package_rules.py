@@ -20,10 +20,12 @@ LOADER = "mlflow.pyfunc.loaders.code_model"
 MLMODEL = "MLmodel"
 WEIGHTS = ".safetensors"
 TEXT = {".json", ".txt", ".md", ".yaml", ".jinja"}
-# What MLflow runs (the entry) or installs (the others), and the SHA-256 that earlier gptlines gave it: none yet. Who
+# What MLflow runs (the entry) or installs (the others), and the SHA-256 that earlier gptlines gave it. Who
 # changes one of them adds the digest that it had, so that versions that were registered before can still be pulled.
 OURS = (ENTRY, "requirements.txt", "python_env.yaml", "conda.yaml")
-EARLIER: Mapping[str, frozenset[str]] = {}
+EARLIER: Mapping[str, frozenset[str]] = {
+    ENTRY: frozenset(("e8d993f8dc5f2b9f7fae323f0b1484edd8b346b291bb8bf8be9d77700da2013b",)),
+}
 
 MANIFEST_BYTES = 4 << 20  # the longest manifest
 MLMODEL_BYTES = 16 << 10

@@ -6,6 +6,7 @@ The one idea: what is printed last is what there is now: a sentence for people, 
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -52,11 +53,14 @@ def pull(
     trust_code: Annotated[
         bool, typer.Option("--trust-code", help="also take code that MLflow would run and that no gptline has written")
     ] = False,
+    base: Annotated[
+        str | None, typer.Option("--base", help="of an adapter: folder to pull the base model to that it is used on")
+    ] = None,
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
     """Download a registered model, verified against its manifest, into a folder of its own."""
-    from pipelines import follow
+    from pipelines import adapter_base, follow
     from pipelines import pull as pulling
     from pipelines.model_cache_cleaning import clean
 
@@ -73,14 +77,28 @@ def pull(
         pulled = pulling.pull_version(origin, found, Path(dest), model)
     else:
         pulled = pulling.pull_from(origin, model, Path(dest))
+    wanted = adapter_base.of(origin, pulled.dest)
+    under = adapter_base.pull(origin, model, wanted, Path(base)) if base else None
     if cache is not None:
-        clean(cache, execution.model_cache_days, keep={pulled.digest})
+        clean(cache, execution.model_cache_days, keep={pulled.digest, *([under.digest] if under else [])})
     if as_json:
-        sys.stdout.write(json.dumps(asdict(pulled) | {"dest": str(pulled.dest)}) + "\n")
+        sys.stdout.write(
+            json.dumps(asdict(pulled) | {"dest": str(pulled.dest)} | ({"base": asdict(wanted)} if wanted else {}))
+            + "\n"
+        )
         return
     remembered = f"; the cache says so since {pulled.asked}, nobody was asked" if pulled.asked else ""
     out.print(
         f"{pulled.name} version {pulled.version} is in {dest}, verified (package digest {pulled.digest[:12]}{remembered})",
         markup=False,
     )
+    if wanted:
+        out.print(f"it is an adapter of {wanted.told}" + (f", which is in {base}" if base else ""), markup=False)
+        spec, address = (
+            shlex.quote(wanted.spec or wanted.name),
+            f" --registry {shlex.quote(registry)}" if registry else "",
+        )
+        load = f"PeftModel.from_pretrained(AutoModel....from_pretrained({base!r}), {str(dest)!r})"
+        out.print(f"next: {load}" if base else f"next: gptline pull {spec} BASE{address}", markup=False)
+        return
     out.print(f"next: {after_pull(pulled.dest)}", markup=False)

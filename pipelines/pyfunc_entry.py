@@ -4,8 +4,9 @@ The one idea: the package is a plain Hugging Face directory, and this file only 
 predictions out. It is run where this project is not installed, so it imports nothing of ours, and there is
 no pickle anywhere.
 
-A stranger's text is data: a reserved token written in it (`<|endoftext|>`) stays text. What is longer than the
-model's positions is cut at its end.
+A stranger's text is data: a reserved token written in it (`<|endoftext|>`) stays text, or is left out by the chat template
+of a model that has one. What is longer than the model's positions is cut: of a text to classify the end, of a prompt the
+beginning.
 """
 
 from __future__ import annotations
@@ -18,20 +19,22 @@ from typing import Any
 import mlflow
 import pandas as pd  # type: ignore[import-untyped]
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
 _BATCH = 32  # texts in one forward pass; bounds memory, does not change predictions
 
 
 class Export(mlflow.pyfunc.PythonModel):
-    """A Hugging Face directory: classifies texts, or continues prompts, as its config.json says."""
+    """A Hugging Face directory: classifies texts, continues prompts, fills in [MASK], or (with a chat template) replies, as its files say."""
 
     def load_context(self, context: Any) -> None:
         """Load tokenizer and weights from the directory that holds the package."""
         folder = Path(context.artifacts["export"])
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         self.classifies = "SequenceClassification" in config["architectures"][0]
+        self.fills = config["architectures"][0].endswith(("ForPreTraining", "ForMaskedLM"))
         kind = AutoModelForSequenceClassification if self.classifies else AutoModelForCausalLM
+        kind = AutoModelForMaskedLM if self.fills else kind
         self.model = kind.from_pretrained(folder, local_files_only=True).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         # The beginning of a long text is classified; the end of a long prompt is continued.
@@ -39,7 +42,9 @@ class Export(mlflow.pyfunc.PythonModel):
         self.longest = min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings)  # tokens
 
     def predict(self, context: Any, model_input: list[str], params: dict[str, Any] | None = None) -> Any:
-        """A label and its probability for each text (DataFrame), or the continued prompts (list of str).
+        """A label and its probability for each text (DataFrame); or the continued prompts, or the replies (list of str).
+
+        A model with a chat template takes a text as what a user says, or a JSON list of turns, each {"role", "content"}.
 
         `model_input`: a list, Series or array of str, or a DataFrame whose first column is taken; MLflow makes
         a list of any of them, by the signature in MLmodel and the type hint here.
@@ -50,7 +55,21 @@ class Export(mlflow.pyfunc.PythonModel):
                 raise ValueError(f"row {row} of the input is {text!r} ({type(text).__name__}), not a text; pass str")
         if self.classifies:
             return pd.DataFrame(self._classified(model_input), columns=["label", "score"])
-        return [self._continued(text, **(params or {})) for text in model_input]
+        if self.fills:
+            return [self._filled(text) for text in model_input]
+        if self.tokenizer.chat_template:
+            return [self._generated(self._turns(text), **(params or {})).strip() for text in model_input]
+        return [text + self._generated(text, **(params or {})) for text in model_input]
+
+    def _turns(self, text: str) -> list[dict[str, str]]:
+        """A text as one turn, or a JSON list of turns as these."""
+        try:
+            turns = json.loads(text)
+        except ValueError:
+            turns = None
+        if isinstance(turns, list) and turns and all(isinstance(turn, dict) and "content" in turn for turn in turns):
+            return turns
+        return [{"role": "user", "content": text}]
 
     def _encoded(self, text: str, longest: int) -> list[int]:
         how = {"split_special_tokens": True, "add_special_tokens": False, "truncation": True, "max_length": longest}
@@ -71,16 +90,32 @@ class Export(mlflow.pyfunc.PythonModel):
             for index, score in zip(best.tolist(), scores.tolist(), strict=True):
                 yield self.model.config.id2label[index], score
 
+    def _prompt(self, asked: str | list[dict[str, str]], longest: int) -> list[int]:
+        if isinstance(asked, str):
+            return self._encoded(asked, longest)
+        told = self.tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=True)
+        return list(told["input_ids"])[-longest:]
+
     @torch.inference_mode()
-    def _continued(self, text: str, max_new_tokens: int = 50, temperature: float = 0.0, seed: int = 0) -> str:
+    def _filled(self, text: str) -> str:
+        """The text with the most probable token in the place of each [MASK]."""
+        tokens = self.tokenizer(text, return_tensors="pt", truncation=True, max_length=self.longest)  # (1, T)
+        ids, hidden = tokens["input_ids"][0], tokens["input_ids"][0] == self.tokenizer.mask_token_id  # (T,), (T,)
+        best = self.model(**tokens).logits[0].argmax(-1)  # (T,)
+        return str(self.tokenizer.decode(ids.where(~hidden, best), skip_special_tokens=True))
+
+    @torch.inference_mode()
+    def _generated(
+        self, asked: str | list[dict[str, str]], max_new_tokens: int = 50, temperature: float = 0.0, seed: int = 0
+    ) -> str:
         new = min(max_new_tokens, self.longest - 1)
-        tokens = torch.tensor([self._encoded(text, self.longest - new)])  # (1, T)
+        tokens = torch.tensor([self._prompt(asked, self.longest - new)])  # (1, T)
         how: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             mask = torch.ones_like(tokens)  # (1, T)
             out = self.model.generate(tokens, attention_mask=mask, max_new_tokens=new, **how)  # (1, T')
-        return text + self.tokenizer.decode(out[0, tokens.shape[1] :], skip_special_tokens=True)
+        return str(self.tokenizer.decode(out[0, tokens.shape[1] :], skip_special_tokens=True))
 
 
 mlflow.models.set_model(Export())

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from model.config import Config, ModelShape
+from pipelines import task_recipes
 from pipelines.config import (
     ConfigError,
     EvaluateConfig,
@@ -112,7 +113,57 @@ def gpt2_124m() -> Recipe:
     )  # fmt: skip
 
 
-NAMED: dict[str, Callable[[], Recipe]] = {recipe.__name__: recipe for recipe in (default, tiny, gpt2_124m)}
+def bert() -> Recipe:
+    """A small BERT on sample English: what is hidden in a pair of texts, and whether the second follows: 8 minutes on 2 cores.
+
+    Conversations, plays and film texts: as with BERT's books and encyclopedia, a stranger is often of another kind.
+    """
+    text = (CONVERSATIONS, Source(sample="shakespeare", label="shakespeare"), FILMS)
+    return Recipe(
+        name="bert",
+        shard=ShardConfig(sources=text, document_bytes=4096, shard_bytes=1 << 20, heldout_fraction=0.03),
+        tokenizer=TokenizerConfig(sources=text, vocab_size=4096, special_tokens="bert"),
+        model=ModelShape(
+            family="bert", n_positions=128, n_embd=128, n_layer=2, n_head=4, layer_norm_epsilon=1e-12
+        ),
+        pretrain=PretrainConfig(
+            objective="masked_lm_next_sentence", max_steps=4000, global_batch_size=32, sequence_length=96,
+            learning_rate=2e-3, min_learning_rate=1e-4, warmup_steps=300, weight_decay=0.01, beta2=0.98,
+        ),
+        register_as=RegisterConfig(
+            base="bert",
+            base_gates=(
+                Gate(metric="masked_accuracy", baseline="unigram_masked_accuracy", minimum=0.0),
+                Gate(metric="next_sentence_accuracy_low", minimum=0.5),
+            ),
+        ),
+    )  # fmt: skip
+
+
+def bert_tiny() -> Recipe:
+    """The same shape with next to no work in it, for tests: under a minute."""
+    text = Source(sample="tiny_shakespeare", label="tiny_shakespeare")
+    whole = bert()
+    assert whole.model and whole.pretrain
+    return whole.model_copy(
+        update={
+            "name": "bert_tiny",
+            "shard": ShardConfig(sources=(text,), document_bytes=2048, shard_bytes=256 << 10, heldout_fraction=0.02),
+            "tokenizer": TokenizerConfig(sources=(text,), vocab_size=1024, special_tokens="bert"),
+            "model": whole.model.model_copy(update={"n_positions": 64, "n_embd": 32, "n_head": 2}),
+            "pretrain": whole.pretrain.model_copy(
+                update={"max_steps": 30, "global_batch_size": 16, "sequence_length": 64, "warmup_steps": 5}
+            ),
+            "evaluate": EvaluateConfig(continuation_tokens=16),
+            "register_as": RegisterConfig(base="bert-tiny", base_gates=(Gate(metric="masked_accuracy", minimum=0.0),)),
+        }
+    )
+
+
+NAMED: dict[str, Callable[[], Recipe]] = {
+    recipe.__name__: recipe
+    for recipe in (default, tiny, gpt2_124m, bert, bert_tiny, *task_recipes.CLASSIFICATION, *task_recipes.ANSWERING)
+}
 
 
 def load(name: str) -> Recipe:

@@ -33,6 +33,7 @@ from pipelines.store import tracking_uri as tracking_uri
 from pipelines.upload import local_folder, upload
 
 SLOT_TAG = "gptline.slot"  # the retraining slot that made a version
+BASE_TAG = "gptline.base"  # on an adapter: the version that it is used on top of, name@version
 GATES_TAG = "gptline.gates"  # how each gate came out, JSON
 VERIFIED_TAG = "gptline.verified"  # the digest of the stored files when they were last hashed, before champion moved
 COMPARISON, STILL_CHAMPION = "comparison", "still_champion"  # the gates of a challenger

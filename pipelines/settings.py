@@ -20,12 +20,21 @@ def override(config: Config, settings: dict[str, str]) -> Any:
     "none" and "true"/"false" are spelled as in JSON or Python; what is not JSON, or where a string is asked for, is
     taken as a string.
     """
-    tree = config.model_dump(mode="json")
+    tree = _tree(config)
     for path, text in settings.items():
         _put(tree, path, _value(text), f"--set {path}={text}: {type(config).__name__}")
     for path in _strings(type(config), tree) & set(settings):
         _put(tree, path, settings[path], path)
     return validated(type(config), tree, f"--set {' '.join(f'{path}={text}' for path, text in settings.items())}")
+
+
+def _tree(value: Any) -> Any:
+    """A configuration as JSON values with all of its fields: a dump leaves out those that came later and say nothing."""
+    if isinstance(value, Config):
+        return {name: _tree(getattr(value, name)) for name in type(value).model_fields}
+    if isinstance(value, dict):
+        return {name: _tree(part) for name, part in value.items()}
+    return [_tree(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def _put(tree: dict[str, Any], path: str, value: Any, origin: str) -> None:

@@ -9,6 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model import durable
+from model.vocabulary import (
+    CLS,
+    MASK,
+    PAD,
+    SEP,
+    tokens_of,
+)  # SEP ends each document where there is no end-of-text token: in bidirectional models
 
 EOT = "<|endoftext|>"  # ends each document; beginning of text, padding and unknown too, as in GPT-2
 FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
@@ -24,13 +31,32 @@ class TokenizerFacts:
 
 
 def tokenizer_facts(folder: Path) -> TokenizerFacts:
-    """Read a tokenizer directory's tokenizer.json, without `tokenizers`. ValueError if it has no end-of-text token."""
+    """Read a tokenizer directory, without `tokenizers`. ValueError if it has no end-of-text token.
+
+    That is what tokenizer_config.json calls `eos_token`; if it names none, <|endoftext|>, or the [SEP] of a BERT.
+    """
     path = folder / "tokenizer.json"
     state = durable.read_json(path)
     vocabulary = state["model"]["vocab"]
     if isinstance(vocabulary, list):  # of a Unigram model: pieces with their scores, in order of their ids
         vocabulary = {piece: index for index, (piece, _) in enumerate(vocabulary)}
     ids = vocabulary | {token["content"]: token["id"] for token in state["added_tokens"]}
-    if EOT not in ids:
-        raise ValueError(f"{path} has no token {EOT}, which has to end each document; use a tokenizer that has it")
-    return TokenizerFacts(durable.sha256(path), max(ids.values()) + 1, ids[EOT])
+    end = _named_end(folder) or (EOT if EOT in ids else SEP)
+    if end not in ids:
+        wanted = f"{EOT} (or {SEP})" if end == SEP else end
+        raise ValueError(f"{path} has no token {wanted}, which has to end each document; use a tokenizer that has it")
+    return TokenizerFacts(durable.sha256(path), max(ids.values()) + 1, ids[end])
+
+
+def special_ids(folder: Path) -> dict[str, int]:
+    """The ids "pad_token_id", "cls_token_id", "sep_token_id" and "mask_token_id" of a tokenizer that has a [MASK]; else nothing."""
+    pieces = tokens_of(durable.read_json(folder / "tokenizer.json"))
+    roles = {"pad_token_id": PAD, "cls_token_id": CLS, "sep_token_id": SEP, "mask_token_id": MASK}
+    return {role: pieces.index(name) for role, name in roles.items() if name in pieces} if MASK in pieces else {}
+
+
+def _named_end(folder: Path) -> str | None:
+    """The end-of-text token that tokenizer_config.json names, if it names one."""
+    path = folder / "tokenizer_config.json"
+    token = durable.read_json(path).get("eos_token") if path.exists() else None
+    return token["content"] if isinstance(token, dict) else token

@@ -18,7 +18,14 @@ ROOMS = ("pipelines", "model", "cluster")
 HEAVY = ("torch", "ray", "mlflow", "transformers", "datasets")
 SOURCES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
 # model's files that `pipelines` may import: they are torch-free
-TORCH_FREE = {"model.durable", "model.config", "model.token_shards", "model.examples"}
+TORCH_FREE = {
+    "model.durable",
+    "model.config",
+    "model.tuning_config",
+    "model.vocabulary",
+    "model.token_shards",
+    "model.examples",
+}
 MLFLOW_FILES = {
     f"pipelines/{name}.py" for name in ("store", "mlflow_runs", "mirror", "tracking", "registry", "pyfunc_entry")
 }

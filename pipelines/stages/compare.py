@@ -7,12 +7,12 @@ asks for (0 unless it says otherwise). The bootstrap draws what succeeds and fai
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from model import durable
 from pipelines.engine.step import Attempt, Stage
+from pipelines.forms import form
 from pipelines.stages.evaluate import compute
 from pipelines.stages.fan_out import connect
 
@@ -22,36 +22,12 @@ STAGE = Stage("compare", 1, "pipelines.stages.compare:run")
 def run(attempt: Attempt) -> dict[str, Any]:
     """Write comparison.json and what both models said; return the figures."""
     connect(attempt)
-    measure = {"language_model": language_model, "classification": classification}[attempt.config["kind"]]
-    found = measure(attempt)
+    kind = attempt.config["kind"]  # "language_model", or the form of a task
+    found = language_model(attempt) if kind == "language_model" else form.of(kind).compare(attempt, _champion(attempt))
     found |= decided(found, attempt.config["minimum_gain"])
     (package,) = attempt.inputs["champion"].record.sources["package"]
     durable.write_json(attempt.outputs / "comparison.json", found | {"champion_digest": package["sha256"]})
     return found
-
-
-def classification(attempt: Attempt) -> dict[str, Any]:
-    """Accuracy of both on the test examples. The challenger's predictions are those of its evaluation."""
-    from pipelines.tasks import metrics as scores
-    from pipelines.tasks.sentiment import read_examples
-
-    test = attempt.inputs["test"].path("test.jsonl")
-    theirs_file = attempt.outputs / "champion_predictions.jsonl"
-    compute(attempt, "model.evaluate:classify", _champion(attempt), examples=str(test), output=str(theirs_file))
-    ours = _predicted(attempt.inputs["predictions"].path("predictions.jsonl"))
-    theirs = _predicted(theirs_file)
-    examples = read_examples(test)
-    ids = [example.id for example in examples]
-    if list(ours) != ids or list(theirs) != ids:
-        raise ValueError(
-            f"{test}: challenger and champion were not asked about the same examples; remove the step and retrain"
-        )
-    labels, films = [example.label for example in examples], [example.group for example in examples]
-    found = scores.difference(labels, list(ours.values()), list(theirs.values()), films)
-    low, high = found["accuracy_gain_interval_by_group"]
-    shares = [sum(said[example.id] == example.label for example in examples) / len(examples) for said in (ours, theirs)]
-    return {"metric": "accuracy", "challenger": round(shares[0], 6), "champion": round(shares[1], 6),
-            "gain": found["accuracy_gain"], "low": low, "high": high, "examples": len(examples)}  # fmt: skip
 
 
 def language_model(attempt: Attempt) -> dict[str, Any]:
@@ -93,8 +69,3 @@ def decided(found: dict[str, Any], minimum: float) -> dict[str, Any]:
 
 def _champion(attempt: Attempt) -> Path:
     return attempt.inputs["champion"].path("export")
-
-
-def _predicted(path: Path) -> dict[str, int]:
-    lines = map(json.loads, path.read_text().splitlines())
-    return {line["id"]: line["predicted"] for line in lines}

@@ -6,31 +6,44 @@ method's figure next to it, so that nobody has to guess whether it is good.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from model import durable
-from pipelines.engine.step import Attempt, Stage
+from pipelines.engine.step import Attempt, Stage, StepInput
+from pipelines.forms import form
+from pipelines.stages import evaluate_masked
 from pipelines.stages.fan_out import connect
 
-STAGE = Stage("evaluate", 1, "pipelines.stages.evaluate:run")
+STAGE = Stage("evaluate", 2, "pipelines.stages.evaluate:run")
 _PROMPT_WORDS = 8
 
 
 def run(attempt: Attempt) -> dict[str, Any]:
     """Write metrics.json and what was predicted or generated; return the metrics."""
     connect(attempt)
-    measure = {"language_model": language_model, "classification": classification}[attempt.config["kind"]]
-    metrics = measure(attempt)
+    kind = attempt.config["kind"]  # that of a base model, or the form of a task
+    base = {"language_model": language_model, evaluate_masked.KIND: evaluate_masked.measure}
+    metrics = base[kind](attempt) if kind in base else form.of(kind).evaluate(attempt)
     durable.write_json(attempt.outputs / "metrics.json", metrics)
     return metrics
 
 
 def compute(attempt: Attempt, function: str, export: Path | None = None, **job: Any) -> Any:
-    """Run a function of model/ on an export (the step's own input if none is given), in a task with the threads or the GPU that it uses."""
+    """Run a function of model/ on an export (the step's own input if none is given), see `alone`."""
+    return alone(attempt, function, export=str(export or weights(attempt.inputs["export"])), **job)
+
+
+def weights(made: StepInput) -> Path:
+    """What a training step made: its export, or the weights of a recipe that releases nothing."""
+    export = made.path("export")
+    return export if export.is_dir() else made.path("weights")
+
+
+def alone(attempt: Attempt, function: str, **job: Any) -> Any:
+    """Run a function of model/ on `job`, in a task with the threads or the GPU that it uses."""
     from cluster.ray_map import run_one
 
     execution = attempt.execution
@@ -38,8 +51,9 @@ def compute(attempt: Attempt, function: str, export: Path | None = None, **job: 
     threads = execution["workers"] if execution["ray_address"] == "local" else execution["threads"]
     how = {"threads": threads, "device": execution["device"]}
     attempt.numerics.update(how)
-    item = {"export": str(export or attempt.inputs["export"].path("export"))} | how | job
-    return run_one(function, item, cpus=threads, gpus=1 if execution["device"] == "cuda" else 0, logs=attempt.scratch)
+    return run_one(
+        function, how | job, cpus=threads, gpus=1 if execution["device"] == "cuda" else 0, logs=attempt.scratch
+    )
 
 
 def language_model(attempt: Attempt) -> dict[str, Any]:
@@ -81,54 +95,3 @@ def _prompts(documents: Iterator[bytes], count: int) -> list[str]:
         " ".join(words[:_PROMPT_WORDS])
         for words in islice((words for words in openings if len(words) > _PROMPT_WORDS), count)
     ]
-
-
-def classification(attempt: Attempt) -> dict[str, Any]:
-    """Accuracy and macro-F1 on the test examples, with a confidence interval and the baselines'."""
-    from pipelines.tasks import metrics as scores
-    from pipelines.tasks.sentiment import read_examples
-
-    splits = {
-        name: read_examples(attempt.inputs[name].path(f"{name}.jsonl")) for name in ("train", "validation", "test")
-    }
-    predictions = attempt.outputs / "predictions.jsonl"
-    # Cut at what the model takes, as whoever loads the export does, not at what it was trained on.
-    test = str(attempt.inputs["test"].path("test.jsonl"))
-    counts = compute(attempt, "model.evaluate:classify", examples=test, output=str(predictions))
-    predicted = [json.loads(line)["predicted"] for line in predictions.read_text().splitlines()]
-    text = {name: [example.text for example in part] for name, part in splits.items()}
-    labels = {name: [example.label for example in part] for name, part in splits.items()}
-    films = [example.group for example in splits["test"]]
-    classes = len(durable.read_json(attempt.inputs["labels"].path("labels.json")))
-    simple = scores.baselines(
-        (text["train"], labels["train"]),
-        (text["validation"], labels["validation"]),
-        (text["test"], labels["test"], films),
-        classes,
-    )
-    reports = {
-        "model": scores.report(labels["test"], predicted, films, classes),
-        "against_tfidf": scores.difference(
-            labels["test"], predicted, simple["tfidf_logistic_regression"].pop("predicted"), films
-        ),
-        **simple,
-    }
-    durable.write_json(attempt.outputs / "report.json", reports)
-    return (
-        _figures("", reports["model"])
-        | _figures("majority_", simple["majority"])
-        | _figures("tfidf_", simple["tfidf_logistic_regression"])
-        | {"examples": counts["examples"], "truncated": counts["truncated"]}
-    )
-
-
-def _figures(prefix: str, report: dict[str, Any]) -> dict[str, float]:
-    """The figures of a report that gates and tables use; intervals are 95 %, over films."""
-    low, high = report["accuracy_interval_by_group"]
-    figures = {
-        "accuracy": report["accuracy"],
-        "macro_f1": report["macro_f1"],
-        "accuracy_low": low,
-        "accuracy_high": high,
-    }
-    return {prefix + name: value for name, value in figures.items()}

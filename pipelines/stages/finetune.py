@@ -1,72 +1,47 @@
-"""finetune: labelled examples and a base model in, a task's model out.
+"""finetune: examples of a task and a base model in, the task's model out.
 
-The one idea: examples are tokenised here with the base model's own tokenizer, where texts longer than the window
-are cut and counted; the loop is the one that pre-trained the base.
+The one idea: examples are tokenised here with the base model's own tokenizer, in the way of the task's form
+(pipelines/forms), where texts longer than the window are cut and counted; the loop is the one that pre-trained the base.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from model import durable
+from model.tuning_config import Tuning
 from pipelines.engine.step import Attempt, Stage
+from pipelines.forms import form
 from pipelines.stages import training
+from pipelines.stages.evaluate import weights
 
 STAGE = Stage("finetune", 1, "pipelines.stages.finetune:run")
 
 
 def run(attempt: Attempt) -> dict[str, Any]:
-    """Train on train.jsonl; outputs export/, probe.safetensors, metrics.jsonl."""
+    """Train on train.jsonl; outputs export/, probe.safetensors, metrics.jsonl, and adapter/ where one is trained."""
     tokenizer = attempt.inputs["tokenizer"].path("tokenizer")
-    train = dict(attempt.config["train"])
-    init, dropout = train.pop("init"), train.pop("dropout")
-    labels = durable.read_json(attempt.inputs["labels"].path("labels.json"))
-    examples = attempt.scratch / "examples.arrow"
-    counts = encode(attempt.inputs["examples"].path("train.jsonl"), tokenizer, train["sequence_length"], examples)
-    attempt.progress(0, train["max_steps"], "steps")
+    settings = attempt.config["train"]
+    task = form.of(attempt.config.get("form", "classification"))
+    job, counts = task.training(attempt, tokenizer, settings)
+    validation = None
+    if settings.get("early_stopping"):
+        source, validation = attempt.inputs["validation"].path("validation.jsonl"), attempt.scratch / "validation.arrow"
+        task.encode(source, tokenizer, settings, validation)
+    attempt.progress(0, settings["max_steps"], "steps")
     metrics = training.train(
         attempt,
-        {
-            "model": attempt.config["model"]
-            | training.vocabulary(tokenizer)
-            | {"num_labels": len(labels), "labels": labels}
-            | dict.fromkeys(("embd_pdrop", "resid_pdrop", "head_pdrop"), dropout),
-            "objective": "classification",
-            "train": train,
-            "data": {"examples": str(examples)},
-            "tokenizer": str(tokenizer),
-            "init": str(attempt.inputs["base"].path("export")) if init == "base" else None,
+        {"tokenizer": str(tokenizer)}
+        | job
+        | {
+            "model": training.shape(attempt, tokenizer)
+            | job["model"]
+            | dict.fromkeys(("embd_pdrop", "resid_pdrop", "head_pdrop"), settings["dropout"]),
+            "data": job["data"] | training.training_pool(settings),
+            "train": training.train_config(settings),
+            "tuning": {name: settings[name] for name in Tuning.model_fields if name in settings},
+            "validation": str(validation) if validation else None,
+            "init": str(weights(attempt.inputs["base"])) if settings["init"] == "base" else None,
+            "release": attempt.config.get("release", True),
         },
     )
     return metrics | counts
-
-
-def encode(source: Path, tokenizer: Path, window: int, target: Path) -> dict[str, int]:
-    """Tokenise the examples of `source` (JSONL) into `target`; returns how many there are and how many were cut.
-
-    Reserved tokens that stand in a text stay text: a stranger's sentence cannot end itself.
-    """
-    from tokenizers import Tokenizer
-
-    from model.examples import write_examples
-    from pipelines.tasks.sentiment import read_examples
-
-    examples = read_examples(source)
-    encoder = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
-    encoder.encode_special_tokens = True
-    facts = training.vocabulary(tokenizer)
-    rows = [
-        encoding.ids
-        for encoding in encoder.encode_batch([example.text for example in examples], add_special_tokens=False)
-    ]
-    write_examples(
-        target,
-        [row[:window] for row in rows],
-        [example.id for example in examples],
-        tokenizer=durable.sha256(tokenizer / "tokenizer.json"),
-        vocab_size=facts["vocab_size"],
-        eot=facts["eot_token_id"],
-        labels=[example.label for example in examples],
-    )
-    return {"examples": len(rows), "examples_cut": sum(len(row) > window for row in rows)}

@@ -1,4 +1,4 @@
-"""prepare_task: labelled data in, examples (text and label, split by group) out.
+"""prepare_task: a task's data in, examples in the task's form (split by group) out.
 
 The one idea: examples are text, made before any tokenizer exists, so that the corpus can be cleaned of the
 held-out ones before anything is trained on it.
@@ -7,46 +7,70 @@ held-out ones before anything is trained on it.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import shutil
 from pathlib import Path
 from typing import Any
 
 from model import durable
 from pipelines.engine.step import Attempt, Stage
-from pipelines.sources import SourceError
+from pipelines.sources import DATASET, SourceError, known_format, source_file
 from pipelines.stretches import changed
+from pipelines.tasks import examples, task
 
 STAGE = Stage("prepare_task", 1, "pipelines.stages.prepare_task:run")
+_SPLIT = "labelled_"  # before the name of a split that has sources of its own
+_COLUMNS = ("text_column", "label_column", "group_column", "prompt_column", "response_column", "messages_column")
 
 
 def run(attempt: Attempt) -> dict[str, Any]:
-    """Write train.jsonl, validation.jsonl, test.jsonl, labels.json and report.json; return the counts."""
-    task = importlib.import_module(f"pipelines.tasks.{attempt.config['name']}")
-    shares = {name: attempt.config[f"{name}_fraction"] for name in ("validation", "test")}
+    """Write train.jsonl, validation.jsonl, test.jsonl, report.json and a classification's labels.json; return the counts."""
+    config = attempt.config
+    drafts: dict[Path, str] = {}
+    files = {group: _drafts(attempt, group, drafts) for group in sorted(attempt.sources)}
+    given = {name: config[f"{name}_fraction"] for name in ("validation", "test")}
+    given |= {name: config[name] for name in _COLUMNS if config.get(name)} | config.get("options", {})
+    given |= {f"{group.removeprefix(_SPLIT)}_files": files[group] for group in files if group.startswith(_SPLIT)}
     try:
-        prepared = task.prepare(_file(attempt), **shares)
+        prepared = task.of(config["name"]).prepare(files["labelled"], **given)
     except ValueError as error:  # the task names file and line of what it cannot read
-        raise SourceError(str(error)) from error
-    if attempt.config["max_examples"]:
-        prepared = dataclasses.replace(prepared, splits=_first(prepared.splits, attempt.config["max_examples"]))
-    task.write(prepared, attempt.outputs)
+        raise SourceError(_as_given(str(error), drafts)) from error
+    if config["max_examples"]:
+        prepared = dataclasses.replace(prepared, splits=examples.first(prepared.splits, config["max_examples"]))
+    examples.write(prepared, attempt.outputs)
     return {f"{name}_examples": len(part) for name, part in prepared.splits.items()}
 
 
-def _file(attempt: Attempt) -> Path:
-    """The labelled file, copied and then hashed: what is read is what was planned. SourceError otherwise."""
-    files = attempt.sources["labelled"]
-    if len(files) != 1:
-        names = ", ".join(file["path"] for file in files[:3])
-        raise SourceError(f"task.source means {len(files)} files ({names}, ...); give one")
-    draft = attempt.scratch / Path(files[0]["path"]).name
-    shutil.copyfile(files[0]["path"], draft)
-    if durable.sha256(draft) != files[0]["sha256"]:
-        raise changed(files[0]["path"])
-    return draft
+def _drafts(attempt: Attempt, group: str, drafts: dict[Path, str]) -> list[Path]:
+    """The files of a group of sources, copied and then hashed: what is read is what was planned. SourceError otherwise.
+
+    A file whose format was given gets the ending that says it; a Hugging Face dataset becomes JSON lines.
+    """
+    found = []
+    for number, file in enumerate(attempt.sources[group]):
+        draft = attempt.scratch / group / str(number) / _name(file)
+        draft.parent.mkdir(parents=True, exist_ok=True)
+        drafts[draft] = file["path"]
+        if file["format"] == DATASET:
+            from pipelines.tasks.user_data import write_dataset
+
+            write_dataset(source_file(file), draft)
+        else:
+            shutil.copyfile(file["path"], draft)
+            if durable.sha256(draft) != file["sha256"]:
+                raise changed(file["path"])
+        found.append(draft)
+    return found
 
 
-def _first(splits: dict[str, list[Any]], count: int) -> dict[str, list[Any]]:
-    """The `count` examples of each split that come first by id, which is a hash of the text: an even sample."""
-    return {name: sorted(part, key=lambda example: example.id)[:count] for name, part in splits.items()}
+def _name(file: dict[str, Any]) -> str:
+    path = Path(file["path"])
+    if file["format"] == DATASET:
+        return f"{path.name}.jsonl"
+    return path.name if known_format(path) in (file["format"], None) else f"{path.stem}.{file['format']}"
+
+
+def _as_given(message: str, drafts: dict[Path, str]) -> str:
+    """A message about copies as one about the files that were given."""
+    for draft, path in drafts.items():
+        message = message.replace(str(draft), path)
+    return message

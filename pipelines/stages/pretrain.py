@@ -17,15 +17,24 @@ def run(attempt: Attempt) -> dict[str, Any]:
     """Train on the training shards, from the weights of `base` if that is an input; outputs export/, probe.safetensors, metrics.jsonl."""
     base = attempt.inputs.get("base")
     tokenizer = attempt.inputs["tokenizer"].path("tokenizer")
-    train = dict(attempt.config["train"])
+    settings = attempt.config["train"]
+    objective = settings["objective"]
     return training.train(
         attempt,
         {
-            "model": attempt.config["model"] | training.vocabulary(tokenizer),
-            "objective": train.pop("objective"),
-            "train": train,
+            "model": training.shape(attempt, tokenizer) | _head(objective),
+            "objective": objective,
+            "objective_options": training.objective_options(settings),
+            "train": training.train_config(settings),
             "data": {"manifest": str(attempt.inputs["tokens"].path("train.json")), "root": str(attempt.root)},
             "tokenizer": str(tokenizer),
             "init": str(base.path("export")) if base else None,
+            "release": attempt.config.get("release", True),
         },
     )
+
+
+def _head(objective: str) -> dict[str, str]:
+    """What stands on a bidirectional model for its objective; a causal one has but one head to choose."""
+    heads = {"masked_lm": "masked_lm", "next_sentence": "pretraining", "masked_lm_next_sentence": "pretraining"}
+    return {"head": heads[objective]} if objective in heads else {}

@@ -18,7 +18,7 @@ def run(attempt: Attempt) -> dict[str, Any]:
     """Pull the version that `register` recorded into outputs/model/."""
     from pipelines import pull
 
-    registered = next(record for record in attempt.ancestors.values() if record.stage == "register").metrics
+    registered = attempt.inputs["registered"].record.metrics
     uri, spec = registered["registry"], f"{registered['name']}@{registered['version']}"
     pulled = pull.pull(uri, spec, attempt.outputs / "model", attempt.execution["registry_patience"])
     return {

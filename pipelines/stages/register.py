@@ -8,30 +8,34 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from model import durable
 from pipelines.engine.record import Record
 from pipelines.engine.step import Attempt, Stage
+from pipelines.forms import form
+from pipelines.tasks import task
 
 STAGE = Stage("register", 2, "pipelines.stages.register:run", check="pipelines.stages.register:check")
 
 CODE_TAG = "gptline.code"  # on a version: which code made each step, JSON. Equal packages may come from other code
 
-_SUMMARY = {
-    "base": "A causal language model, pre-trained from scratch on the text below by gptline.",
-    "task": "A text classifier, fine-tuned from a pre-trained GPT on the labelled examples below by gptline.",
-}
-_LIMITS = {
-    "base": (
-        "It is small and has read little: it writes in the manner of its text and knows nothing of the world.",
-        "Nothing was done to keep it from repeating its training text or from giving offence.",
-    ),
-    "task": (
-        "It was measured on sentences like those it was trained on; on other text it is a guess.",
-        "Texts longer than its window lose their end.",
-    ),
-}
+_SUMMARY = "A causal language model, pre-trained from scratch on the text below by gptline."
+_CONTINUED = "A causal language model that others trained, pre-trained further on the text below by gptline."
+_ADAPTER = " This is the adapter alone: it is used on top of its base model."
+_LIMITS = (
+    "It is small and has read little: it writes in the manner of its text and knows nothing of the world.",
+    "Nothing was done to keep it from repeating its training text or from giving offence.",
+)
+_BIDIRECTIONAL = (
+    "A bidirectional language model, pre-trained from scratch on the text below by gptline: it says what stands behind "
+    "[MASK], and its hidden states are what classifiers are fine-tuned from."
+)
+_BIDIRECTIONAL_LIMITS = (
+    "It is small and has read little: it fills in the manner of its text and knows nothing of the world.",
+    _LIMITS[1],
+)
 
 
 def run(attempt: Attempt) -> dict[str, Any]:
@@ -43,10 +47,12 @@ def run(attempt: Attempt) -> dict[str, Any]:
     name = attempt.config["name"]
     metrics = durable.read_json(attempt.inputs["evaluation"].path("metrics.json"))
     package = attempt.outputs / "package"
-    digest = build_package(attempt.inputs["export"].path("export"), package, card(attempt, metrics))
+    digest = build_package(_weights(attempt), package, card(attempt, metrics))
     uri = registry.ensure_store(attempt.execution["registry"])
     tags = {"gptline.step": attempt.name, "gptline.fingerprint": attempt.fingerprint, CODE_TAG: _code(attempt)}
     tags |= {registry.SLOT_TAG: str(slot)} if (slot := attempt.execution.get("slot")) else {}
+    if base := attempt.inputs.get("base"):
+        tags |= {registry.BASE_TAG: f"{base.record.metrics['name']}@{base.record.metrics['version']}"}
     measured = _measured(attempt)
     tags |= {name: str(value) for name, value in measured.items()}  # not in outputs: those of equal runs do not differ
     gates = [_gate(gate, metrics | measured) for gate in attempt.config["gates"]]
@@ -73,6 +79,11 @@ def run(attempt: Attempt) -> dict[str, Any]:
             else {}
         ),
     }
+
+
+def _weights(attempt: Attempt) -> Path:
+    """The folder that is packaged: an export, or an adapter."""
+    return attempt.inputs["export"].path("adapter" if attempt.config["kind"] == "adapter" else "export")
 
 
 def _comparison(attempt: Attempt) -> dict[str, Any] | None:
@@ -170,17 +181,44 @@ def card(attempt: Attempt, metrics: Mapping[str, Any]) -> Any:
     kind = attempt.config["kind"]
     own, baselines = _by_baseline(metrics)
     trained = attempt.ancestors["pretrain" if kind == "base" else "finetune"]
+    said = None if kind == "base" else form.of(trained.config.get("form", "classification"))
+    masked = kind == "base" and trained.config["train"]["objective"] != "causal_lm"
     return Card(
         name=attempt.config["name"],
-        task="text-generation" if kind == "base" else "text-classification",
-        summary=_SUMMARY[kind],
+        task=said.PIPELINE if said else "fill-mask" if masked else "text-generation",
+        chat=said is not None and said.CHAT,
+        summary=_summary(said, masked, attempt) + (_ADAPTER if kind == "adapter" else ""),
         data=_data(attempt.ancestors),
         training={f"{part}.{key}": value for part in ("model", "train") for key, value in trained.config[part].items()},
         metrics=own,
         baselines=baselines,
-        limits=_LIMITS[kind],
+        limits=said.LIMITS if said else _BIDIRECTIONAL_LIMITS if masked else _LIMITS,
         lineage=lineage(attempt.ancestors),
+        family=_family(attempt.ancestors, trained),
+        base=durable.read_json(attempt.inputs["base"].path("registered.json")) if "base" in attempt.inputs else None,
+        language=_language(attempt.ancestors),
     )
+
+
+def _family(ancestors: Mapping[str, Record], trained: Record) -> str:
+    """The model's family: the recipe's, or that of the model which it begins with."""
+    imported = ancestors.get("import")
+    return str(imported.metrics["family"] if imported else trained.config["model"]["family"])
+
+
+def _summary(said: Any, masked: bool, attempt: Attempt) -> str:
+    """What the model is, in a sentence or two: by the form of its task, or by its objective and its beginning."""
+    if said:
+        return str(said.SUMMARY)
+    if masked:
+        return _BIDIRECTIONAL
+    return _CONTINUED if "import" in attempt.ancestors else _SUMMARY
+
+
+def _language(ancestors: Mapping[str, Record]) -> str:
+    """The language of the recipe's task; English where it does not say, nothing where the task cannot know."""
+    prepared = ancestors.get("prepare_task")
+    return getattr(task.of(prepared.config["name"]), "LANGUAGE", "en") if prepared else "en"
 
 
 def _by_baseline(metrics: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, dict[str, float]]]:

@@ -1,7 +1,8 @@
 """train_tokenizer: the tokenizer's own sources in, a tokenizer directory out; or a pinned directory, verified.
 
 The one idea: a tokenizer depends on what is declared for it and on nothing else, so that new documents in the
-corpus never change it. It is a byte-level BPE in GPT-2's form, which `transformers` opens as a GPT2Tokenizer.
+corpus never change it. It is a byte-level BPE in GPT-2's form, which `transformers` opens as a GPT2Tokenizer; for
+bidirectional models it has [PAD], [CLS], [SEP] and [MASK], and a template that puts [CLS] A [SEP] B [SEP] around texts.
 
 A tokenizer's digest, wherever one is named, is the SHA-256 of its `tokenizer.json`.
 """

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from model import durable
+from model.vocabulary import CLS, MASK, PAD, SEP
 from pipelines.corpus import documents, refuse
 from pipelines.pieces import text_size
 from pipelines.records import Reject
@@ -19,27 +20,38 @@ from pipelines.sources import SourceError
 from pipelines.stretches import Stretch, stretch_from
 from pipelines.tokenizer_files import EOT, FILES, tokenizer_facts
 
+SPECIAL_TOKENS = {"gpt2": [EOT], "bert": [PAD, CLS, SEP, MASK]}  # in order of their ids, from 0
 DOCUMENT_BYTES = 1 << 16  # documents of the training sample; BPE does not look across words, so it hardly matters
 
 
 def train(item: dict[str, Any]) -> dict[str, Any]:
     """Train on the documents of `stretches` and write the five files of a tokenizer directory to `folder`."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     config = item["config"]
+    specials = SPECIAL_TOKENS[config.get("special_tokens", "gpt2")]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     trainer = trainers.BpeTrainer(
-        vocab_size=config["vocab_size"], min_frequency=config["min_frequency"], special_tokens=[EOT],
+        vocab_size=config["vocab_size"], min_frequency=config["min_frequency"],
+        # A space before [MASK] belongs to it, as it belongs to the words that it stands for.
+        special_tokens=[AddedToken(name, special=True, normalized=False, lstrip=name == MASK) for name in specials],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False,
     )  # fmt: skip
     sample = Sample([stretch_from(stretch) for stretch in item["stretches"]], config["max_bytes"])
     tokenizer.train_from_iterator(iter(sample), trainer)
     if not sample.bytes:
         raise SourceError("the tokenizer's sources hold no text; give it sources with text (tokenizer.sources)")
-    _write(Path(item["folder"]), tokenizer)
+    if CLS in specials:
+        # For whoever loads it with plain `transformers`: a text, or a pair with its token types. Documents are encoded
+        # without it (add_special_tokens=False), so no shard depends on it.
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{CLS} $A {SEP}", pair=f"{CLS} $A {SEP} $B:1 {SEP}:1",
+            special_tokens=[(name, specials.index(name)) for name in (CLS, SEP)],
+        )  # fmt: skip
+    _write(Path(item["folder"]), tokenizer, _BERT if CLS in specials else _GPT2)
     return _figures(Path(item["folder"])) | {"trained_on_bytes": sample.bytes, "rejected": sample.rejected}
 
 
@@ -70,23 +82,28 @@ class Sample:
         )
 
 
-def _write(folder: Path, tokenizer: Any) -> None:
+# A reserved token in somebody's text stays text wherever this directory is loaded.
+_GPT2 = (
+    {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False, "split_special_tokens": True},
+    dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), EOT),
+)
+# But [MASK] is written in texts, by those who ask what fills it: whoever takes a stranger's text splits by an argument.
+_BERT: tuple[dict[str, Any], dict[str, str]] = (
+    {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": ["input_ids", "token_type_ids", "attention_mask"]},
+    {"pad_token": PAD, "cls_token": CLS, "sep_token": SEP, "mask_token": MASK, "bos_token": CLS, "eos_token": SEP},
+)  # fmt: skip
+
+
+def _write(folder: Path, tokenizer: Any, described: tuple[dict[str, Any], dict[str, str]]) -> None:
     """The directory as `transformers` expects it, all from one state, all with deterministic bytes."""
+    settings, special = described
     state = json.loads(tokenizer.to_str())
     merges = "".join(f"{' '.join(pair)}\n" for pair in state["model"]["merges"])
-    special = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), EOT)
     durable.write_bytes(folder / "tokenizer.json", tokenizer.to_str().encode("utf-8"))
     durable.write_json(folder / "vocab.json", dict(sorted(state["model"]["vocab"].items(), key=lambda item: item[1])))
     durable.write_bytes(folder / "merges.txt", f"#version: 0.2\n{merges}".encode())
     durable.write_json(folder / "special_tokens_map.json", special)
-    # A reserved token in somebody's text stays text wherever this directory is loaded.
-    settings = {
-        "tokenizer_class": "GPT2Tokenizer",
-        "add_prefix_space": False,
-        "split_special_tokens": True,
-        "clean_up_tokenization_spaces": False,
-    }
-    durable.write_json(folder / "tokenizer_config.json", settings | special)
+    durable.write_json(folder / "tokenizer_config.json", settings | {"clean_up_tokenization_spaces": False} | special)
 
 
 def copy_pinned(item: dict[str, Any]) -> dict[str, Any]:

@@ -7,20 +7,53 @@ lost ranks, nodes and Rays is in `recovery.py`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from model import durable
+from model.config import ObjectiveConfig, TrainConfig
 from pipelines.engine.step import Attempt
 from pipelines.stages.fan_out import connect
 from pipelines.stages.stop import Interrupted, Stop
-from pipelines.tokenizer_files import tokenizer_facts
+from pipelines.tokenizer_files import special_ids, tokenizer_facts
 
 
 def vocabulary(tokenizer: Path) -> dict[str, int]:
-    """{"vocab_size", "eot_token_id"} of a tokenizer directory, as a ModelConfig wants them."""
+    """{"vocab_size", "eot_token_id"} of a tokenizer directory, as a ModelConfig wants them, and [PAD]'s, [CLS]'s, [SEP]'s
+    and [MASK]'s id where it has them."""
     facts = tokenizer_facts(tokenizer)
-    return {"vocab_size": facts.vocab_size, "eot_token_id": facts.eot}
+    return {"vocab_size": facts.vocab_size, "eot_token_id": facts.eot} | special_ids(tokenizer)
+
+
+def shape(attempt: Attempt, tokenizer: Path) -> dict[str, Any]:
+    """What the model is, before its task is known: the recipe's shape with the tokenizer's vocabulary, or an imported model's.
+
+    An imported model may have more ids than its tokenizer.
+    """
+    if "shape" in attempt.inputs:
+        found: dict[str, Any] = durable.read_json(attempt.inputs["shape"].path("model.json"))
+    else:
+        found = attempt.config["model"] | vocabulary(tokenizer)
+    length = attempt.config["train"]["sequence_length"]
+    if length > found["n_positions"]:
+        raise ValueError(f"sequence_length={length} is longer than the {found['n_positions']} positions of the model")
+    return found
+
+
+def train_config(settings: dict[str, Any]) -> dict[str, Any]:
+    """Of a stage's training settings those that the loop knows; the stage sees to the others."""
+    return {name: value for name, value in settings.items() if name in TrainConfig.model_fields}
+
+
+def objective_options(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a stage's training settings those that say what the objective makes of text."""
+    return {name: settings[name] for name in ObjectiveConfig.model_fields if name in settings}
+
+
+def training_pool(settings: dict[str, Any]) -> dict[str, int]:
+    """How a job's data say among how many batches examples are sorted by length; nothing where the recipe does not."""
+    return {"pool": settings["length_pool"]} if "length_pool" in settings else {}
 
 
 def train(attempt: Attempt, job: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ deterministic: fixed seeds, and a solver without random order.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from statistics import NormalDist
@@ -20,7 +21,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
-_RESAMPLES = 1000
+_RESAMPLES, _AT_A_TIME = 1000, 50
+_READABLE = 10  # classes whose confusion matrix a person reads; of more, the pairs that are confused most often
+# A fit's time is examples x terms x classes (30 s for 12,000 texts of 58 classes): of many classes fewer terms, fewer fits.
+_FEW_CLASSES, _MOST_TERMS, _FEWER_TRIED = 4, 20_000, (3.0, 30.0)
+_NO_SPACES = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
 _REGULARISATION = (1.0, 3.0, 10.0, 30.0)  # values of C tried for the baseline, chosen on the validation split
 
 
@@ -37,20 +42,28 @@ def confusion(labels: Sequence[int], predicted: Sequence[int], classes: int) -> 
     return counts
 
 
-def accuracy(counts: np.ndarray) -> np.ndarray:
-    """The share of right predictions, of one matrix (K, K) of counts or of many (..., K, K)."""
+def margins(counts: np.ndarray) -> np.ndarray:
+    """What accuracy and F1 need of a confusion matrix (..., K, K): right, true and predicted of each class, (..., 3, K)."""
     import numpy as np
 
-    return np.trace(counts, axis1=-2, axis2=-1) / counts.sum((-2, -1))
+    return np.stack([np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(-1), counts.sum(-2)], axis=-2)
+
+
+def accuracy(counts: np.ndarray) -> np.ndarray:
+    """The share of right predictions, of one array of margins (3, K) or of many (..., 3, K)."""
+    return counts[..., 0, :].sum(-1) / counts[..., 1, :].sum(-1)
 
 
 def macro_f1(counts: np.ndarray) -> np.ndarray:
     """F1 = 2TP / (2TP + FP + FN) of each class, averaged over classes; 0 for a class that never occurs at all."""
+    return class_f1(counts).mean(-1)
+
+
+def class_f1(counts: np.ndarray) -> np.ndarray:
+    """F1 of each class, (..., K), of margins (..., 3, K)."""
     import numpy as np
 
-    hits = np.diagonal(counts, axis1=-2, axis2=-1)  # (..., K)
-    occurs = counts.sum(-1) + counts.sum(-2)  # (..., K)
-    return (2 * hits / np.maximum(occurs, 1)).mean(-1)
+    return 2 * counts[..., 0, :] / np.maximum(counts[..., 1, :] + counts[..., 2, :], 1)
 
 
 def wilson_interval(right: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -64,26 +77,33 @@ def wilson_interval(right: int, total: int, confidence: float = 0.95) -> tuple[f
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def group_confusions(
-    labels: Sequence[int], predicted: Sequence[int], groups: Sequence[str], classes: int
-) -> np.ndarray:
-    """The confusion matrix of each group, (groups, classes, classes), in the order of the groups' names."""
+def group_margins(labels: Sequence[int], predicted: Sequence[int], groups: Sequence[str], classes: int) -> np.ndarray:
+    """The margins of each group, (groups, 3, classes), in the order of the groups' names."""
     import numpy as np
 
     names = sorted(set(groups))
     place = {name: index for index, name in enumerate(names)}
-    counts: np.ndarray = np.zeros((len(names), classes, classes), dtype=np.int64)  # (G, K, K)
-    np.add.at(counts, (np.array([place[group] for group in groups]), np.asarray(labels), np.asarray(predicted)), 1)
+    of, true, said = np.array([place[group] for group in groups]), np.asarray(labels), np.asarray(predicted)
+    counts: np.ndarray = np.zeros((len(names), 3, classes))  # (G, 3, K)
+    np.add.at(counts, (of, 0, true), true == said)
+    np.add.at(counts, (of, 1, true), 1)
+    np.add.at(counts, (of, 2, said), 1)
     return counts
 
 
 def resampled(counts: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Bootstrap: confusion matrices (resamples, K, K) of as many groups, drawn with replacement from (G, K, K)."""
+    """Bootstrap: margins (resamples, 3, K) of as many groups, drawn with replacement from (G, 3, K).
+
+    The sums are of whole numbers, exact in any order. Some resamples at a time: of many groups all would not fit.
+    """
     import numpy as np
 
-    groups = len(counts)
-    draws = np.random.default_rng(seed).multinomial(groups, [1 / groups] * groups, size=_RESAMPLES)  # (R, G)
-    return np.einsum("rg,gkl->rkl", draws, counts)
+    groups, flat = len(counts), counts.reshape(len(counts), -1)
+    random, drawn = np.random.default_rng(seed), []
+    for _ in range(0, _RESAMPLES, _AT_A_TIME):
+        draws = random.multinomial(groups, [1 / groups] * groups, size=_AT_A_TIME)  # (some R, G)
+        drawn.append(draws.astype(np.float64) @ flat)
+    return np.concatenate(drawn).reshape(-1, *counts.shape[1:])
 
 
 def report(labels: Sequence[int], predicted: Sequence[int], groups: Sequence[str], classes: int) -> dict[str, Any]:
@@ -92,16 +112,32 @@ def report(labels: Sequence[int], predicted: Sequence[int], groups: Sequence[str
     `accuracy_interval` is Wilson's over examples; `*_interval_by_group` the bootstrap over groups.
     """
     counts = confusion(labels, predicted, classes)
-    drawn = resampled(group_confusions(labels, predicted, groups, classes))
+    whole, drawn = margins(counts), resampled(group_margins(labels, predicted, groups, classes))
     return {
         "examples": len(labels),
         "groups": len(set(groups)),
-        "accuracy": _rounded(accuracy(counts)),
+        "accuracy": _rounded(accuracy(whole)),
         "accuracy_interval": [_rounded(end) for end in wilson_interval(int(counts.trace()), len(labels))],
         "accuracy_interval_by_group": _central(accuracy(drawn)),
-        "macro_f1": _rounded(macro_f1(counts)),
+        "macro_f1": _rounded(macro_f1(whole)),
         "macro_f1_interval_by_group": _central(macro_f1(drawn)),
-        "confusion": counts.tolist(),
+        **({"confusion": counts.tolist()} if classes <= _READABLE else {}),
+    }
+
+
+def by_class(labels: Sequence[int], predicted: Sequence[int], names: Sequence[str]) -> dict[str, Any]:
+    """What the model does with each class, and which pairs of classes it confuses most often, by their names."""
+    import numpy as np
+
+    counts = confusion(labels, predicted, len(names))
+    f1 = class_f1(margins(counts))
+    wrong = counts - np.diag(np.diagonal(counts))
+    pairs = sorted(
+        ((int(count), i, j) for (i, j), count in np.ndenumerate(wrong) if count), key=lambda pair: (-pair[0], pair[1:])
+    )
+    return {
+        "classes": {name: {"examples": int(counts[i].sum()), "f1": _rounded(f1[i])} for i, name in enumerate(names)},
+        "most_confused": [{"is": names[i], "said": names[j], "times": count} for count, i, j in pairs[:_READABLE]],
     }
 
 
@@ -110,7 +146,7 @@ def difference(
 ) -> dict[str, Any]:
     """Accuracy of `ours` minus `theirs` on the same examples, with the paired bootstrap interval over groups."""
     classes = max(*labels, *ours, *theirs) + 1
-    pair = [group_confusions(labels, predicted, groups, classes) for predicted in (ours, theirs)]
+    pair = [group_margins(labels, predicted, groups, classes) for predicted in (ours, theirs)]
     drawn = accuracy(resampled(pair[0])) - accuracy(resampled(pair[1]))  # one seed: the same groups in both
     gain = accuracy(pair[0].sum(0)) - accuracy(pair[1].sum(0))
     return {"accuracy_gain": _rounded(gain), "accuracy_gain_interval_by_group": _central(drawn)}
@@ -139,20 +175,32 @@ def majority_predictions(train_labels: Sequence[int], examples: int) -> list[int
 def tfidf_predictions(
     train: tuple[Sequence[str], Sequence[int]], validation: tuple[Sequence[str], Sequence[int]], texts: Sequence[str]
 ) -> tuple[list[int], dict[str, Any]]:
-    """What TF-IDF of words and word pairs with logistic regression says of `texts`, and how it was set.
+    """What TF-IDF with logistic regression says of `texts`, and how it was set.
 
-    The regularisation is chosen on the validation split, of equal ones the strongest: the test split decides nothing.
+    Its terms are words and word pairs, or one to three characters where texts are written without spaces. The
+    regularisation is chosen on the validation split, of equal ones the strongest: the test split decides nothing.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    vectors = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2)
+    by_character = written_without_spaces(train[0])
+    terms: dict[str, Any] = {"analyzer": "char", "ngram_range": (1, 3)} if by_character else {"ngram_range": (1, 2)}
+    many = len(set(train[1])) > _FEW_CLASSES
+    terms |= {"max_features": _MOST_TERMS} if many else {}
+    vectors = TfidfVectorizer(sublinear_tf=True, min_df=2, **terms)
     features = vectors.fit_transform(train[0])  # (examples, terms), sparse
-    fitted = {c: _logistic_regression(features, train[1], c) for c in _REGULARISATION}
+    fitted = {c: _logistic_regression(features, train[1], c) for c in (_FEWER_TRIED if many else _REGULARISATION)}
     held_out = vectors.transform(validation[0])
     scores = {c: float(model.score(held_out, validation[1])) for c, model in fitted.items()}
     best = max(scores, key=lambda c: (scores[c], -c))
     setting = {"terms": features.shape[1], "C": best, "validation_accuracy": _rounded(scores[best])}
+    setting |= {"terms_are": "1 to 3 characters"} if by_character else {}
     return [int(label) for label in fitted[best].predict(vectors.transform(texts))], setting
+
+
+def written_without_spaces(texts: Sequence[str]) -> bool:
+    """Whether most letters of the first hundred texts are Han, kana or Thai: words cannot be told by their spaces."""
+    letters = [character for text in texts[:100] for character in text if character.isalpha()]
+    return 2 * len(_NO_SPACES.findall("".join(letters))) > len(letters)
 
 
 def _logistic_regression(features: Any, labels: Sequence[int], c: float) -> Any:

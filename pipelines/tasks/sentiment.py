@@ -12,56 +12,32 @@ from __future__ import annotations
 
 import bz2
 import csv
-import hashlib
 import io
-import json
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from model import durable
+from pipelines.tasks.examples import KEEP_ORDER, Labelled, Prepared, divided, identifier, normalised
 
+FORM = "classification"
 LABELS = ("rotten", "fresh")
-SPLITS = ("train", "validation", "test")
 _IGNORED = "plot"  # summaries of the story: they are not opinions
 _COLUMNS = ("category", "text", "movie_name")
 _SAME_FILM = 3  # sentences of four words and more that two names must share to be one film
-_KEEP_ORDER = ("test", "validation", "train")  # of equal sentences, the one furthest from training is kept
 
 
-@dataclass(frozen=True)
-class Example:
-    """One labelled text. `label` indexes LABELS; `group` is the film, which is what a split never divides."""
-
-    id: str
-    text: str
-    label: int
-    group: str
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """The examples by split, and the account of what was dropped on the way."""
-
-    splits: dict[str, list[Example]]
-    report: dict[str, Any]
-
-
-def prepare(source: Path, validation: float = 0.1, test: float = 0.15, seed: int = 0) -> Prepared:
-    """Read `source` (csv.bz2) and split it by film; `validation` and `test` are expected shares of the films.
+def prepare(files: Sequence[Path], validation: float = 0.1, test: float = 0.15) -> Prepared:
+    """Read the one csv.bz2 of `files` and split it by film; `validation` and `test` are expected shares of the films.
 
     ValueError for a file that is not what it should be (naming file and line), and for an empty split.
     """
+    source = _only(files)
     rows, plots = read_reviews(source)
     films = _joined_names(rows)
     examples = [_example(row.text, row.label, films.get(row.group, row.group)) for row in rows]
     unique, repeated, contradicting = _without_repeats(examples)
-    splits: dict[str, list[Example]] = {name: [] for name in SPLITS}
-    for example in unique:
-        splits[split_of(example.group, validation, test, seed)].append(example)
+    splits = divided(unique, validation, test)
     across = _drop_repeats_across_films(splits)
     _refuse_empty(splits, source)
     report = {
@@ -77,42 +53,18 @@ def prepare(source: Path, validation: float = 0.1, test: float = 0.15, seed: int
         "names_of_one_film": {name: film for name, film in sorted(films.items()) if name != film},
         "splits": {name: _summary(part) for name, part in splits.items()},
     }
-    return Prepared(splits, report)
+    return Prepared(splits, report, LABELS)
 
 
-def write(prepared: Prepared, outputs: Path) -> None:
-    """Write train.jsonl, validation.jsonl, test.jsonl, labels.json and report.json into the folder `outputs`."""
-    for name in SPLITS:
-        lines = [json.dumps(asdict(example), sort_keys=True, ensure_ascii=False) for example in prepared.splits[name]]
-        durable.write_bytes(outputs / f"{name}.jsonl", "".join(line + "\n" for line in lines).encode())
-    durable.write_json(outputs / "labels.json", list(LABELS))
-    durable.write_json(outputs / "report.json", prepared.report)
+def _only(files: Sequence[Path]) -> Path:
+    if len(files) != 1:
+        raise ValueError(
+            f"task.source means {len(files)} files ({', '.join(path.name for path in files[:3])}, ...); give one csv.bz2"
+        )
+    return files[0]
 
 
-def read_examples(path: Path) -> list[Example]:
-    """Read a JSONL file of examples. ValueError names file and line of what is not one."""
-    examples = []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        try:
-            examples.append(Example(**json.loads(line)))
-        except (ValueError, TypeError) as error:
-            raise ValueError(
-                f"{path}:{number}: not an example ({error}); rerun prepare_task to write it anew"
-            ) from error
-    return examples
-
-
-def split_of(group: str, validation: float, test: float, seed: int) -> str:
-    """The split a film belongs to: a hash of its name as a number in [0, 1), cut at the two shares."""
-    if not (validation > 0 and test > 0 and validation + test < 1):
-        raise ValueError(f"validation={validation} and test={test} must be above 0 and leave room for training below 1")
-    place = int.from_bytes(hashlib.sha256(f"{seed}:{group}".encode()).digest()[:8], "big") / 2**64
-    if place < test:
-        return "test"
-    return "validation" if place < test + validation else "train"
-
-
-def read_reviews(source: Path) -> tuple[list[Example], int]:
+def read_reviews(source: Path) -> tuple[list[Labelled], int]:
     """The labelled sentences of `source` in its own order, and how many plot summaries were passed over."""
     reviews, plots = [], 0
     for line, row in _rows(source):
@@ -145,17 +97,11 @@ def _rows(source: Path) -> Iterator[tuple[int, dict[str, str]]]:
         yield reader.line_num, {name: row[name] for name in _COLUMNS}
 
 
-def _example(text: str, label: int, group: str) -> Example:
-    """The id is that of a document with the same text, so that a leak can be found by id as well."""
-    return Example(hashlib.sha256(text.encode()).hexdigest()[:32], text, label, group)
+def _example(text: str, label: int, group: str) -> Labelled:
+    return Labelled(identifier(text), text, label, group)
 
 
-def normalised(text: str) -> str:
-    """What two sentences must share to be the same one: their words, without case, spacing and punctuation."""
-    return " ".join(re.findall(r"\w+", text.lower()))
-
-
-def _joined_names(reviews: Iterable[Example]) -> dict[str, str]:
+def _joined_names(reviews: Iterable[Labelled]) -> dict[str, str]:
     """Maps each name of a film that is listed under several names to the alphabetically first of them."""
     names_of: dict[str, set[str]] = defaultdict(set)
     for review in reviews:
@@ -171,7 +117,7 @@ def _joined_names(reviews: Iterable[Example]) -> dict[str, str]:
     return joined
 
 
-def _without_repeats(examples: Sequence[Example]) -> tuple[list[Example], int, int]:
+def _without_repeats(examples: Sequence[Labelled]) -> tuple[list[Labelled], int, int]:
     """First of each sentence within a film; sentences that bear both labels go altogether. Counts of both."""
     labels: dict[str, set[int]] = defaultdict(set)
     for example in examples:
@@ -190,11 +136,11 @@ def _without_repeats(examples: Sequence[Example]) -> tuple[list[Example], int, i
     return unique, repeated, contradicting
 
 
-def _drop_repeats_across_films(splits: dict[str, list[Example]]) -> list[dict[str, str]]:
+def _drop_repeats_across_films(splits: dict[str, list[Labelled]]) -> list[dict[str, str]]:
     """Keep a sentence of several films once, nearest to the test side; returns what was dropped, in place."""
     kept: dict[str, str] = {}
     dropped = []
-    for name in _KEEP_ORDER:
+    for name in KEEP_ORDER:
         fresh = []
         for example in splits[name]:
             words = normalised(example.text)
@@ -207,7 +153,7 @@ def _drop_repeats_across_films(splits: dict[str, list[Example]]) -> list[dict[st
     return dropped
 
 
-def _refuse_empty(splits: dict[str, list[Example]], source: Path) -> None:
+def _refuse_empty(splits: dict[str, list[Labelled]], source: Path) -> None:
     for name, part in splits.items():
         if len({example.label for example in part}) < len(LABELS):
             raise ValueError(
@@ -215,7 +161,7 @@ def _refuse_empty(splits: dict[str, list[Example]], source: Path) -> None:
             )
 
 
-def _summary(part: Sequence[Example]) -> dict[str, Any]:
+def _summary(part: Sequence[Labelled]) -> dict[str, Any]:
     counts = Counter(LABELS[example.label] for example in part)
     return {
         "examples": len(part),

@@ -22,11 +22,12 @@ class Trained:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """`zero0` .. `zero3`, `bf16`, and the classifier `finetuned` that starts from the export of `zero2`."""
+    """`zero0` .. `zero3`, `bf16`, and from the export of `zero2` the classifier `finetuned` and `answers`, with loss masks."""
     jobs = Jobs(tmp_path_factory.mktemp("trained"))
     job = {f"zero{stage}": jobs.job(f"zero{stage}", train={"zero_stage": stage}) for stage in range(4)}
     job["bf16"] = jobs.job("bf16", train={"zero_stage": 2, "precision": "bf16"})
     base = str(Path(job["zero2"]["outputs"], "export"))
     job["finetuned"] = jobs.classification("finetuned", init=base, train={"max_steps": 24, "zero_stage": 1})
+    job["answers"] = jobs.answers("answers", init=base, train={"zero_stage": 2})
     results, _ = finish(start(list(job.values()), ranks=2))
     return Trained(jobs, job, dict(zip(job, results, strict=True)))

@@ -14,11 +14,13 @@ from model.batches import (
     RankBatch,
     example_batch,
     example_order,
+    padding,
     pretrain_batch,
     samples,
     sequences,
 )
 from model.examples import Examples, write_examples
+from model.objectives import count_loss_tokens
 from model.token_shards import TokenShards
 from tests.model.test_token_shards import EOT, stream, write
 
@@ -171,3 +173,111 @@ def test_an_example_without_a_label_is_refused_by_name(tmp_path: Path) -> None:
     write_examples(tmp_path / "e.arrow", [[1], [2]], ["x", "y"], tokenizer="t", vocab_size=9, eot=0)
     with pytest.raises(ValueError, match="has no label"):
         example_batch(Examples(tmp_path / "e.arrow"), 0, seed=0, global_batch_size=2, length=4)
+
+
+@pytest.fixture
+def answers(tmp_path: Path) -> Examples:
+    """60 examples of 2 to 40 tokens, of which those from a random place on are to be learned; every tenth has no mask."""
+    chance = np.random.default_rng(2)
+    lengths = chance.integers(2, 41, 60)
+    tokens = [[index] * int(length) for index, length in enumerate(lengths)]
+    masks = [
+        None if index % 10 == 9 else np.arange(length) >= chance.integers(1, length)
+        for index, length in enumerate(lengths)
+    ]
+    ids = [str(index) for index in range(60)]
+    write_examples(tmp_path / "a.arrow", tokens, ids, tokenizer="t", vocab_size=500, eot=499, loss_masks=masks)
+    return Examples(tmp_path / "a.arrow")
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_masks_and_their_count_do_not_depend_on_the_number_of_ranks(answers: Examples, world_size: int) -> None:
+    how = {"length": 32, "objective": "causal_lm", **ORDER}
+    for step in (0, 1, POOL, 3 * POOL + 1):
+        alone = example_batch(answers, step, **how)
+        shares = [example_batch(answers, step, **how, rank=rank, world_size=world_size) for rank in range(world_size)]
+        masks = torch.cat([share.rows.loss_mask for share in shares if share.rows.loss_mask is not None])
+        assert torch.equal(masks, alone.rows.loss_mask)
+        assert alone.rows.labels is None
+        targets = [int(count_loss_tokens("causal_lm", share.rows)) for share in shares]
+        assert {share.loss_tokens for share in shares} == {alone.loss_tokens} == {sum(targets)}
+
+
+def test_a_row_is_learned_where_its_mask_says_and_never_at_padding(answers: Examples) -> None:
+    share = example_batch(answers, 2, length=32, objective="causal_lm", **ORDER)
+    assert share.rows.loss_mask is not None
+    for row, mask, sample in zip(
+        share.rows.tokens, share.rows.loss_mask, example_order(answers, 2, **ORDER), strict=True
+    ):
+        expected = answers.loss_mask(int(sample))[:32].tolist()
+        assert mask.tolist() == expected + [False] * (len(row) - len(expected))
+        if sample % 10 == 9:
+            assert all(expected)
+
+
+def test_a_batch_without_anything_to_learn_is_refused(tmp_path: Path) -> None:
+    nothing = [[False, False]] * 2
+    write_examples(
+        tmp_path / "e.arrow", [[1, 2]] * 2, ["x", "y"], tokenizer="t", vocab_size=9, eot=0, loss_masks=nothing
+    )
+    with pytest.raises(ValueError, match="has no token to learn"):
+        example_batch(Examples(tmp_path / "e.arrow"), 0, seed=0, global_batch_size=2, length=4, objective="causal_lm")
+
+
+@pytest.fixture
+def weighted(tmp_path: Path) -> Examples:
+    """40 examples of 3 classes with weights 0.5, 1.0 and 3.25."""
+    labels = [index % 3 for index in range(40)]
+    write_examples(
+        tmp_path / "w.arrow", [[index] * (1 + index % 7) for index in range(40)], list(map(str, range(40))),
+        tokenizer="t", vocab_size=500, eot=499, labels=labels, weights=[(0.5, 1.0, 3.25)[label] for label in labels],
+    )  # fmt: skip
+    return Examples(tmp_path / "w.arrow")
+
+
+def test_weights_follow_their_examples_and_every_rank_divides_by_the_whole_batchs_sum(weighted: Examples) -> None:
+    whole = example_batch(weighted, 3, length=16, **ORDER)
+    assert whole.rows.weights is not None and whole.rows.labels is not None
+    assert whole.rows.weights.tolist() == [(0.5, 1.0, 3.25)[label] for label in whole.rows.labels.tolist()]
+    assert whole.loss_tokens == pytest.approx(float(whole.rows.weights.double().sum()))
+    halves = [example_batch(weighted, 3, length=16, rank=rank, world_size=2, **ORDER) for rank in range(2)]
+    assert [half.loss_tokens for half in halves] == [whole.loss_tokens] * 2
+    assert torch.cat([half.rows.weights for half in halves if half.rows.weights is not None]).equal(whole.rows.weights)
+    parts = [part.weights for part in whole.micro_batches(2) if part.weights is not None]
+    assert torch.cat(parts).equal(whole.rows.weights) and len(parts) == 4
+
+
+def test_a_weighted_loss_is_torchs_own_with_class_weights_however_the_batch_is_sliced(weighted: Examples) -> None:
+    from model.config import ModelConfig
+    from model.heads import build
+    from model.objectives import loss
+
+    config = ModelConfig(n_positions=16, n_embd=16, n_layer=1, n_head=2, vocab_size=500, eot_token_id=499, num_labels=3)
+    model = build(config, seed=1).double()
+    share = example_batch(weighted, 0, length=16, **ORDER)
+    labels = share.rows.labels
+    assert labels is not None
+    expected = torch.nn.functional.cross_entropy(
+        model(share.rows.tokens).float(), labels, weight=torch.tensor([0.5, 1.0, 3.25])
+    )
+    sums = [loss(model, "classification", part)[0] for part in share.micro_batches(2)]
+    assert float(torch.stack(sums).detach().sum()) / share.loss_tokens == pytest.approx(
+        float(expected.detach()), rel=1e-6
+    )
+
+
+def test_batches_by_length_leave_less_than_a_tenth_of_padding(tmp_path: Path) -> None:
+    lengths = np.random.default_rng(1).lognormal(3.0, 0.5, 2000).astype(int).clip(2, 128)  # as sentences of reviews are
+    write_examples(
+        tmp_path / "l.arrow", [[1] * int(length) for length in lengths], list(map(str, range(2000))),
+        tokenizer="t", vocab_size=9, eot=0, labels=[0] * 2000,
+    )  # fmt: skip
+    order = {"seed": 0, "global_batch_size": 32}
+    examples = Examples(tmp_path / "l.arrow")
+    found = {pool: padding(examples, 128, length=128, pool=pool, **order) for pool in (1, 16, 64)}
+    assert found[1] > 0.4 and found[16] < 0.2 and found[64] < 0.1
+    batches = [example_batch(examples, step, length=128, pool=64, **order) for step in range(128)]
+    whole = sum(batch.rows.tokens.numel() for batch in batches)
+    assert found[64] == pytest.approx(1 - sum(batch.real_tokens for batch in batches) / whole)
+    seen = np.bincount(np.concatenate([example_order(examples, step, pool=64, **order) for step in range(64)]))
+    assert seen.min() >= 1 and seen.sum() == 2048, "each comes once an epoch, but for the pool's end"

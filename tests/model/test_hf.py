@@ -148,8 +148,8 @@ def test_names_without_prefix_and_old_mask_buffers_are_read(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("model_type", "llama"),
-        ("activation_function", "relu"),
+        ("model_type", "opt"),
+        ("activation_function", "silu"),
         ("scale_attn_by_inverse_layer_idx", True),
         ("eos_token_id", None),
     ],

@@ -57,7 +57,10 @@ def resumed(
 ) -> dict[str, dict[str, Any]]:
     """Two ranks go on from checkpoints: their own, those of one rank, and that of the SIGTERM."""
     make = trained.jobs.continuation
-    jobs = {stage: make(f"resumed-{stage}", trained.job[stage], MIDDLE) for stage in [*STAGES, "bf16", "finetuned"]}
+    jobs = {
+        stage: make(f"resumed-{stage}", trained.job[stage], MIDDLE)
+        for stage in [*STAGES, "bf16", "finetuned", "answers"]
+    }
     jobs |= {f"back-{stage}": make(f"back-{stage}", alone[stage], MIDDLE + 2) for stage in STAGES}
     jobs["interrupted"] = make("after-sigterm", interrupted["job"], interrupted["result"]["steps"])
     results, _ = finish(start(list(jobs.values()), ranks=2))
@@ -86,7 +89,7 @@ def test_bf16_stays_close_to_fp32(trained: Trained) -> None:
         assert line["loss"] == pytest.approx(reference["loss"], abs=0.05)
 
 
-@pytest.mark.parametrize("name", [*STAGES, "bf16", "finetuned"])
+@pytest.mark.parametrize("name", [*STAGES, "bf16", "finetuned", "answers"])
 def test_the_export_of_every_stage_computes_what_the_live_model_did(trained: Trained, name: str) -> None:
     assert 0 <= trained.result[name]["export_difference"] <= 1e-4
 
@@ -98,7 +101,7 @@ def test_a_classifier_learns_from_a_base_models_export(trained: Trained) -> None
     assert trained.result["finetuned"]["tokens"] == sum(line["tokens"] for line in lines)
 
 
-@pytest.mark.parametrize("name", [*STAGES, "bf16", "finetuned"])
+@pytest.mark.parametrize("name", [*STAGES, "bf16", "finetuned", "answers"])
 def test_a_resumed_run_ends_with_identical_weights_and_metrics(
     trained: Trained, resumed: dict[str, Any], name: str
 ) -> None:

@@ -56,6 +56,8 @@ class Jobs:
         ids = [str(index) for index in range(64)]
         facts: dict[str, Any] = {"tokenizer": "t", "vocab_size": self.vocab_size, "eot": 0}
         write_examples(self.folder / "examples.arrow", tokens, ids, labels=labels.tolist(), **facts)
+        masks = [np.arange(len(row)) >= len(row) // 2 for row in tokens]  # the second half of each answers the first
+        write_examples(self.folder / "answers.arrow", tokens, ids, loss_masks=masks, **facts)
 
     def job(
         self, name: str, *, train: dict[str, Any] | None = None, model: dict[str, Any] | None = None, **job: Any
@@ -90,6 +92,10 @@ class Jobs:
         model = {"num_labels": 2, "labels": ["no", "yes"], "head_pdrop": 0.1}
         fields = {"objective": "classification", "data": {"examples": str(self.folder / "examples.arrow")}}
         return self.job(name, train=train, model=model, **(fields | job))
+
+    def answers(self, name: str, **job: Any) -> dict[str, Any]:
+        """A job that learns the second half of each example from the first."""
+        return self.job(name, **({"data": {"examples": str(self.folder / "answers.arrow")}} | job))
 
     def continuation(self, name: str, source: dict[str, Any], step: int, **job: Any) -> dict[str, Any]:
         """The job `source` as it stood after `step`: its checkpoint there is all that the new one finds."""

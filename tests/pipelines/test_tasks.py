@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from model import durable
-from pipelines.tasks import language_modelling, metrics, sentiment
+from pipelines import contamination
+from pipelines.tasks import examples, language_modelling, metrics, sentiment
 
 FILMS = [f"film_{number}" for number in range(60)]
 
@@ -42,7 +43,7 @@ def invented_rows() -> list[tuple[str, str, str]]:
 
 
 def test_no_film_is_in_two_splits_and_no_review_is_lost(tmp_path: Path) -> None:
-    prepared = sentiment.prepare(write_reviews(tmp_path, invented_rows()))
+    prepared = sentiment.prepare([write_reviews(tmp_path, invented_rows())])
     films = {name: {example.group for example in part} for name, part in prepared.splits.items()}
     assert set.union(*films.values()) == set(FILMS)
     assert sum(len(part) for part in films.values()) == len(FILMS)
@@ -51,24 +52,24 @@ def test_no_film_is_in_two_splits_and_no_review_is_lost(tmp_path: Path) -> None:
 
 
 def test_a_new_film_changes_the_split_of_no_other(tmp_path: Path) -> None:
-    before = sentiment.prepare(write_reviews(tmp_path, invented_rows())).splits
+    before = sentiment.prepare([write_reviews(tmp_path, invented_rows())]).splits
     after = sentiment.prepare(
-        write_reviews(tmp_path, [*invented_rows(), ("fresh", "Quite another thing.", "newcomer")])
+        [write_reviews(tmp_path, [*invented_rows(), ("fresh", "Quite another thing.", "newcomer")])]
     ).splits
-    for name in sentiment.SPLITS:
+    for name in examples.SPLITS:
         assert before[name] == [example for example in after[name] if example.group != "newcomer"]
 
 
 def test_a_film_under_two_names_stays_on_one_side(tmp_path: Path) -> None:
     twins = [(label, text, "alias_of_" + film) for label, text, film in invented_rows() if film == FILMS[3]]
-    prepared = sentiment.prepare(write_reviews(tmp_path, [*invented_rows(), *twins]))
+    prepared = sentiment.prepare([write_reviews(tmp_path, [*invented_rows(), *twins])])
     assert prepared.report["names_of_one_film"] == {FILMS[3]: "alias_of_" + FILMS[3]}
     assert prepared.report["dropped"]["repeated_within_film"] == len(twins)
 
 
 def test_a_sentence_of_several_films_is_kept_nearest_to_the_test_split(tmp_path: Path) -> None:
     praise = [("fresh", shown, film) for film, shown in zip(FILMS, ["Nice work.", "nice  work"] * 30, strict=True)]
-    prepared = sentiment.prepare(write_reviews(tmp_path, [*invented_rows(), *praise]))
+    prepared = sentiment.prepare([write_reviews(tmp_path, [*invented_rows(), *praise])])
     kept = {name: [example for example in part if "work" in example.text] for name, part in prepared.splits.items()}
     assert [len(kept[name]) for name in ("train", "validation", "test")] == [0, 0, 1]
     assert prepared.report["dropped"]["repeated_across_films"] == len(FILMS) - 1
@@ -77,16 +78,16 @@ def test_a_sentence_of_several_films_is_kept_nearest_to_the_test_split(tmp_path:
 
 def test_a_sentence_with_both_labels_is_dropped(tmp_path: Path) -> None:
     rows = [*invented_rows(), ("fresh", "What a film.", FILMS[0]), ("rotten", "What a film!", FILMS[1])]
-    prepared = sentiment.prepare(write_reviews(tmp_path, rows))
+    prepared = sentiment.prepare([write_reviews(tmp_path, rows)])
     assert prepared.report["dropped"]["contradicting_labels"] == 2
 
 
 def test_examples_written_are_read_back_and_equal_runs_write_equal_bytes(tmp_path: Path) -> None:
-    prepared = sentiment.prepare(write_reviews(tmp_path, invented_rows()))
+    prepared = sentiment.prepare([write_reviews(tmp_path, invented_rows())])
     for folder in (tmp_path / "one", tmp_path / "two"):
         folder.mkdir()
-        sentiment.write(sentiment.prepare(write_reviews(tmp_path, invented_rows())), folder)
-    assert sentiment.read_examples(tmp_path / "one" / "test.jsonl") == prepared.splits["test"]
+        examples.write(sentiment.prepare([write_reviews(tmp_path, invented_rows())]), folder)
+    assert examples.read(tmp_path / "one" / "test.jsonl", "classification") == prepared.splits["test"]
     assert durable.read_json(tmp_path / "one" / "labels.json") == ["rotten", "fresh"]
     for path in (tmp_path / "one").iterdir():
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
@@ -94,8 +95,8 @@ def test_examples_written_are_read_back_and_equal_runs_write_equal_bytes(tmp_pat
 
 def test_golden_digest_of_the_examples(tmp_path: Path) -> None:
     """If this fails on purpose, raise the version of the stage `prepare_task`: its outputs mean something else now."""
-    sentiment.write(sentiment.prepare(write_reviews(tmp_path, invented_rows())), tmp_path)
-    digests = [durable.sha256(tmp_path / f"{name}.jsonl")[:16] for name in sentiment.SPLITS]
+    examples.write(sentiment.prepare([write_reviews(tmp_path, invented_rows())]), tmp_path)
+    digests = [durable.sha256(tmp_path / f"{name}.jsonl")[:16] for name in examples.SPLITS]
     assert digests == ["894e58ab7fd081ea", "9234b1ed9171c978", "351e35ffb78d0d6a"]
 
 
@@ -111,24 +112,53 @@ def test_a_bad_review_file_is_named_with_its_line(
     tmp_path: Path, rows: list[tuple[str, str, str]], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        sentiment.prepare(write_reviews(tmp_path, rows))
+        sentiment.prepare([write_reviews(tmp_path, rows)])
 
 
 def test_a_file_without_the_column_or_cut_short_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "reviews.csv.bz2"
     path.write_bytes(bz2.compress(b"category,text\nfresh,Fine.\n"))
     with pytest.raises(ValueError, match="no column 'movie_name'"):
-        sentiment.prepare(path)
+        sentiment.prepare([path])
     path.write_bytes(write_reviews(tmp_path, invented_rows()).read_bytes()[:-50])
     with pytest.raises(ValueError, match="not a whole bz2 file"):
-        sentiment.prepare(path)
+        sentiment.prepare([path])
 
 
 def test_a_line_that_is_no_example_is_named(tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl"
     path.write_text('{"id": "1", "text": "Fine.", "label": 1, "group": "walk"}\n{"id": "2"}\n')
     with pytest.raises(ValueError, match=r"train.jsonl:2: not an example"):
-        sentiment.read_examples(path)
+        examples.read(path, "classification")
+
+
+FORMS = {
+    "classification": examples.Labelled("1", "Fine.", 1, "walk"),
+    "response": examples.Response("2", "Fine?", "Yes.", ["Yes.", "Very."], "walk"),
+    "dialogue": examples.Dialogue(
+        "3", [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Ho."}], "a"
+    ),
+    "span": examples.Span("4", "Who?", "It was Ada.", [{"text": "Ada", "start": 7}], "walk"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_examples_of_each_form_are_read_back_and_no_training_text_may_hold_their_parts(
+    form: str, tmp_path: Path
+) -> None:
+    examples.write(examples.Prepared({"train": [], "validation": [], "test": [FORMS[form]]}, {}), tmp_path)
+    assert examples.read(tmp_path / "test.jsonl", form) == [FORMS[form]]
+    searched = {
+        "classification": ["Fine."],
+        "response": ["Fine?", "Yes."],
+        "dialogue": ["Hi.", "Ho."],
+        "span": ["Who?", "It was Ada."],
+    }
+    assert contamination.read_examples([tmp_path / "test.jsonl"]) == searched[form]
+    line = json.loads((tmp_path / "test.jsonl").read_text())
+    (tmp_path / "test.jsonl").write_text(json.dumps(line | {"group": 7}))
+    with pytest.raises(ValueError, match=r"test.jsonl:1: not an example \(group is a int\)"):
+        examples.read(tmp_path / "test.jsonl", form)
 
 
 def test_accuracy_and_macro_f1_agree_with_scikit_learn() -> None:
@@ -136,7 +166,7 @@ def test_accuracy_and_macro_f1_agree_with_scikit_learn() -> None:
 
     chance = np.random.default_rng(0)
     labels, predicted = chance.integers(0, 3, 200).tolist(), chance.integers(0, 3, 200).tolist()
-    counts = metrics.confusion(labels, predicted, 3)
+    counts = metrics.margins(metrics.confusion(labels, predicted, 3))
     assert metrics.accuracy(counts) == pytest.approx(accuracy_score(labels, predicted))
     assert metrics.macro_f1(counts) == pytest.approx(f1_score(labels, predicted, average="macro"))
 
@@ -166,7 +196,7 @@ def test_difference_of_a_model_with_itself_is_nothing() -> None:
 
 
 def test_baselines_learn_from_training_labels_only_and_repeat_exactly(tmp_path: Path) -> None:
-    splits = sentiment.prepare(write_reviews(tmp_path, invented_rows())).splits
+    splits = sentiment.prepare([write_reviews(tmp_path, invented_rows())]).splits
     texts = {name: [example.text for example in part] for name, part in splits.items()}
     labels = {name: [example.label for example in part] for name, part in splits.items()}
     groups = [example.group for example in splits["test"]]

@@ -1,0 +1,193 @@
+"""How prompts, responses and turns become one sequence of tokens, of which the replies are learned.
+
+The one idea: there is one rendering, the tokenizer's chat template, and what is asked, what is learned and what downstream
+renders with `apply_chat_template` are the same tokens. A tokenizer that brings a template keeps it. To one of ours, which
+has no reserved token but end-of-text, this is given: what a user says ends with a line break, a reply ends with EOT,
+
+    Hello, who are you?\\nNobody you know.<|endoftext|>And yet you answer.\\nI do.<|endoftext|>
+
+so a prompt and its response are a conversation of two turns, and a plain `pipeline("text-generation", DIR)` is asked with
+`prompt + "\\n"`. A reserved token that stands in somebody's text is replaced by a blank, in the template too: nobody can end
+a turn by writing its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model import durable
+from pipelines.tokenizer_files import EOT, FILES
+
+TEMPLATE = (
+    "{% for message in messages %}{{ message['content'] | replace(eos_token, ' ') | trim }}"
+    "{{ eos_token if message['role'] == 'assistant' else '\\n' }}{% endfor %}"
+)
+_OWN, _SETTINGS = "chat_template.jinja", "tokenizer_config.json"
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """What was said before a reply since the last one, and the reply with the token that ends it, tokenised."""
+
+    head: list[int]
+    reply: list[int]
+    text: str  # the reply
+
+
+class Chat:
+    """The tokenizer of a folder, as its chat template uses it."""
+
+    def __init__(self, tokenizer: Path) -> None:
+        from tokenizers import Tokenizer
+
+        self._folder = tokenizer
+        self._encoder = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+        self._own = _template_of(tokenizer) not in (None, TEMPLATE)
+        self._loaded: Any = None  # the tokenizer as `transformers` loads it: only a template of its own needs that
+
+    def exchanges(self, messages: Sequence[dict[str, str]]) -> list[Exchange]:
+        """The replies of a conversation, each with what is new before it. What follows the last reply is left out."""
+        heads, replies, texts = list[str](), list[str](), list[str]()
+        begun, shown = (
+            0,
+            "",
+        )  # the first message that no exchange has yet, and all that exchanges have, as it is rendered
+        for place, message in enumerate(messages):
+            if message["role"] == "assistant":
+                head, reply = self._rendered(messages, begun, place, shown)
+                heads.append(head)
+                replies.append(reply)
+                texts.append(self.clean(message["content"]))
+                begun, shown = place + 1, shown + head + reply
+        encoded = zip(self._encoded(heads), self._encoded(replies), texts, strict=True)
+        return [Exchange(head, reply, text) for head, reply, text in encoded]
+
+    def prompt(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """The tokens after which a reply to `messages` begins."""
+        if not self._own:
+            return self._encoded([self._plain(messages)])[0]
+        return self._encoded([self._template(messages, True)])[0]
+
+    def clean(self, text: str) -> str:
+        """A text as it is rendered: without blank ends, and without tokens that are reserved."""
+        for token in self._reserved():
+            text = text.replace(token, " ")
+        return text.strip()
+
+    def _reserved(self) -> list[str]:
+        return sorted(token.content for token in self._encoder.get_added_tokens_decoder().values())
+
+    def _rendered(self, messages: Sequence[dict[str, str]], begun: int, place: int, shown: str) -> tuple[str, str]:
+        """What is new before the reply `place`, and the reply with its end. `shown` is what stands before message `begun`."""
+        if not self._own:
+            return self._plain(messages[begun:place]), self.clean(messages[place]["content"]) + EOT
+        head, whole = self._template(messages[:place], True), self._template(messages[: place + 1], False)
+        if not (head.startswith(shown) and whole.startswith(head)):
+            raise ValueError(
+                f"{self._folder}: its chat template does not put a reply after what it shows of the turns before; "
+                "remove the template to use gptline's"
+            )
+        reply, end = whole[len(head) :], self._loaded.eos_token
+        return head[len(shown) :], reply[: reply.rindex(end) + len(end)] if end in reply else reply + end
+
+    def _plain(self, messages: Sequence[dict[str, str]]) -> str:
+        """Turns by our template: what it does in Jinja, word for word."""
+        ends = {"assistant": EOT}
+        return "".join(self.clean(message["content"]) + ends.get(message["role"], "\n") for message in messages)
+
+    def _template(self, messages: Sequence[dict[str, str]], asked: bool) -> str:
+        """Turns by the tokenizer's own template."""
+        if self._loaded is None:
+            from transformers import AutoTokenizer
+
+            self._loaded = AutoTokenizer.from_pretrained(self._folder, local_files_only=True)
+        cleaned = [{**message, "content": self.clean(message["content"])} for message in messages]
+        return str(self._loaded.apply_chat_template(cleaned, tokenize=False, add_generation_prompt=asked))
+
+    def _encoded(self, texts: Sequence[str]) -> list[list[int]]:
+        return [row.ids for row in self._encoder.encode_batch(list(texts), add_special_tokens=False)]
+
+
+def _template_of(tokenizer: Path) -> str | None:
+    """The chat template of a tokenizer folder, from its own file or from its settings."""
+    if (tokenizer / _OWN).exists():
+        return (tokenizer / _OWN).read_text("utf-8")
+    settings = tokenizer / _SETTINGS
+    return durable.read_json(settings).get("chat_template") if settings.exists() else None
+
+
+def fitted(exchanges: Sequence[Exchange], window: int) -> tuple[list[list[Exchange]], list[int]]:
+    """Consecutive exchanges that fit into `window` tokens together, and of each group how many are only context.
+
+    Each reply is learned in exactly one group. Where a conversation is cut, the next group begins with those earlier
+    exchanges that fit into half the window, so that a reply is not learned without what it answers.
+    """
+    groups, contexts = list[list[Exchange]](), list[int]()
+    size = window + 1  # of the current group
+    for place, exchange in enumerate(exchanges):
+        length = _length(exchange)
+        if size + length <= window:
+            groups[-1].append(exchange)
+            size += length
+            continue
+        context: list[Exchange] = []
+        for earlier in reversed(exchanges[:place]):
+            used = sum(map(_length, context)) + _length(earlier)
+            if used > window // 2 or used + length > window:
+                break
+            context.insert(0, earlier)
+        groups.append([*context, exchange])
+        contexts.append(len(context))
+        size = sum(map(_length, groups[-1]))
+    return groups, contexts
+
+
+def _length(exchange: Exchange) -> int:
+    return len(exchange.head) + len(exchange.reply)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A sequence of tokens with the mask of what is learned of it, and what it had to lose to fit."""
+
+    tokens: list[int]
+    mask: list[bool]
+    reply_bytes: int  # UTF-8 bytes of the learned replies
+    prompt_cut: bool
+    reply_cut: bool
+
+
+def row(group: Sequence[Exchange], context: int, window: int) -> Row:
+    """A group of `fitted` as one sequence: the mask covers the replies and their ends, and nothing else.
+
+    What is too long loses the beginning of its prompt first, down to one token, and only then the end of its reply.
+    """
+    tokens, mask = list[int](), list[bool]()
+    for place, exchange in enumerate(group):
+        tokens += exchange.head + exchange.reply
+        mask += [False] * len(exchange.head) + [place >= context] * len(exchange.reply)
+    over = max(0, len(tokens) - window)  # only a single exchange can be too long
+    off = min(over, max(0, len(group[0].head) - 1))
+    size = sum(len(exchange.text.encode()) for exchange in group[context:])
+    return Row(tokens[off:][:window], mask[off:][:window], size, off > 0, over > off)
+
+
+def with_template(source: Path, target: Path, *, several_turns: bool) -> Path:
+    """A copy of a tokenizer folder that has a chat template: its own, or ours.
+
+    Where several turns are rendered, the EOT between them has to be read as the reserved token, so the copy does not
+    split reserved tokens; that of a single prompt still does.
+    """
+    target.mkdir()
+    for name in FILES:
+        if (source / name).exists() and name != _SETTINGS:
+            durable.write_bytes(target / name, (source / name).read_bytes())
+    settings = durable.read_json(source / _SETTINGS) if (source / _SETTINGS).exists() else {}
+    brought = _template_of(source)
+    if brought is None and several_turns:
+        settings["split_special_tokens"] = False
+    durable.write_json(target / _SETTINGS, settings | {"chat_template": brought or TEMPLATE})
+    return target

@@ -1,0 +1,247 @@
+"""What the forms that answer share: replies are learned and nothing else, and measured as they are given.
+
+The one idea: a prompt with its response and a conversation of many turns are the same thing, exchanges that the
+tokenizer's chat template renders (pipelines/chat.py). Two questions are asked of an export: how probable it finds the
+replies that were given (perplexity, bits per byte: from the loss masks of training), and what it says itself, greedily.
+Each stands beside what a table of n-grams and what simple answers reach (pipelines/tasks/answer_baselines.py).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model import durable
+from pipelines import chat
+from pipelines.engine.step import Attempt
+from pipelines.stages import training as jobs
+from pipelines.stages.evaluate import compute
+from pipelines.tasks import answer_baselines, generation_metrics
+from pipelines.tasks.ngram import NGrams
+
+Messages = list[dict[str, str]]
+MEASURED = ("bleu", "chrf", "exact_match", "f1", "repetition", "perplexity", "bits_per_byte")  # with intervals
+_COUNTED = ("distinct_1", "distinct_2", "words")
+_SHARE = 0.99  # of the training replies are no longer than what a model is let say
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """An example of either form: its turns, and what else may be said for its last reply."""
+
+    id: str
+    messages: Messages
+    group: str
+    references: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A reply that a model is asked for: the turns before it, and the replies that are right."""
+
+    messages: Messages
+    references: list[str]
+    group: str
+
+
+def job(
+    conversations: Sequence[Conversation], tokenizer: Path, window: int, scratch: Path, *, several_turns: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The parts of the training job for these examples, and what was counted. The export's tokenizer has the template."""
+    folder = chat.with_template(tokenizer, scratch / "tokenizer", several_turns=several_turns)
+    counts = encode(conversations, folder, window, scratch / "examples.arrow")
+    data = {"examples": str(scratch / "examples.arrow")}
+    return {"objective": "causal_lm", "model": {}, "data": data, "tokenizer": str(folder)}, counts
+
+
+def encode(conversations: Sequence[Conversation], tokenizer: Path, window: int, target: Path) -> dict[str, int]:
+    """Tokenise conversations into `target`, in pieces of at most `window` tokens; returns what was counted."""
+    encoded = [row for one in rows(conversations, chat.Chat(tokenizer), window) for row in one]
+    write(target, [row.tokens for row in encoded], tokenizer, [row.mask for row in encoded])
+    return {
+        "examples": len(conversations),
+        "sequences": len(encoded),
+        "prompts_cut": sum(row.prompt_cut for row in encoded),
+        "replies_cut": sum(row.reply_cut for row in encoded),
+        "learned_tokens": sum(sum(row.mask) for row in encoded),
+    }
+
+
+def rows(conversations: Sequence[Conversation], said: chat.Chat, window: int) -> list[list[chat.Row]]:
+    """The sequences of each conversation. ValueError if there is no reply in any of them."""
+    found = []
+    for conversation in conversations:
+        groups, contexts = chat.fitted(said.exchanges(conversation.messages), window)
+        found.append([chat.row(*group, window) for group in zip(groups, contexts, strict=True)])
+    if not any(found):
+        raise ValueError(f"{len(conversations)} examples hold no reply to learn; give messages of the role assistant")
+    return found
+
+
+def write(target: Path, tokens: Sequence[Any], tokenizer: Path, masks: Sequence[Any] | None = None) -> None:
+    """An examples file of sequences that are numbered."""
+    from model.examples import write_examples
+
+    facts = jobs.vocabulary(tokenizer)
+    write_examples(
+        target, tokens, [str(place) for place in range(len(tokens))], loss_masks=masks,
+        tokenizer=durable.sha256(tokenizer / "tokenizer.json"), vocab_size=facts["vocab_size"], eot=facts["eot_token_id"],
+    )  # fmt: skip
+
+
+def positions(export: Path) -> int:
+    """The longest sequence that an export takes, in tokens."""
+    fields = durable.read_json(export / "config.json")
+    return int(fields.get("n_positions") or fields["max_position_embeddings"])
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """How probable replies were, by conversation; and the figures, the n-grams' beside the model's."""
+
+    bits: list[float]
+    bytes: list[int]
+    reports: dict[str, dict[str, Any]]
+
+
+def likelihood(attempt: Attempt, train: Sequence[Conversation], test: Sequence[Conversation]) -> Likelihood:
+    """Perplexity and bits per byte of the test conversations' replies, for the export and for n-grams of the training ones."""
+    export = attempt.inputs["export"].path("export")
+    said, window = chat.Chat(export), positions(export)
+    held = rows(test, said, window)
+    flat = [(place, row) for place, several in enumerate(held) for row in several]
+    file = attempt.scratch / "replies.arrow"
+    write(file, [row.tokens for _, row in flat], export, [row.mask for _, row in flat])
+    ours = compute(attempt, "model.likelihood:example_nats", examples=str(file))
+    groups = [test[place].group for place, _ in flat]
+    sizes, counts = [row.reply_bytes for _, row in flat], [tokens for _, tokens in ours]
+    reports = {"": generation_metrics.likelihood([nats for nats, _ in ours], counts, sizes, groups)}
+    learned = [row.tokens for several in rows(train, said, window) for row in several]
+    facts = jobs.vocabulary(export)
+    for name, order in (("unigram", 1), ("trigram", 3)):
+        table = NGrams(learned, facts["vocab_size"], facts["eot_token_id"], order)
+        theirs = [float(table.nats(row.tokens)[1:][row.mask[1:]].sum()) for _, row in flat]
+        reports[name] = generation_metrics.likelihood(theirs, counts, sizes, groups)
+    bits, size = [0.0] * len(test), [0] * len(test)
+    for (place, row), (nats, _) in zip(flat, ours, strict=True):
+        bits[place] += nats / math.log(2)
+        size[place] += row.reply_bytes
+    return Likelihood(bits, size, reports)
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a model and the baselines say, their figures, and how much a model was let say."""
+
+    texts: list[str]
+    baselines: dict[str, list[str]]
+    reports: dict[str, dict[str, Any]]
+    counts: dict[str, int]
+
+
+def answered(attempt: Attempt, train: Sequence[Conversation], asked: Sequence[Asked], baselines: Sequence[str]) -> Said:
+    """The export's greedy answers beside the baselines', which know the last thing said and the reply to it."""
+    export = attempt.inputs["export"].path("export")
+    new = longest_reply(train, export)
+    texts = said_by(attempt, asked, export, new)
+    pairs = [pair for conversation in train for pair in _pairs(conversation.messages)]
+    simple = answer_baselines.answers(pairs, [one.messages[-1]["content"] for one in asked], baselines)
+    references, groups = [one.references for one in asked], [one.group for one in asked]
+    reports = {
+        name: generation_metrics.report(found, references, groups) for name, found in ({"": texts} | simple).items()
+    }
+    return Said(texts, simple, reports, {"asked": len(asked), "max_new_tokens": new})
+
+
+def said_by(attempt: Attempt, asked: Sequence[Asked], export: Path, new: int) -> list[str]:
+    """The greedy answers of the step's export, at most `new` tokens each."""
+    prompts, output = attempt.scratch / "prompts.arrow", attempt.scratch / "answers.jsonl"
+    said = chat.Chat(export)
+    write(prompts, [said.prompt(one.messages) for one in asked], export)
+    settings: dict[str, Any] = {"max_new_tokens": new, "seed": 0, "temperature": 0.0, "top_k": 0}
+    compute(attempt, "model.generate:answer", prompts=str(prompts), output=str(output), **settings)
+    return [line["text"] for line in json_lines(output)]
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file, one a line. Not splitlines(): it also splits at U+2028, which JSON may hold as it is."""
+    return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
+
+
+def write_predictions(attempt: Attempt, lines: Sequence[Mapping[str, Any]]) -> None:
+    """predictions.jsonl, a line for each test example."""
+    texts = [json.dumps(line, ensure_ascii=False, sort_keys=True) + "\n" for line in lines]
+    durable.write_bytes(attempt.outputs / "predictions.jsonl", "".join(texts).encode())
+
+
+def longest_reply(train: Sequence[Conversation], export: Path) -> int:
+    """Tokens that a model is let say: as many as all but the longest training replies have, at most half its positions."""
+    said = chat.Chat(export)
+    lengths = sorted(len(one.reply) for conversation in train for one in said.exchanges(conversation.messages))
+    return max(1, min(lengths[int(_SHARE * (len(lengths) - 1))], positions(export) // 2))
+
+
+def _pairs(messages: Messages) -> list[tuple[str, str]]:
+    """What was said last before each reply, and the reply."""
+    return [
+        (before["content"], turn["content"])
+        for before, turn in itertools.pairwise(messages)
+        if turn["role"] == "assistant"
+    ]
+
+
+def figures(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """The figures of reports by the name of who they are of (the model: none), as gates and tables use them."""
+    found: dict[str, float] = {}
+    for name, report in reports.items():
+        prefix = f"{name}_" if name else ""
+        for metric in MEASURED:
+            if metric in report:
+                low, high = report[f"{metric}_interval_by_group"]
+                found |= {prefix + metric: report[metric]}
+                found |= {f"{prefix}{metric}_low": low, f"{prefix}{metric}_high": high} if not name else {}
+        found |= {prefix + metric: report[metric] for metric in _COUNTED if metric in report}
+    return found
+
+
+def merged(*several: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Reports by name, of which several may be of one."""
+    names = dict.fromkeys(name for reports in several for name in reports)
+    return {name: {k: v for reports in several for k, v in reports.get(name, {}).items()} for name in names}
+
+
+def named(reports: Mapping[str, Any]) -> dict[str, Any]:
+    """Reports as report.json has them: the model's under `model`."""
+    return {name or "model": report for name, report in reports.items()}
+
+
+def compared(attempt: Attempt, champion: Path, test: Sequence[Conversation]) -> dict[str, Any]:
+    """Bits per byte of the test replies of challenger and champion, paired; fewer are a gain."""
+    held = rows(test, chat.Chat(champion), positions(champion))
+    flat = [row for several in held for row in several]
+    file = attempt.scratch / "champion.arrow"
+    write(file, [row.tokens for row in flat], champion, [row.mask for row in flat])
+    found = iter(compute(attempt, "model.likelihood:example_nats", champion, examples=str(file)))
+    theirs = [sum(next(found)[0] for _ in several) for several in held]
+    return gained(attempt, [(one.id, one.group) for one in test], theirs)
+
+
+def gained(attempt: Attempt, test: Sequence[tuple[str, str]], nats: Sequence[float]) -> dict[str, Any]:
+    """The champion's bits per byte, from its `nats` of each test example (id and group), minus those in predictions.jsonl."""
+    import numpy as np
+
+    from pipelines.tasks import metrics
+
+    ours = json_lines(attempt.inputs["predictions"].path("predictions.jsonl"))
+    if [line["id"] for line in ours] != [identifier for identifier, _ in test]:
+        raise ValueError("challenger and champion were not asked about the same examples; remove the step and retrain")
+    table = np.array([[line["bits"], cost / math.log(2), line["bytes"]] for line, cost in zip(ours, nats, strict=True)])
+    sums = generation_metrics.by_group(table, [group for _, group in test])  # (G, 3)
+    gain = metrics.ratio_difference(sums[:, 1].tolist(), sums[:, 0].tolist(), sums[:, 2].tolist())
+    challenger, champion = (round(float(bits), 6) for bits in sums.sum(0)[:2] / sums[:, 2].sum())
+    return {"metric": "bits_per_byte", "challenger": challenger, "champion": champion, "examples": len(test)} | gain

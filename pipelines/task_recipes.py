@@ -1,0 +1,225 @@
+"""Recipes of the tasks: each ends with a registered model that plain `transformers` loads. `recipes.py` names them all.
+
+The one idea: a small base model reads the task's own kind of text first, without labels and without the held-out texts
+(decontamination drops them), and is fine-tuned then: 5 to 10 minutes on 2 cores.
+"""
+
+from __future__ import annotations
+
+from model.config import ModelShape
+from pipelines.config import (
+    FinetuneConfig,
+    Gate,
+    PretrainConfig,
+    Recipe,
+    RegisterConfig,
+    ShardConfig,
+    Source,
+    TaskConfig,
+    TokenizerConfig,
+)
+
+_BETTER_THAN_MAJORITY = Gate(metric="accuracy", baseline="majority_accuracy", minimum=0.1)
+_BETTER_THAN_UNIGRAMS = Gate(metric="bits_per_byte", baseline="unigram_bits_per_byte", maximum=0.0)
+
+
+def _classifier(
+    name: str, corpus: tuple[Source, ...], tokenizer: tuple[Source, ...], task: TaskConfig, finetune: FinetuneConfig
+) -> Recipe:
+    """What the recipes below have in common: the shape of the default recipe, and its pre-training."""
+    return Recipe(
+        name=name,
+        shard=ShardConfig(sources=corpus, shard_bytes=1 << 20, heldout_fraction=0.02),
+        tokenizer=TokenizerConfig(sources=tokenizer, vocab_size=8192),
+        model=ModelShape(n_positions=128, n_embd=128, n_layer=2, n_head=4),
+        pretrain=PretrainConfig(
+            max_steps=800, global_batch_size=16, sequence_length=128, learning_rate=3e-3, min_learning_rate=3e-4, warmup_steps=50
+        ),
+        task=task,
+        finetune=finetune,
+        register_as=RegisterConfig(
+            base=f"{name}-base", task=name, base_gates=(_BETTER_THAN_UNIGRAMS,), task_gates=(_BETTER_THAN_MAJORITY,)
+        ),
+    )  # fmt: skip
+
+
+def sentiment_chinese() -> Recipe:
+    """Sentiment of Chinese reviews; the base model reads news and the reviews without their labels."""
+    reviews = Source(sample="chinese_review_text", label="chinese_review_text")
+    news = Source(sample="chinese_news", label="chinese_news")
+    return _classifier(
+        "sentiment_chinese",
+        corpus=(reviews, news),
+        tokenizer=(news,),
+        task=TaskConfig(name="sentiment_chinese", source=Source(sample="chinese_reviews")),
+        finetune=FinetuneConfig(
+            max_steps=870,
+            global_batch_size=32,
+            sequence_length=128,
+            learning_rate=1e-3,
+            warmup_steps=80,
+            length_pool=64,
+        ),
+    )
+
+
+def topics() -> Recipe:
+    """Which of 20 newsgroups a post was written to; long posts are read in windows."""
+    posts = Source(sample="newsgroup_text", label="newsgroup_text")
+    return _classifier(
+        "topics",
+        corpus=(posts,),
+        tokenizer=(posts,),
+        task=TaskConfig(name="topics", source=Source(sample="newsgroups")),
+        finetune=FinetuneConfig(
+            max_steps=1600, global_batch_size=32, sequence_length=128, learning_rate=1e-3, warmup_steps=160, length_pool=64,
+            long_texts="windows", window_stride=128,
+        ),
+    )  # fmt: skip
+
+
+def sections() -> Recipe:
+    """Which of 58 sections of Debian's archive a package belongs to, by its description. Needs apt-get."""
+    descriptions = Source(sample="debian_descriptions", label="debian_descriptions")
+    return _classifier(
+        "sections",
+        corpus=(descriptions,),
+        tokenizer=(descriptions,),
+        task=TaskConfig(name="sections", source=descriptions, max_examples=12_000),
+        finetune=FinetuneConfig(
+            max_steps=1250,
+            global_batch_size=32,
+            sequence_length=128,
+            learning_rate=1e-3,
+            warmup_steps=120,
+            length_pool=64,
+        ),
+    )
+
+
+CLASSIFICATION = (sentiment_chinese, topics, sections)
+
+
+def _answering(
+    name: str,
+    corpus: tuple[Source, ...],
+    model: ModelShape,
+    pretrain_steps: int,
+    task: TaskConfig,
+    finetune: FinetuneConfig,
+    gates: tuple[Gate, ...],
+) -> Recipe:
+    """What the recipes of tasks that answer have in common: the tokenizer learns from the corpus, and so does the base model."""
+    return Recipe(
+        name=name,
+        shard=ShardConfig(sources=corpus, shard_bytes=1 << 20, heldout_fraction=0.02, decontaminate_min_words=4),
+        tokenizer=TokenizerConfig(sources=corpus, vocab_size=4096, max_bytes=8 << 20),
+        model=model,
+        pretrain=PretrainConfig(
+            max_steps=pretrain_steps, global_batch_size=16, sequence_length=model.n_positions, learning_rate=3e-3,
+            min_learning_rate=3e-4, warmup_steps=pretrain_steps // 10,
+        ),
+        task=task,
+        finetune=finetune,
+        register_as=RegisterConfig(base=f"{name}-base", task=name, base_gates=(_BETTER_THAN_UNIGRAMS,), task_gates=gates),
+    )  # fmt: skip
+
+
+def _better(metric: str, *baselines: str) -> tuple[Gate, ...]:
+    """Gates on a metric of which more is better: above each of the baselines."""
+    return tuple(Gate(metric=metric, baseline=f"{name}_{metric}", minimum=0.0) for name in baselines)
+
+
+def _fewer(metric: str, *baselines: str) -> tuple[Gate, ...]:
+    """Gates on a metric of which less is better: below each of the baselines."""
+    return tuple(Gate(metric=metric, baseline=f"{name}_{metric}", maximum=0.0) for name in baselines)
+
+
+def _translation(name: str, sample: str, language: str) -> Recipe:
+    """English lines of Debian's descriptions into another language; the base model reads descriptions in both."""
+    english = Source(sample=sample, label="english", text_column="text")
+    other = Source(sample=sample, label=language, text_column=language, on_bad_record="skip")
+    return _answering(
+        name,
+        corpus=(english, other),
+        model=ModelShape(n_positions=64, n_embd=160, n_layer=3, n_head=4),
+        pretrain_steps=800,
+        task=TaskConfig(
+            name="translation",
+            source=Source(sample=sample, label=sample),
+            validation_fraction=0.02,
+            test_fraction=0.02,
+            options={"language": language},
+        ),
+        finetune=FinetuneConfig(
+            max_steps=4000, global_batch_size=32, sequence_length=64, learning_rate=2e-3, min_learning_rate=1e-4,
+            warmup_steps=100, dropout=0.0,
+        ),
+        gates=_better("chrf", "copy", "dictionary") + _better("bleu", "copy", "dictionary"),
+    )  # fmt: skip
+
+
+def translation() -> Recipe:
+    """English lines into Italian. Needs apt-get: see the sample debian_it."""
+    return _translation("translation", "debian_it", "it")
+
+
+def translation_french() -> Recipe:
+    """English lines into French. Needs apt-get: see the sample debian_fr."""
+    return _translation("translation_french", "debian_fr", "fr")
+
+
+def questions() -> Recipe:
+    """Questions answered from memory, of which a model of this size has little: it has to beat the most frequent answer."""
+    return _answering(
+        "questions",
+        corpus=(Source(sample="conversations", label="conversations"),),
+        model=ModelShape(n_positions=64, n_embd=160, n_layer=3, n_head=4),
+        pretrain_steps=800,
+        task=TaskConfig(name="questions", source=Source(sample="open_questions", label="open_questions")),
+        finetune=FinetuneConfig(
+            max_steps=1200, global_batch_size=32, sequence_length=64, learning_rate=1e-3, min_learning_rate=1e-4,
+            warmup_steps=100, dropout=0.1,
+        ),
+        gates=_better("f1", "frequent", "copy") + _fewer("perplexity", "trigram"),
+    )  # fmt: skip
+
+
+def dialogue() -> Recipe:
+    """Replies in conversations of two; the base model reads conversations of others."""
+    return _answering(
+        "dialogue",
+        corpus=(Source(sample="conversations", label="conversations"),),
+        model=ModelShape(n_positions=128, n_embd=160, n_layer=3, n_head=4),
+        pretrain_steps=1200,
+        task=TaskConfig(
+            name="dialogue",
+            source=Source(sample="chitchat", label="chitchat"),
+            validation_fraction=0.03,
+            test_fraction=0.03,
+        ),
+        finetune=FinetuneConfig(
+            max_steps=1500, global_batch_size=16, sequence_length=128, learning_rate=1e-3, min_learning_rate=1e-4,
+            warmup_steps=50, dropout=0.0,
+        ),
+        gates=_fewer("perplexity", "unigram", "trigram"),
+    )  # fmt: skip
+
+
+def generation() -> Recipe:
+    """A model of today's English goes on to read Shakespeare, and writes like him."""
+    return _answering(
+        "generation",
+        corpus=(Source(sample="conversations", label="conversations"),),
+        model=ModelShape(n_positions=128, n_embd=160, n_layer=3, n_head=4),
+        pretrain_steps=800,
+        task=TaskConfig(name="generation", source=Source(sample="tiny_shakespeare", label="tiny_shakespeare")),
+        finetune=FinetuneConfig(
+            max_steps=1000, global_batch_size=16, sequence_length=128, learning_rate=2e-3, min_learning_rate=2e-4,
+            warmup_steps=50, dropout=0.1,
+        ),
+        gates=_fewer("bits_per_byte", "unigram", "trigram", "base"),
+    )  # fmt: skip
+
+
+ANSWERING = (translation, translation_french, questions, dialogue, generation)

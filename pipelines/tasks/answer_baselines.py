@@ -1,0 +1,119 @@
+"""What anybody would try before a model that answers: say the question again, the commonest answer, a known one.
+
+The one idea: each baseline is a function from the training pairs and the test prompts to texts, so that they stand beside
+the model's answers under the very same metrics. `copy` says the prompt; `frequent` the training responses' most frequent
+one; `retrieval` the response to the training prompt that is nearest by TF-IDF; `dictionary` puts the most probable
+response word for each word of the prompt (IBM model 1, Brown et al. 1993), and what it never saw it leaves as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+BASELINES = ("copy", "frequent", "retrieval", "dictionary")
+_TOKEN = re.compile(r"[\w'’-]+|[^\w\s]")
+_SPACED = re.compile(r" ([,.;:!?)\]])|([(\[]) ")
+_ROUNDS = 5  # of expectation maximisation
+_LONGEST = 40  # words; longer prompts and responses teach the dictionary little and cost their product
+_PAIRS = 40_000  # that the dictionary is learned from
+_AT_ONCE = 256  # prompts that are compared with all training prompts at a time
+
+
+def answers(
+    train: Sequence[tuple[str, str]], prompts: Sequence[str], names: Sequence[str] = BASELINES
+) -> dict[str, list[str]]:
+    """The texts of some baselines for `prompts`, learned from pairs of prompt and response."""
+    said = {
+        "copy": lambda: list(prompts),
+        "frequent": lambda: frequent(train, len(prompts)),
+        "retrieval": lambda: retrieval(train, prompts),
+        "dictionary": lambda: dictionary(train, prompts),
+    }
+    return {name: said[name]() for name in names}
+
+
+def frequent(train: Sequence[tuple[str, str]], count: int) -> list[str]:
+    """The most frequent response, of several the first in the alphabet."""
+    counts = Counter(response for _, response in train)
+    return [min(counts, key=lambda response: (-counts[response], response))] * count
+
+
+def retrieval(train: Sequence[tuple[str, str]], prompts: Sequence[str]) -> list[str]:
+    """The response to the training prompt with the largest cosine of TF-IDF vectors, of several the first."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    vectors = TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
+    try:
+        known = vectors.fit_transform([prompt for prompt, _ in train])  # (N, terms), sparse
+    except ValueError:  # no prompt has a word
+        return [train[0][1]] * len(prompts)
+    asked, found = vectors.transform(prompts), []
+    for start in range(0, len(prompts), _AT_ONCE):
+        similar = (asked[start : start + _AT_ONCE] @ known.T).toarray()  # (B, N)
+        found += [train[place][1] for place in similar.argmax(1).tolist()]
+    return found
+
+
+def dictionary(train: Sequence[tuple[str, str]], prompts: Sequence[str]) -> list[str]:
+    """Word by word, each by its most probable translation under IBM model 1."""
+    pairs = [(words(prompt), words(response)) for prompt, response in train]
+    short = [(source, target) for source, target in pairs if max(len(source), len(target)) <= _LONGEST]
+    table = translations([([word.casefold() for word in source], target) for source, target in short[:_PAIRS]])
+    return [spaced([table.get(word.casefold(), word) for word in words(prompt)]) for prompt in prompts]
+
+
+def translations(pairs: Sequence[tuple[list[str], list[str]]]) -> dict[str, str]:
+    """The most probable response word for each prompt word, after a few rounds of IBM model 1 without the empty word."""
+    import numpy as np
+
+    sources, targets = _numbered(pair[0] for pair in pairs), _numbered(pair[1] for pair in pairs)
+    links = [(s, t, place, j) for place, pair in enumerate(pairs) for j, t in enumerate(pair[1]) for s in pair[0]]
+    if not links:
+        return {}
+    source = np.array([sources[s] for s, _, _, _ in links])  # (L,)
+    target = np.array([targets[t] for _, t, _, _ in links])
+    slot = np.unique(np.array([(place, j) for _, _, place, j in links]), axis=0, return_inverse=True)[1].ravel()
+    cells, cell = np.unique(source * len(targets) + target, return_inverse=True)
+    probability = _maximised(cell.ravel(), slot, cells // len(targets), len(sources))
+    names, best = list(targets), dict[str, str]()
+    order = np.lexsort((cells, -probability, cells // len(targets)))
+    said = list(sources)
+    for place in order.tolist():
+        best.setdefault(said[cells[place] // len(targets)], names[cells[place] % len(targets)])
+    return best
+
+
+def _maximised(cell: np.ndarray, slot: np.ndarray, source: np.ndarray, sources: int) -> np.ndarray:
+    """p(response word | prompt word) of each cell, by expectation maximisation over the links (cell, slot)."""
+    import numpy as np
+
+    probability = np.ones(len(source))
+    for _ in range(_ROUNDS):
+        weight = probability[cell]  # (L,)
+        expected = np.bincount(cell, weight / np.bincount(slot, weight)[slot], len(source))
+        probability = expected / np.bincount(source, expected, sources)[source]
+    return probability.round(12)  # equal words of a corpus stay equal
+
+
+def _numbered(rows: Any) -> dict[str, int]:
+    numbers: dict[str, int] = {}
+    for row in rows:
+        for word in row:
+            numbers.setdefault(word, len(numbers))
+    return numbers
+
+
+def words(text: str) -> list[str]:
+    """Words, and marks by themselves."""
+    return _TOKEN.findall(text)
+
+
+def spaced(found: Sequence[str]) -> str:
+    """Words and marks as a line of text."""
+    return _SPACED.sub(r"\1\2", " ".join(found))

@@ -1,0 +1,204 @@
+"""Examples of the forms that a task can have: their types, their files, and how they are split without leaks.
+
+The one idea: what a split never divides is the *group* (a film, a source package, or the text itself), and a group's
+side is a hash of its name. So a new example changes the side of no other, and equal data give equal splits anywhere.
+Equal examples are found by their words; one on two sides would be a leak, so it is kept once, on the side that is
+furthest from training. Nothing is dropped silently: the report counts all of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from model import durable
+
+SPLITS = ("train", "validation", "test")
+KEEP_ORDER = ("test", "validation", "train")  # of equal examples, the one furthest from training is kept
+_SHOWN = 20  # dropped examples that a report shows, of which it counts all
+_WORD = re.compile(r"\w+")
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A text and its class, an index into the task's labels."""
+
+    id: str
+    text: str
+    label: int
+    group: str
+
+
+@dataclass(frozen=True)
+class Response:
+    """A prompt, the response that is learned, and all responses that count as right."""
+
+    id: str
+    prompt: str
+    response: str
+    references: list[str]
+    group: str
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """Turns of a conversation, each {"role", "content"}."""
+
+    id: str
+    messages: list[dict[str, str]]
+    group: str
+
+
+@dataclass(frozen=True)
+class Text:
+    """A document, all of which is learned."""
+
+    id: str
+    text: str
+    group: str
+
+
+@dataclass(frozen=True)
+class Span:
+    """A question whose answers, each {"text", "start"}, stand in the context; `start` counts characters."""
+
+    id: str
+    question: str
+    context: str
+    answers: list[dict[str, Any]]
+    group: str
+
+
+Example = Labelled | Response | Dialogue | Text | Span
+TYPES: dict[str, type[Any]] = {
+    "classification": Labelled, "response": Response, "dialogue": Dialogue, "text": Text, "span": Span,
+}  # fmt: skip
+_KINDS = {"str": str, "int": int, "list": list}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The examples by split, the account of what was dropped on the way, and the names of the classes, if there are any."""
+
+    splits: dict[str, list[Any]]
+    report: dict[str, Any]
+    labels: tuple[str, ...] = ()
+
+
+def write(prepared: Prepared, outputs: Path) -> None:
+    """Write train.jsonl, validation.jsonl, test.jsonl, report.json and, for a classification, labels.json into `outputs`."""
+    for name in SPLITS:
+        lines = [json.dumps(asdict(example), sort_keys=True, ensure_ascii=False) for example in prepared.splits[name]]
+        durable.write_bytes(outputs / f"{name}.jsonl", "".join(line + "\n" for line in lines).encode())
+    if prepared.labels:
+        durable.write_json(outputs / "labels.json", list(prepared.labels))
+    durable.write_json(outputs / "report.json", prepared.report)
+
+
+def read(path: Path, form: str) -> list[Any]:
+    """The examples of a file that `write` wrote. ValueError names file and line of what is not one."""
+    kind, examples = TYPES[form], []
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            example = kind(**json.loads(line))
+            wrong = [field.name for field in fields(kind) if not isinstance(getattr(example, field.name), _type(field))]
+            if wrong:
+                raise TypeError(f"{wrong[0]} is a {type(getattr(example, wrong[0])).__name__}")
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{path}:{number}: not an example ({error}); rerun prepare_task to write it anew"
+            ) from error
+        examples.append(example)
+    return examples
+
+
+def _type(field: Any) -> type:
+    return _KINDS[str(field.type).partition("[")[0]]
+
+
+def identifier(*parts: str) -> str:
+    """The id of an example: a hash of its content. That of a text alone is the id of a document with the same text."""
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+def normalised(text: str) -> str:
+    """What two texts must share to be the same one: their words, without case, spacing and punctuation.
+
+    A text without any word (only emoji or punctuation) is itself.
+    """
+    return " ".join(_WORD.findall(text.lower())) or text.strip()
+
+
+def split_of(group: str, validation: float, test: float, seed: int = 0) -> str:
+    """The split a group belongs to: a hash of its name as a number in [0, 1), cut at the two shares."""
+    if not (validation >= 0 and test >= 0 and validation + test < 1):
+        raise ValueError(f"validation={validation} and test={test} are shares that leave no room for training below 1")
+    place = int.from_bytes(hashlib.sha256(f"{seed}:{group}".encode()).digest()[:8], "big") / 2**64
+    if place < test:
+        return "test"
+    return "validation" if place < test + validation else "train"
+
+
+def divided(examples: Iterable[Any], validation: float, test: float, seed: int = 0) -> dict[str, list[Any]]:
+    """The examples by split, in their order, split by the hash of their groups."""
+    splits: dict[str, list[Any]] = {name: [] for name in SPLITS}
+    for example in examples:
+        splits[split_of(example.group, validation, test, seed)].append(example)
+    return splits
+
+
+def without_repeats(
+    splits: Mapping[str, Sequence[Any]], words: Callable[[Any], str], answer: Callable[[Any], Any] | None = None
+) -> tuple[dict[str, list[Any]], dict[str, Any]]:
+    """Each example once, by its `words`, nearest to the test side; and the report of what was dropped.
+
+    With `answer`, examples with equal words and different answers contradict each other and go altogether.
+    """
+    answers: dict[str, set[Any]] = defaultdict(set)
+    for part in splits.values():
+        for example in part:
+            answers[words(example)].add(answer(example) if answer else None)
+    kept: dict[str, str] = {}
+    counts: Counter[str] = Counter()
+    unique: dict[str, list[Any]] = {name: [] for name in SPLITS}
+    across = []
+    for name in KEEP_ORDER:
+        for example in splits[name]:
+            key = words(example)
+            if len(answers[key]) > 1:
+                counts["contradicting_labels"] += 1
+            elif key not in kept:
+                kept[key] = name
+                unique[name].append(example)
+            elif kept[key] == name:
+                counts["repeated_within_split"] += 1
+            else:
+                across.append({"split": name, "kept_in": kept[key], "id": example.id, "words": key[:200]})
+    dropped = {name: counts[name] for name in ("contradicting_labels", "repeated_within_split")}
+    sides = Counter(group for part in unique.values() for group in {example.group for example in part})
+    return unique, {
+        "dropped": dropped | {"repeated_across_splits": len(across)},
+        "across_splits": across[:_SHOWN],
+        "groups_on_several_sides": sum(count > 1 for count in sides.values()),  # where splits were given as files
+    }
+
+
+def first(splits: Mapping[str, Sequence[Any]], count: int) -> dict[str, list[Any]]:
+    """The `count` examples of each split that come first by id, which is a hash of the content: an even sample."""
+    return {name: sorted(part, key=lambda example: example.id)[:count] for name, part in splits.items()}
+
+
+def summary(part: Sequence[Any], labels: Sequence[str] = ()) -> dict[str, Any]:
+    """How many examples and groups a split has, and how many of each class."""
+    counts = Counter(example.label for example in part) if labels else Counter[int]()
+    return {
+        "examples": len(part),
+        "groups": len({example.group for example in part}),
+        **({"labels": {name: counts[label] for label, name in enumerate(labels)}} if labels else {}),
+    }

@@ -1,0 +1,41 @@
+"""Which tasks there are: a task is a module in this folder that says its form and prepares its examples.
+
+The one idea: the module is the declaration. `FORM` is one of pipelines/forms, and the keyword parameters of
+
+    prepare(files, validation, test, **options) -> Prepared
+
+are the settings that a recipe may give it, so that a setting that a task does not know is refused when the recipe is read.
+`LANGUAGE`, where a module has it, is what the model card says.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from pathlib import Path
+from types import ModuleType
+
+_GIVEN = ("files", "validation", "test")  # to every task; the others are its options
+
+
+def names() -> list[str]:
+    """The tasks there are: every module of this folder that has a FORM."""
+    modules = sorted(path.stem for path in Path(__file__).parent.glob("*.py"))
+    return [name for name in modules if "\nFORM = " in Path(__file__).with_name(f"{name}.py").read_text()]
+
+
+def of(name: str) -> ModuleType:
+    """The module of a task. ValueError lists the tasks there are."""
+    if name not in names():
+        raise ValueError(f"no task is called {name!r}; there are {', '.join(names())}")
+    return importlib.import_module(f"pipelines.tasks.{name}")
+
+
+def form_of(name: str) -> str:
+    """The form of a task: "classification", "response", "dialogue" or "span"."""
+    return str(of(name).FORM)
+
+
+def options_of(name: str) -> list[str]:
+    """What a recipe may set of a task beside its data and its splits."""
+    return [option for option in inspect.signature(of(name).prepare).parameters if option not in _GIVEN]

@@ -1,0 +1,95 @@
+"""Translation: English lines in, the same in another language out, from descriptions of Debian packages.
+
+The one idea: what is held out is the *source package*. Its binary packages are described with the same sentences, so a
+split by line would let a model remember a translation instead of making one. A line that stands in several packages is
+kept once, nearest to the test side; its other translations count as right.
+
+Data: JSON lines of a `debian_*` sample, {"source", "text", <language>}: descriptions, whose lines (the first one, paragraphs,
+items of lists) are aligned where both have as many.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipelines.tasks.examples import (
+    KEEP_ORDER,
+    SPLITS,
+    Prepared,
+    Response,
+    divided,
+    identifier,
+    normalised,
+    summary,
+)
+from pipelines.tasks.user_data import records
+
+FORM = "response"
+
+
+def prepare(
+    files: Sequence[Path],
+    validation: float,
+    test: float,
+    language: str = "it",
+    longest_words: int = 12,
+) -> Prepared:
+    """Pairs of lines of at most `longest_words` words a side, split by source package.
+
+    ValueError names file, line and field of what cannot be used.
+    """
+    found = list[Response]()
+    counts = {"untranslated": 0, "not_aligned": 0, "longer": 0}
+    for record in records(files):
+        if language not in record.fields:
+            counts["untranslated"] += 1
+            continue
+        group = record.text("source", "source")
+        ours, theirs = (record.text(name, "options.language").split("\n") for name in ("text", language))
+        if len(ours) != len(theirs):
+            counts["not_aligned"] += 1
+            continue
+        for english, other in zip(ours, theirs, strict=True):
+            if not _short(english, longest_words) or not _short(other, longest_words):
+                counts["longer"] += 1
+            elif english.strip() != other.strip():
+                found.append(_pair(english.strip(), other.strip(), group))
+    if not found:
+        raise ValueError(f"{files[0]}: no record has a description in {language!r}; choose task.options.language")
+    splits, repeated = _prompts_once(divided(found, validation, test))
+    for name, part in splits.items():
+        if not part:
+            raise ValueError(f"{files[0]}: the {name} split is empty; give more data or another task.{name}_fraction")
+    report = {
+        "rows": len(found),
+        "dropped": counts | {"repeated_prompts": repeated},
+        "splits": {name: summary(splits[name]) for name in SPLITS},
+    }
+    return Prepared(splits, report)
+
+
+def _short(line: str, longest_words: int) -> bool:
+    return 0 < len(line.split()) <= longest_words
+
+
+def _pair(english: str, other: str, group: str) -> Response:
+    return Response(identifier(english, other), english, other, [other], group)
+
+
+def _prompts_once(splits: dict[str, list[Response]]) -> tuple[dict[str, list[Response]], int]:
+    """Each prompt once, nearest to the test side, with all its responses as references; and how many were dropped."""
+    references: dict[str, set[str]] = defaultdict(set)
+    for part in splits.values():
+        for one in part:
+            references[normalised(one.prompt)].add(one.response)
+    kept: dict[str, Response] = {}
+    unique: dict[str, list[Response]] = {name: [] for name in SPLITS}
+    for name in KEEP_ORDER:
+        for one in splits[name]:
+            key = normalised(one.prompt)
+            if key not in kept:
+                kept[key] = Response(one.id, one.prompt, one.response, sorted(references[key]), one.group)
+                unique[name].append(kept[key])
+    return unique, sum(map(len, splits.values())) - len(kept)

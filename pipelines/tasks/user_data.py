@@ -1,0 +1,191 @@
+"""Your own data: the records of JSONL, CSV and Parquet files, each field checked where it is read.
+
+The one idea: a record is known by where it stands (file and line, or file and row), and a field that cannot be used is
+an error that says so: which file, which line, which field, what was seen, what to do. Nothing is guessed and nothing is
+passed over. A Hugging Face dataset is written out as JSON lines first, so that its rows have line numbers too.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model import durable
+from pipelines.sources import SourceError, SourceFile, known_format
+
+_READABLE = "jsonl, jsonl.gz, jsonl.zst, csv, csv.bz2, parquet"
+_SEEN = 60  # characters of a bad value that an error shows
+
+
+@dataclass(frozen=True)
+class Record:
+    """One record: its fields, and the file with the line (of Parquet: the row) it stands at."""
+
+    place: str
+    fields: dict[str, Any]
+
+    def text(self, field: str, option: str) -> str:
+        """The field's text without spaces around it. ValueError if it is missing, no text, or empty."""
+        value = self.field(field, option)
+        if not isinstance(value, str):
+            raise ValueError(f"{self.place}: field {field!r} is {_seen(value)}; it has to be text")
+        if not value.strip():
+            raise ValueError(f"{self.place}: field {field!r} is empty; remove the record or fill it")
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            raise ValueError(f"{self.place}: field {field!r} holds half of a surrogate pair, which is no text; mend it")
+        return value.strip()
+
+    def name(self, field: str, option: str) -> str:
+        """The field as the name of a class or a group: text, or an integer or a truth value as it is written in JSON."""
+        value = self.field(field, option)
+        if isinstance(value, bool | int):
+            return json.dumps(value)
+        return self.text(field, option)
+
+    def field(self, field: str, option: str) -> Any:
+        """The field's value. ValueError if the record has no such field."""
+        if field not in self.fields:
+            raise ValueError(
+                f"{self.place}: no field {field!r}; it has {', '.join(map(repr, self.fields)) or 'none'}. "
+                f"Name the right one with task.{option}=..."
+            )
+        return self.fields[field]
+
+
+def _seen(value: Any) -> str:
+    if value is None:
+        return "null"
+    shown = repr(value)
+    return f"{shown if len(shown) <= _SEEN else shown[:_SEEN] + '...'}, a {type(value).__name__}"
+
+
+def records(files: Sequence[Path]) -> Iterator[Record]:
+    """The records of `files`, in order. ValueError for a file that cannot be read, and for one without any record."""
+    for path in files:
+        empty = True
+        for record in _records(path):
+            empty = False
+            yield record
+        if empty:
+            raise ValueError(f"{path}: no record in the file; remove it or fill it")
+
+
+def _records(path: Path) -> Iterator[Record]:
+    match known_format(path):
+        case "jsonl" | "jsonl.gz" | "jsonl.zst":
+            return _jsonl(path, _bytes(path))
+        case "csv" | "csv.bz2":
+            return _csv(path, _bytes(path))
+        case "parquet":
+            return _parquet(path)
+    raise ValueError(
+        f"{path}: not a file of records by its ending; readable are {_READABLE}. Rename it or give a format"
+    )
+
+
+def _bytes(path: Path) -> bytes:
+    """The unpacked bytes of a file, without a byte order mark. ValueError for one that cannot be unpacked."""
+    import bz2
+
+    import pyarrow as pa
+
+    data = path.read_bytes()
+    try:
+        if path.name.lower().endswith(".gz"):
+            data = gzip.decompress(data)
+        elif path.name.lower().endswith(".bz2"):
+            data = bz2.decompress(data)
+        elif path.name.lower().endswith(".zst"):
+            data = pa.CompressedInputStream(pa.BufferReader(data), "zstd").read()
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise ValueError(f"{path}: the packed data is damaged or cut short ({error}); write the file again") from error
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise ValueError(f"{path}: the file is in UTF-16, by its byte order mark; convert it to UTF-8")
+    return data.removeprefix(b"\xef\xbb\xbf")
+
+
+def _decoded(path: Path, number: int, line: bytes) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}:{number}: byte {error.start + 1} of the line (0x{line[error.start]:02x}) is not valid UTF-8; "
+            "convert the file to UTF-8"
+        ) from error
+
+
+def _jsonl(path: Path, data: bytes) -> Iterator[Record]:
+    for number, line in enumerate(io.BytesIO(data), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(_decoded(path, number, line))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}:{number}: not valid JSON ({error})") from error
+        if not isinstance(value, dict):
+            raise ValueError(f"{path}:{number}: a JSON object is expected, this is {_seen(value)}")
+        yield Record(f"{path}:{number}", value)
+
+
+def _csv(path: Path, data: bytes) -> Iterator[Record]:
+    lines = (_decoded(path, number, line) for number, line in enumerate(io.BytesIO(data), start=1))
+    reader = csv.DictReader(lines, strict=True)
+    try:
+        for row in reader:
+            place = f"{path}:{reader.line_num}"
+            if None in row or None in row.values():
+                raise ValueError(f"{place}: not as many fields as the header has ({len(reader.fieldnames or ())}); quote fields that hold commas")  # fmt: skip
+            yield Record(place, dict(row))
+    except csv.Error as error:
+        raise ValueError(f"{path}: the record after line {reader.line_num} is not valid CSV ({error})") from error
+
+
+def _parquet(path: Path) -> Iterator[Record]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    row = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(1024):
+                for fields in batch.to_pylist():
+                    row += 1
+                    yield Record(f"{path}: row {row}", fields)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: after row {row}: a text is not valid UTF-8; write the file again") from error
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path}: not a readable Parquet file ({error}); write it again") from error
+
+
+def write_dataset(file: SourceFile, target: Path) -> None:
+    """Write a Hugging Face dataset as JSON lines; classes that it stores as numbers by their names.
+
+    SourceError names the row that is no JSON.
+    """
+    from pipelines.records import open_dataset
+
+    stream = open_dataset(file)
+    classes = {
+        name: feature.names for name, feature in (stream.features or {}).items() if getattr(feature, "names", None)
+    }
+    durable.write_bytes(target, "".join(_json_lines(file, stream, classes)).encode("utf-8", "surrogatepass"))
+
+
+def _json_lines(file: SourceFile, stream: Iterable[dict[str, Any]], classes: dict[str, list[str]]) -> Iterator[str]:
+    for row, record in enumerate(stream, 1):
+        named = {
+            name: names[record[name]] for name, names in classes.items() if isinstance(record.get(name), int) and record[name] >= 0
+        }  # a class of -1 means: none is known  # fmt: skip
+        try:
+            yield json.dumps(record | named, ensure_ascii=False) + "\n"
+        except TypeError as error:
+            raise SourceError(
+                f"dataset {file.path}: row {row} holds what is no text, number or list ({error}); drop that column"
+            ) from error

@@ -1,0 +1,97 @@
+"""Llama, BERT and what no family computes, on two real ranks: whole, and killed in the middle and resumed."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from model import durable, own_weights
+from model.evaluate import evaluate_language_model
+from model.export import load_export
+from model.generate import generate
+from tests.model.training_runs import MIDDLE, Jobs, finish, metrics, start
+
+LLAMA = {"family": "llama", "n_head": 3, "n_kv_head": 1, "rope_theta": 1000.0}
+BERT = {"family": "bert", "num_labels": 2, "labels": ["no", "yes"], "head_pdrop": 0.1}
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Jobs by name, undisturbed and continued from the middle."""
+
+    job: dict[str, dict[str, Any]]
+    result: dict[str, dict[str, Any]]
+    resumed: dict[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    jobs = Jobs(tmp_path_factory.mktemp("families"))
+    shutil.copytree(jobs.tokenizer, jobs.folder / "with-sep")
+    settings = durable.read_json(jobs.tokenizer / "tokenizer_config.json")
+    durable.write_json(jobs.folder / "with-sep" / "tokenizer_config.json", settings | {"sep_token": "<|endoftext|>"})
+    examples = {
+        "objective": "classification",
+        "data": {"examples": str(jobs.folder / "examples.arrow")},
+        "tokenizer": str(jobs.folder / "with-sep"),
+    }
+    job = {
+        "llama": jobs.job("llama", model=LLAMA, train={"zero_stage": 3}),
+        "bert": jobs.job(
+            "bert", model=BERT, train={"zero_stage": 3, "max_steps": 24, "learning_rate": 3e-3}, **examples
+        ),
+        "relu_relu": jobs.job("relu_relu", model={"feed_forward": "relu_relu"}, train={"zero_stage": 3}, release=False),
+    }
+    results, _ = finish(start(list(job.values()), ranks=2))
+    release = {"relu_relu": {"release": False}}
+    resumed = {
+        name: jobs.continuation(f"resumed-{name}", done, MIDDLE, **release.get(name, {})) for name, done in job.items()
+    }
+    finish(start(list(resumed.values()), ranks=2))
+    return Runs(job, dict(zip(job, results, strict=True)), resumed)
+
+
+def _weights(job: dict[str, Any], name: str) -> str:
+    folder = "export" if name != "relu_relu" else "weights"
+    return durable.sha256(Path(job["outputs"], folder, "model.safetensors"))
+
+
+@pytest.mark.parametrize("name", ["llama", "bert", "relu_relu"])
+def test_a_resumed_run_ends_with_the_same_weights(runs: Runs, name: str) -> None:
+    assert _weights(runs.resumed[name], name) == _weights(runs.job[name], name)
+    assert metrics(runs.resumed[name]) == metrics(runs.job[name])
+
+
+@pytest.mark.parametrize("name", ["llama", "bert", "relu_relu"])
+def test_it_learns_and_what_is_left_behind_computes_what_the_live_model_did(runs: Runs, name: str) -> None:
+    lines = metrics(runs.job[name])
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert 0 <= runs.result[name]["export_difference"] <= 1e-4
+
+
+def test_what_no_family_computes_is_measured_and_continues_texts_here(runs: Runs) -> None:
+    folder = Path(runs.job["relu_relu"]["outputs"], "weights")
+    assert not (folder.parent / "export").exists() and not (folder / "config.json").exists()
+    config, _ = own_weights.read(folder)
+    assert config.feed_forward == "relu_relu"
+    data = runs.job["relu_relu"]["data"]
+    found = evaluate_language_model({"export": str(folder), "threads": 1} | data)
+    assert 0 < found["perplexity"] < config.vocab_size
+    texts = generate({"export": str(folder), "prompts": ["a tale", ""], "max_new_tokens": 6, "seed": 1, "threads": 1})
+    assert len(texts) == 2
+
+
+def test_our_own_weights_are_called_as_an_export_is(runs: Runs) -> None:
+    model = load_export(Path(runs.job["relu_relu"]["outputs"], "weights"))
+    tokens = torch.tensor([[0, 0, 5, 9], [4, 5, 6, 7]])
+    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+    logits = model(tokens[1:], attention_mask=mask[1:], use_cache=False).logits
+    found = model.generate(tokens, attention_mask=mask, max_new_tokens=3, do_sample=False)
+    assert int(found[1, 4]) == int(logits[0, -1].argmax())
+    alone = model.generate(tokens[:1, 2:], attention_mask=mask[:1, 2:], max_new_tokens=3, do_sample=False)
+    assert found[0, 2 : 2 + alone.shape[1]].tolist() == alone[0].tolist()

@@ -1,0 +1,277 @@
+"""The tasks that answer, end to end on inventions: data in, a trained export out, measured beside its baselines."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model import durable
+from pipelines.engine.step import Attempt
+from pipelines.forms import form
+from pipelines.stages import compare, evaluate
+from pipelines.tasks import dialogue, examples, generation, questions, translation
+from pipelines.tasks.examples import SPLITS
+from tests.model.training_runs import finish, start
+from tests.pipelines import data_attempts
+from tests.pipelines.test_tokenizer import train as train_tokenizer
+
+NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight"]
+NUMERI = ["uno", "due", "tre", "quattro", "cinque", "sei", "sette", "otto"]
+WORDS = "\n".join([*NUMBERS, *NUMERI, " ".join(["", *NUMBERS, *NUMERI, "it", "is"]), *map(str, range(100))]) * 30
+SHAPE = {"n_positions": 32, "n_embd": 32, "n_layer": 2, "n_head": 4}
+STEPS = {"response": 400, "dialogue": 60, "text": 60}
+
+
+def lines(path: Path, records: list[dict[str, Any]]) -> list[Path]:
+    durable.write_bytes(path, "".join(json.dumps(record) + "\n" for record in records).encode())
+    return [path]
+
+
+def descriptions(folder: Path) -> list[Path]:
+    """Packages of numbers: their descriptions in two languages, word by word the same."""
+    chance = random.Random(0)
+    records = []
+    for place in range(400):
+        words = [chance.randrange(8) for _ in range(3)]
+        text, other = (" ".join(names[word] for word in words) for names in (NUMBERS, NUMERI))
+        records.append({"source": f"package{place % 80}", "package": f"p{place}", "text": text, "it": other})
+    return lines(folder / "debian.jsonl", records)
+
+
+def conversations(folder: Path) -> list[Path]:
+    """Conversations in which each answers with the next number."""
+    chance = random.Random(1)
+    records = []
+    for place in range(80):
+        first = chance.randrange(8)
+        turns = [f"{NUMBERS[(first + turn) % 8]} it is {place}" for turn in range(chance.randint(3, 9))]
+        records.append({"conversation": f"c{place}", "turns": turns})
+    return lines(folder / "chitchat.jsonl", records)
+
+
+def story(folder: Path) -> list[Path]:
+    chance = random.Random(2)
+    text = "\n\n".join(" ".join(chance.choices(NUMBERS, k=3) * 12) + f" {place}" for place in range(120))
+    durable.write_bytes(folder / "story.txt", text.encode())
+    return [folder / "story.txt"]
+
+
+def groups(part: list[Any]) -> set[str]:
+    return {example.group for example in part}
+
+
+def test_translations_are_split_by_source_package_and_no_prompt_is_on_two_sides(tmp_path: Path) -> None:
+    splits = translation.prepare(descriptions(tmp_path), 0.1, 0.1).splits
+    assert not groups(splits["train"]) & groups(splits["test"])
+    prompts = [example.prompt for name in SPLITS for example in splits[name]]
+    assert len(prompts) == len(set(prompts)) > 200
+
+
+def test_lines_are_aligned_where_both_descriptions_have_as_many_and_counted_where_not(tmp_path: Path) -> None:
+    more = [
+        {"source": "x", "text": "a tool\nfirst words\n" + "word " * 13, "it": "uno\nprime parole\nfine"},
+        {"source": "y", "text": "a tool\nmore", "it": "solo"},
+        {"source": "z", "text": "no translation"},
+        {"source": "w", "text": "two equal", "it": "two equal"},
+    ]
+    path = descriptions(tmp_path)[0]
+    lines(tmp_path / "more.jsonl", more)
+    prepared = translation.prepare([path, tmp_path / "more.jsonl"], 0.1, 0.1)
+    pairs = {(one.prompt, one.response) for name in SPLITS for one in prepared.splits[name]}
+    assert {("a tool", "uno"), ("first words", "prime parole")} <= pairs
+    dropped = prepared.report["dropped"]
+    assert (dropped["untranslated"], dropped["not_aligned"], dropped["longer"]) == (1, 1, 1)
+    with pytest.raises(ValueError, match="no record has a description in 'fr'"):
+        translation.prepare([path], 0.1, 0.1, language="fr")
+
+
+def test_every_turn_but_the_first_is_a_reply_once_and_both_views_are_on_one_side(tmp_path: Path) -> None:
+    prepared = dialogue.prepare(conversations(tmp_path), 0.2, 0.2)
+    sides = {name: groups(prepared.splits[name]) for name in SPLITS}
+    assert not sides["train"] & sides["test"] and not sides["train"] & sides["validation"]
+    records = [json.loads(line) for line in (tmp_path / "chitchat.jsonl").read_text().splitlines()]
+    long = [record for record in records if len(record["turns"]) >= 4]
+    replies = sorted(
+        turn["content"]
+        for name in SPLITS
+        for one in prepared.splits[name]
+        for turn in one.messages
+        if turn["role"] == "assistant"
+    )
+    assert replies == sorted(turn for record in long for turn in record["turns"][1:])
+    assert prepared.report["dropped"]["short"] == len(records) - len(long)
+
+
+def test_questions_keep_all_right_answers_and_name_the_line_that_has_none(tmp_path: Path) -> None:
+    records = [
+        {"question": f"how many are {word}?", "answers": [str(place), word]} for place, word in enumerate(NUMBERS * 9)
+    ]
+    for place, record in enumerate(records):
+        record["question"] += f" {place}"
+    splits = questions.prepare(lines(tmp_path / "q.jsonl", records), 0.2, 0.2).splits
+    one = splits["train"][0]
+    assert one.response == one.references[0] and len(one.references) == 2
+    records[4]["answers"] = []
+    with pytest.raises(ValueError, match=r"q.jsonl:5: field 'answers' is"):
+        questions.prepare(lines(tmp_path / "q.jsonl", records), 0.2, 0.2)
+
+
+def test_documents_are_held_out_by_stretches_of_a_text(tmp_path: Path) -> None:
+    splits = generation.prepare(story(tmp_path), 0.2, 0.2, document_bytes=300).splits
+    assert not groups(splits["train"]) & groups(splits["test"])
+    whole = (tmp_path / "story.txt").read_text()
+    assert all(one.text in whole and len(one.text.encode()) <= 300 for name in SPLITS for one in splits[name])
+
+
+EXECUTION = data_attempts.EXECUTION | {"device": "cpu", "threads": 2}
+
+
+def attempt(root: Path, config: dict[str, Any], inputs: dict[str, Path]) -> Attempt:
+    made = data_attempts.attempt(root, config, {}, inputs)
+    made.execution = EXECUTION
+    return made
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The examples of a task of each form, and a tokenizer."""
+    folder = tmp_path_factory.mktemp("answering")
+    made = {
+        "response": translation.prepare(descriptions(folder), 0.1, 0.1),
+        "dialogue": dialogue.prepare(conversations(folder), 0.2, 0.2),
+        "text": generation.prepare(story(folder), 0.2, 0.2, document_bytes=300),
+    }
+    for name, one in made.items():
+        (folder / name).mkdir()
+        examples.write(one, folder / name)
+    return {name: folder / name for name in made} | {"tokenizer": train_tokenizer(folder, WORDS)[0], "root": folder}
+
+
+@pytest.fixture(scope="module")
+def exports(prepared: dict[str, Path]) -> dict[str, Path]:
+    """What training makes of each form's job: the folder that holds `export`."""
+    jobs = {}
+    for name, steps in STEPS.items():
+        made = attempt(prepared["root"], {}, {"examples": prepared[name]})
+        job, counts = form.of(name).training(made, prepared["tokenizer"], {"sequence_length": 32})
+        assert counts["learned_tokens"] > 0
+        facts = durable.read_json(prepared["tokenizer"] / "tokenizer.json")
+        size = max([*facts["model"]["vocab"].values(), *(token["id"] for token in facts["added_tokens"])]) + 1
+        (made.scratch / "outputs").rmdir()
+        jobs[name] = {"tokenizer": str(prepared["tokenizer"])} | job | {
+            "model": SHAPE | {"vocab_size": size, "eot_token_id": facts["model"]["vocab"]["<|endoftext|>"]},
+            "train": {
+                "max_steps": steps, "global_batch_size": 16, "sequence_length": 32, "learning_rate": 1e-2, "warmup_steps": 5,
+            },
+            "attempt": str(made.scratch), "outputs": str(made.scratch / "outputs"), "micro_batch_size": 16,
+            "checkpoints": str(made.scratch / "checkpoints"), "threads": 2,
+        }  # fmt: skip
+        (made.scratch / "checkpoints").mkdir()
+    results, _ = finish(start(list(jobs.values()), ranks=1))
+    assert all(result["stopped"] is None for result in results)
+    return {name: Path(job["outputs"]) for name, job in jobs.items()}
+
+
+@pytest.fixture(scope="module")
+def measured(prepared: dict[str, Path], exports: dict[str, Path], local_ray: None) -> dict[str, Attempt]:
+    """Each export evaluated by the stage's own function."""
+    found = {}
+    for name, folder in exports.items():
+        inputs = {"export": folder} | dict.fromkeys(SPLITS, prepared[name])
+        found[name] = attempt(prepared["root"], {"kind": name}, inputs | ({"base": folder} if name == "text" else {}))
+        found[name].metrics.update(evaluate.run(found[name]))
+    return found
+
+
+def test_a_translator_beats_the_source_and_learns_what_the_dictionary_knows(measured: dict[str, Attempt]) -> None:
+    m = measured["response"].metrics
+    assert m["copy_exact_match"] == 0 and m["dictionary_exact_match"] == 1, "the invention is word by word"
+    assert m["chrf"] > m["copy_chrf"] + 30 and m["bleu"] > m["copy_bleu"] + 20 and m["f1"] > m["frequent_f1"] + 0.3
+    assert m["perplexity"] < m["trigram_perplexity"] < m["unigram_perplexity"]
+    assert m["chrf_low"] <= m["chrf"] <= m["chrf_high"]
+    (report,) = [durable.read_json(measured["response"].outputs / "report.json")]
+    assert "version:2.6" in report["model"]["bleu_signature"] and report["against"]["copy"]["low"] > 0
+
+
+def test_a_dialogue_model_finds_the_replies_more_probable_than_n_grams_do(measured: dict[str, Attempt]) -> None:
+    m = measured["dialogue"].metrics
+    assert m["perplexity"] < m["unigram_perplexity"]
+    assert 0 < m["distinct_2"] <= 1 and m["asked"] > 10
+    samples = durable.read_json(measured["dialogue"].outputs / "samples.json")
+    assert {"messages", "reply", "model", "retrieval"} <= samples[0].keys() and len(samples) == m["asked"]
+
+
+def test_a_writer_is_measured_beside_n_grams_its_base_and_the_authors(measured: dict[str, Attempt]) -> None:
+    m = measured["text"].metrics
+    assert m["base_bits_per_byte"] == m["bits_per_byte"] < m["unigram_bits_per_byte"]
+    assert m["original_distinct_1"] > 0 and m["repetition"] >= 0
+    assert durable.read_json(measured["text"].outputs / "samples.json")[0].keys() >= {
+        "prompt",
+        "model",
+        "trigram",
+        "original",
+    }
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_predictions_name_each_test_example_and_metrics_are_numbers(
+    measured: dict[str, Attempt], prepared: dict[str, Path], name: str
+) -> None:
+    done = measured[name]
+    said = [json.loads(line) for line in (done.outputs / "predictions.jsonl").read_text().splitlines()]
+    asked = [json.loads(line) for line in (prepared[name] / "test.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in said] == [line["id"] for line in asked]
+    assert all(isinstance(value, int | float) for value in done.metrics.values())
+    assert form.of(name).figure(done.metrics) and list(form.of(name).told(done.metrics))
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_challenger_that_is_the_champion_gains_nothing(
+    measured: dict[str, Attempt], exports: dict[str, Path], prepared: dict[str, Path], name: str
+) -> None:
+    made = attempt(prepared["root"], {"kind": name}, {"predictions": measured[name].outputs, "test": prepared[name]})
+    found = form.of(name).compare(made, exports[name] / "export")
+    assert found["challenger"] == found["champion"] == pytest.approx(measured[name].metrics["bits_per_byte"], abs=1e-6)
+    assert found["gain"] == 0 and not compare.decided(found, 0.0)["better"]
+
+
+def test_evaluating_again_gives_the_same_bytes(
+    measured: dict[str, Attempt], exports: dict[str, Path], prepared: dict[str, Path]
+) -> None:
+    inputs = {"export": exports["response"]} | dict.fromkeys(SPLITS, prepared["response"])
+    again = attempt(prepared["root"], {"kind": "response"}, inputs)
+    evaluate.run(again)
+    for name in ("metrics.json", "report.json", "predictions.jsonl"):
+        assert durable.sha256(again.outputs / name) == durable.sha256(measured["response"].outputs / name)
+
+
+def test_plain_transformers_chats_with_the_export(exports: dict[str, Path]) -> None:
+    from transformers import pipeline
+
+    generate = pipeline("text-generation", str(exports["dialogue"] / "export"))
+    messages = [{"role": "user", "content": "one it is 5"}, {"role": "assistant", "content": "two it is 5"}]
+    messages += [{"role": "user", "content": "three it is 5"}]
+    said = generate(messages, max_new_tokens=8, do_sample=False)[0]["generated_text"]
+    assert said[:-1] == messages and said[-1]["role"] == "assistant" and said[-1]["content"]
+    translate = pipeline("text-generation", str(exports["response"] / "export"))
+    asked = "one two three"
+    plain = translate(asked + "\n", max_new_tokens=12, do_sample=False, return_full_text=False)[0]["generated_text"]
+    chat = translate([{"role": "user", "content": asked}], max_new_tokens=12, do_sample=False)[0]["generated_text"]
+    assert chat[-1]["content"] == plain
+
+
+def test_the_package_s_own_entry_replies_to_a_text_and_to_turns(exports: dict[str, Path]) -> None:
+    import importlib
+    from types import SimpleNamespace
+
+    entry: Any = importlib.import_module("pipelines.pyfunc_entry").Export()
+    entry.load_context(SimpleNamespace(artifacts={"export": str(exports["dialogue"] / "export")}))
+    turns = [{"role": "user", "content": "one it is 5"}, {"role": "assistant", "content": "two it is 5"}]
+    turns += [{"role": "user", "content": "three it is 5"}]
+    alone, several = entry.predict(None, ["one it is 5", json.dumps(turns)], {"max_new_tokens": 6})
+    assert alone and several and "one it is 5" not in alone
+    assert entry.predict(None, [json.dumps(turns[:1])], {"max_new_tokens": 6}) == [alone]

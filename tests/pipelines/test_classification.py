@@ -1,0 +1,212 @@
+"""The labelled tasks on inventions small enough to check by hand: what is prepared, encoded, weighted and asked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model import durable
+from model.examples import Examples
+from pipelines import flow, recipes
+from pipelines.config import FinetuneConfig, check_together
+from pipelines.execution import Execution
+from pipelines.forms import classification
+from pipelines.sources import SourceError
+from pipelines.tasks import examples, metrics, sections, sentiment_chinese, topics
+from pipelines.tasks.examples import Labelled
+from tests.model import tiny
+from tests.pipelines.data_attempts import attempt
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_tokenizer(tmp_path_factory.mktemp("tokenizer") / "tokenizer")
+
+
+GOOD, BAD = "这家酒店很好，房间{}干净。", "这本书{}不好看，很失望。"
+
+
+def chinese(folder: Path, extra: tuple[str, str] = ("", "")) -> list[Path]:
+    for name, pattern, more in (("pos.txt", GOOD, extra[0]), ("neg.txt", BAD, extra[1])):
+        lines = [pattern.format("一二三四五六七八九十"[n % 10] + "很" * (n // 10)) for n in range(60)]
+        (folder / name).write_text("\n".join([*lines, more]) + "\n")
+    return [folder / "pos.txt", folder / "neg.txt"]
+
+
+def test_chinese_reviews_are_labelled_by_their_file_and_repeated_ones_dropped(tmp_path: Path) -> None:
+    repeated = GOOD.format("一").replace("，", " ")
+    prepared = sentiment_chinese.prepare(chinese(tmp_path, (repeated + "\n还行", "还行！")))
+    assert prepared.report["dropped"]["repeated_within_split"] == 1, "punctuation and spaces make no other review"
+    assert prepared.report["dropped"]["contradicting_labels"] == 2
+    assert sum(map(len, prepared.splits.values())) == 120
+    for example in prepared.splits["train"]:
+        assert prepared.labels[example.label] == ("positive" if "酒店" in example.text else "negative")
+
+
+def test_chinese_reviews_of_other_files_or_bytes_are_refused(tmp_path: Path) -> None:
+    files = chinese(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"reads neg.txt and pos.txt, not pos.txt; give source.sample='chinese_reviews'"
+    ):
+        sentiment_chinese.prepare(files[:1])
+    files[0].write_bytes("好\n".encode() + b"\xb2\xbb\n")
+    with pytest.raises(ValueError, match=r"pos.txt:2: byte 1 of the line is not valid UTF-8"):
+        sentiment_chinese.prepare(files)
+
+
+def newsgroups(folder: Path, test: list[str]) -> list[Path]:
+    header = "Category\tText\nd\tstring\nclass\t\n"
+    train = [f"{label}\tpost {number} on {label} again" for label in ("sci.med", "sci.space") for number in range(30)]
+    for name, rows in (("train", train), ("test", test)):
+        (folder / f"20newsgroups-{name}.tab").write_text(header + "".join(row + "\n" for row in rows))
+    return sorted(folder.glob("*.tab"))
+
+
+def test_topics_keep_the_official_test_split_and_drop_its_posts_from_training(tmp_path: Path) -> None:
+    test = ["sci.med\tpost 3 on sci.med again", "sci.space\tanother one"]
+    prepared = topics.prepare(newsgroups(tmp_path, test), validation=0.2)
+    assert sorted(example.text for example in prepared.splits["test"]) == ["another one", "post 3 on sci.med again"]
+    assert len(prepared.splits["train"]) + len(prepared.splits["validation"]) == 59
+    assert prepared.report["dropped"]["repeated_across_splits"] == 1 and prepared.labels == ("sci.med", "sci.space")
+
+
+def test_a_line_that_is_no_post_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"-test.tab:4: no class and text, with a tab between, in 'no tab here'"):
+        topics.prepare(newsgroups(tmp_path, ["no tab here"]))
+    with pytest.raises(ValueError, match=r"the class 'alt.void' is in no training post"):
+        topics.prepare(newsgroups(tmp_path, ["alt.void\tsilence"]))
+
+
+def test_sections_are_split_by_source_package_and_small_ones_left_out(tmp_path: Path) -> None:
+    rows = [
+        {"text": f"{kind} number {number} of {section}", "section": section, "source": f"{section}{number}"}
+        for section, count in (("games", 40), ("net", 40), ("zope", 3)) for number in range(count) for kind in ("Tool", "Manual")
+    ]  # fmt: skip
+    path = tmp_path / "debian.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prepared = sections.prepare([path], 0.2, 0.2)
+    groups = {name: {example.group for example in part} for name, part in prepared.splits.items()}
+    assert not groups["train"] & groups["test"] and not groups["train"] & groups["validation"]
+    assert prepared.labels == ("games", "net") and prepared.report["small_sections"] == ["zope"]
+    assert prepared.report["dropped"]["of_small_sections"] == 6
+    assert sum(map(len, prepared.splits.values())) == 160
+
+
+SETTINGS: dict[str, Any] = {"sequence_length": 8}
+
+
+def encoded(folder: Path, tokenizer: Path, lengths: list[int], **settings: Any) -> tuple[dict[str, int], Examples]:
+    """Texts of so many words, of which every third is of class 1."""
+    part = [Labelled(str(n), "word " * length, int(n % 3 == 0), str(n)) for n, length in enumerate(lengths)]
+    prepared = examples.Prepared({"train": part, "validation": [], "test": []}, {})
+    examples.write(prepared, folder)
+    counts = classification.encode(folder / "train.jsonl", tokenizer, SETTINGS | settings, folder / "examples.arrow")
+    return counts, Examples(folder / "examples.arrow")
+
+
+def test_long_texts_are_cut_and_counted_or_read_in_windows_that_count_once_together(
+    tmp_path: Path, tokenizer: Path
+) -> None:
+    lengths = [3, 40, 4, 5]
+    counts, whole = encoded(tmp_path, tokenizer, lengths, sequence_length=200)
+    assert counts == {"examples": 4, "examples_cut": 0} and whole.weights is None
+    counts, cut = encoded(tmp_path, tokenizer, lengths)
+    assert counts["examples_cut"] == sum(whole.lengths > 8) and cut.lengths.max() == 8
+    counts, windows = encoded(tmp_path, tokenizer, lengths, long_texts="windows")
+    assert counts["examples_cut"] == 0 and counts["examples_windowed"] == sum(whole.lengths > 8)
+    assert counts["windows"] == len(windows) > 4 and windows.weights is not None
+    sums = {name: sum(windows.weights[i] for i in range(len(windows)) if windows[i].id == name) for name in "0123"}
+    assert list(sums.values()) == pytest.approx([1.0] * 4)
+
+
+def test_balanced_class_weights_count_each_class_alike(tmp_path: Path, tokenizer: Path) -> None:
+    counts, found = encoded(tmp_path, tokenizer, [3] * 9, class_weights="balanced", sequence_length=64)
+    assert found.weights is not None
+    by_class = [sum(found.weights[i] for i in range(9) if found[i].label == label) for label in (0, 1)]
+    assert by_class == pytest.approx([4.5, 4.5]) and counts == {"examples": 9, "examples_cut": 0}
+
+
+def test_terms_are_characters_where_texts_have_no_spaces_and_words_elsewhere() -> None:
+    assert metrics.written_without_spaces(["这家酒店很好", "Wi-Fi 也不错"])
+    assert not metrics.written_without_spaces(["The hotel was fine", "“很好” means fine", "123"])
+    train = ([GOOD.format(n) for n in "一二三四五六"] + [BAD.format(n) for n in "一二三四五六"], [1] * 6 + [0] * 6)
+    predicted, setting = metrics.tfidf_predictions(train, train, [GOOD.format("七"), BAD.format("八")])
+    assert predicted == [1, 0] and setting["terms_are"] == "1 to 3 characters"
+
+
+def test_of_many_classes_the_report_names_what_is_confused_most() -> None:
+    names = [f"class {number}" for number in range(58)]
+    labels = [number % 58 for number in range(580)]
+    predicted = [7 if label == 3 else label for label in labels]
+    found = metrics.report(labels, predicted, list(map(str, labels)), 58) | metrics.by_class(labels, predicted, names)
+    assert "confusion" not in found and found["most_confused"] == [{"is": "class 3", "said": "class 7", "times": 10}]
+    assert found["classes"]["class 3"] == {"examples": 10, "f1": 0.0} and found["classes"]["class 1"]["f1"] == 1.0
+    assert found["accuracy"] == pytest.approx(570 / 580, abs=1e-6)
+    assert found["macro_f1"] == pytest.approx((56 + 2 / 3) / 58, abs=1e-6)
+
+
+def test_a_champion_of_other_labels_is_compared_by_their_names_and_not_trained_on(tmp_path: Path) -> None:
+    said = {"x": 0, "y": 1, "z": 2}
+    assert classification.renamed(said, ["bad", "good", "so so"], ["awful", "bad", "good"]) == {"x": 1, "y": 2, "z": 3}
+    export = tmp_path / "export"
+    export.mkdir()
+    config = {"architectures": ["GPT2ForSequenceClassification"], "id2label": {"1": "good", "0": "bad"}}
+    durable.write_json(export / "config.json", config)
+    assert classification.label_names(export) == ["bad", "good"]
+    durable.write_json(tmp_path / "labels.json", ["bad", "good", "so so"])
+    one = attempt(tmp_path, {}, inputs={"base": tmp_path, "labels": tmp_path})
+    with pytest.raises(
+        SourceError, match=r"classifier of the 2 classes bad, good; the examples have the 3 classes.*start=base"
+    ):
+        classification.training(one, tmp_path, SETTINGS)
+    durable.write_json(export / "config.json", config | {"architectures": ["GPT2LMHeadModel"]})
+    assert classification.label_names(export) == []
+
+
+def test_what_is_not_set_enters_no_fingerprint_and_what_is_set_does() -> None:
+    default = recipes.default()
+    assert default.finetune
+    plain = {step.name: step.config for step in flow.build(default, lambda source: [])}
+    assert not {"class_weights", "long_texts", "window_stride"} & set(plain["finetune"]["train"])
+    assert plain["evaluate-task"] == {"kind": "classification"} and set(plain["prepare_task"]) == {
+        "name", "validation_fraction", "test_fraction", "max_examples",
+    }  # fmt: skip
+    finetune = default.finetune.model_copy(update={"class_weights": "balanced", "long_texts": "windows"})
+    changed = {
+        step.name: step.config
+        for step in flow.build(default.model_copy(update={"finetune": finetune}), lambda source: [])
+    }
+    assert changed["finetune"]["train"]["class_weights"] == "balanced"
+    assert changed["evaluate-task"] == {"kind": "classification", "window": 128, "stride": 64}
+
+
+@pytest.mark.parametrize("name", ["sentiment_chinese", "topics", "sections"])
+def test_a_tasks_recipe_is_known_by_name_and_fits_together(name: str) -> None:
+    recipe = recipes.load(name)
+    check_together(recipe, Execution())
+    steps = {step.name: step for step in flow.build(recipe, lambda source: [{"sha256": str(source.sample)}])}
+    assert recipe.task and steps["prepare_task"].config["name"] == recipe.task.name == name
+    assert steps["register-task"].config["name"] == name and "labels" in steps["finetune"].inputs
+
+
+def test_a_stride_that_passes_over_tokens_or_without_windows_is_refused() -> None:
+    usual: dict[str, Any] = {"max_steps": 1, "global_batch_size": 1, "sequence_length": 32, "learning_rate": 1e-3}
+    with pytest.raises(ValueError, match="window_stride is of windows: set long_texts=windows"):
+        FinetuneConfig(**usual, window_stride=8)
+    with pytest.raises(ValueError, match="window_stride=33 passes over tokens: choose at most sequence_length=32"):
+        FinetuneConfig(**usual, long_texts="windows", window_stride=33)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(("task", "sample", "expected"), [
+    (sentiment_chinese, "chinese_reviews", {"train": 13848, "validation": 1744, "test": 1734}),
+    (topics, "newsgroups", {"train": 10104, "validation": 1158, "test": 7519}),
+])  # fmt: skip
+def test_the_real_data_are_what_they_were(task: Any, sample: str, expected: dict[str, int]) -> None:
+    from pipelines import samples
+
+    files = samples.fetch(sample, Path(__file__).parents[2] / ".cache" / "gptline")
+    assert {name: len(part) for name, part in task.prepare(files).splits.items()} == expected

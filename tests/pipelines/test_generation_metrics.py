@@ -1,0 +1,160 @@
+"""Figures of generated texts: sacrebleu's own, SQuAD's official ones, and intervals over groups; n-grams that sum to one."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import numpy as np
+import pytest
+
+from pipelines.tasks import answer_baselines, generation_metrics
+from pipelines.tasks.ngram import NGrams
+
+WORDS = [
+    "a",
+    "tool",
+    "to",
+    "edit",
+    "the",
+    "fast",
+    "file",
+    "system",
+    "for",
+    "python",
+    "and",
+    "its",
+    "library",
+    "with",
+    "documentation",
+]
+
+
+def corpus(size: int = 60) -> tuple[list[str], list[list[str]], list[str]]:
+    """Texts, one or two references each, and their groups."""
+    chance = random.Random(0)
+    references = [
+        [" ".join(chance.choices(WORDS, k=chance.randint(3, 9))) for _ in range(chance.randint(1, 2))]
+        for _ in range(size)
+    ]
+    texts = [
+        " ".join(word for word in chance.choice(several).split() if chance.random() < 0.8) for several in references
+    ]
+    return texts, references, [str(place // 4) for place in range(size)]
+
+
+def test_bleu_and_chrf_are_sacrebleus_with_its_signature() -> None:
+    import sacrebleu
+
+    texts, references, groups = corpus()
+    found = generation_metrics.report(texts, references, groups)
+    columns = [[row[place] if place < len(row) else None for row in references] for place in range(2)]
+    bleu, chrf = sacrebleu.corpus_bleu(texts, columns), sacrebleu.corpus_chrf(texts, columns)
+    assert found["bleu"] == pytest.approx(bleu.score, abs=1e-6)
+    assert found["chrf"] == pytest.approx(chrf.score, abs=1e-6)
+    assert "tok:13a" in found["bleu_signature"] and "version:2.6" in found["bleu_signature"]
+    assert "nc:6" in found["chrf_signature"]
+
+
+def test_intervals_hold_the_figure_and_repeat_exactly() -> None:
+    texts, references, groups = corpus()
+    found = generation_metrics.report(texts, references, groups)
+    assert found == generation_metrics.report(texts, references, groups)
+    for name in ("bleu", "chrf", "exact_match", "f1"):
+        low, high = found[f"{name}_interval_by_group"]
+        assert low <= found[name] <= high
+        assert high > low
+    one_each = generation_metrics.report(texts, references, [str(place) for place in range(len(texts))])
+    assert one_each["bleu"] == found["bleu"]
+
+
+@pytest.mark.parametrize(
+    ("text", "references", "exact", "f1"),
+    [  # what SQuAD's evaluate-v1.1.py gives
+        ("The Eiffel Tower!", ["eiffel tower"], 1, 1.0),
+        ("in Paris, France", ["Paris"], 0, 0.5),
+        ("an apple a day", ["the apple day", "night"], 1, 1.0),
+        ("", ["Paris"], 0, 0.0),
+        ("the cat cat sat", ["cat sat down"], 0, 4 / 6),
+        ("U.S.", ["US", "America"], 1, 1.0),
+    ],
+)
+def test_exact_match_and_f1_are_those_of_the_official_script(
+    text: str, references: list[str], exact: int, f1: float
+) -> None:
+    assert generation_metrics.exact_match(text, references) == exact
+    assert generation_metrics.token_f1(text, references) == pytest.approx(f1)
+
+
+def test_distinct_counts_different_n_grams_and_repetition_those_that_come_again() -> None:
+    assert generation_metrics.distinct(["a b a", "b"], 1) == 2 / 4
+    assert generation_metrics.distinct(["a b a b"], 2) == 2 / 3
+    assert generation_metrics.distinct(["a"], 2) == 0
+    assert generation_metrics.repeated("a b c d a b c d a") == (2, 6)
+    assert generation_metrics.repeated("a b") == (0, 0)
+
+
+def test_perplexity_is_a_token_and_bits_are_a_byte() -> None:
+    found = generation_metrics.likelihood([2.0, 4.0], [2, 4], [10, 20], ["a", "b"])
+    assert found["perplexity"] == pytest.approx(math.e, abs=1e-6)
+    assert found["bits_per_byte"] == pytest.approx(6 / 30 / math.log(2), abs=1e-6)
+
+
+def test_as_many_references_as_texts_are_needed() -> None:
+    with pytest.raises(ValueError, match="2 texts, 1 lists of references and 2 groups"):
+        generation_metrics.report(["a", "b"], [["a"]], ["x", "y"])
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_every_distribution_of_the_n_grams_sums_to_one(order: int) -> None:
+    chance = np.random.default_rng(0)
+    table = NGrams([chance.integers(0, 9, 50) for _ in range(4)], 11, 10, order)
+    for history in ([], [3], [3, 4], [9, 9, 1], [10, 10], [0, 10]):  # token 10 never occurs, 9 neither
+        share = table.distribution(history)
+        assert share.sum() == pytest.approx(1)
+        assert (share > 0).all()
+
+
+def test_witten_bell_by_hand() -> None:
+    table = NGrams([[0, 1, 0, 1, 1]], 3, 2, order=2)
+    one = (3 + 2 / 3) / (5 + 2)  # p(1): three of five, two different tokens, uniform over three below
+    assert table.distribution([])[1] == pytest.approx((0 + 1 * one) / (1 + 1))  # after the start came 0 only
+    assert table.distribution([0])[1] == pytest.approx((2 + 1 * one) / (2 + 1))
+    assert table.distribution([2])[1] == pytest.approx((0 + 1 * one) / (1 + 1))
+    assert table.nats([0, 1]).tolist() == pytest.approx(
+        [-math.log(table.distribution([])[0]), -math.log(table.distribution([0])[1])]
+    )
+
+
+def test_n_grams_learn_what_they_see_and_continue_a_prompt_the_same_way_again() -> None:
+    row = [1, 2, 3, 4] * 20
+    table = NGrams([row], 6, 0)
+    assert table.nats(row).mean() < 0.2 < NGrams([row], 6, 0, 1).nats(row).mean()
+    assert table.continued([1, 2], 8, seed=1, end=0) == [3, 4, 1, 2, 3, 4, 1, 2]
+    varied = NGrams([np.random.default_rng(0).integers(0, 6, 99)], 6, 0)
+    found = [varied.continued([1, 2], 12, seed=seed, end=0) for seed in (1, 1, 2)]
+    assert found[0] == found[1] != found[2]
+    assert all(len(row) <= 12 and 0 not in row for row in found)
+
+
+PAIRS = [
+    ("the house", "la casa"),
+    ("the book", "il libro"),
+    ("the red house", "la casa rossa"),
+    ("a book", "un libro"),
+    ("a house", "una casa"),
+]
+
+
+def test_the_dictionary_learns_which_word_means_which() -> None:
+    found = answer_baselines.dictionary(PAIRS, ["House, book!", "an unknown word"])
+    assert found == ["casa, libro!", "an unknown word"]
+
+
+def test_simple_answers_are_the_prompt_the_commonest_and_that_of_the_nearest_prompt() -> None:
+    train = [*PAIRS, ("another house", "la casa")]
+    found = answer_baselines.answers(train, ["one red house", "zzz"])
+    assert found["copy"] == ["one red house", "zzz"]
+    assert found["frequent"] == ["la casa"] * 2
+    assert found["retrieval"] == ["la casa rossa", "la casa"]
+    assert found == answer_baselines.answers(train, ["one red house", "zzz"])

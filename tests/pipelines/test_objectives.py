@@ -1,0 +1,89 @@
+"""Objectives in recipes: what cannot be learned is refused, and what says nothing of them is what it was."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from model.config import ObjectiveConfig
+from pipelines import flow, recipes
+from pipelines.config import ConfigError, Recipe, Source, TokenizerConfig
+from pipelines.engine.fingerprint import digest
+from pipelines.pretrain_config import PretrainConfig
+from pipelines.settings import override
+
+GOLDEN = {
+    "shard": "136d0a2c68376db294543f890aecad78f18df98e62ee8b2b864f99f497c396e9",
+    "train_tokenizer": "8890abb1dbbda7f6795c731f36911f2993a4c4327e452eeb7a18e42fd30d1211",
+    "pretrain": "11c3484981835d69a7a29f4944c1ac0f2d9cc137ff1435abb6e16f11251ab8b9",
+    "evaluate-base": "fcad18581c7a91d73aca50716d86992a34d7b32dd0f592602b11d0029a6d740e",
+}
+TRAIN: dict[str, Any] = {"max_steps": 10, "global_batch_size": 8, "sequence_length": 16, "learning_rate": 1e-3}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "message"),
+    [
+        (
+            "tiny",
+            ["pretrain.objective=masked_lm"],
+            "'masked_lm' cannot be learned by model.family='gpt2', .* causal_lm",
+        ),
+        ("bert_tiny", ["pretrain.objective=causal_lm"], "'causal_lm' cannot be learned by model.family='bert'"),
+        ("bert_tiny", ["tokenizer.special_tokens=gpt2"], "special_tokens='gpt2' does not go with .* say bert"),
+        ("tiny", ["pretrain.whole_words=true"], "causal_lm hides no tokens; leave out mask_fraction and whole_words"),
+        ("bert_tiny", ["pretrain.attention=within_documents"], "a sample is a pair"),
+        ("tiny", ['pretrain.mixture={"news":1.0}'], "mixture weighs news; .* to no other: tiny_shakespeare"),
+        ("tiny", ['pretrain.mixture={"tiny_shakespeare":0.0}'], "weight of 'tiny_shakespeare' is 0"),
+    ],
+)
+def test_what_a_family_cannot_learn_is_refused_when_the_recipe_is_read(
+    recipe: str, settings: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        override(recipes.load(recipe), dict(setting.split("=", 1) for setting in settings))
+
+
+def test_options_at_their_defaults_are_in_no_fingerprint_and_others_are() -> None:
+    plain = PretrainConfig(**TRAIN)
+    assert not set(plain.model_dump()) & set(ObjectiveConfig.model_fields)
+    assert "special_tokens" not in TokenizerConfig(sources=(Source(sample="tiny_shakespeare"),)).model_dump()
+    chosen = PretrainConfig(**TRAIN, attention="within_documents", mixture={"a": 1.0})
+    assert chosen.options == {"attention": "within_documents", "mixture": {"a": 1.0}}
+    assert chosen.model_dump(mode="json") == plain.model_dump(mode="json") | chosen.options
+    assert PretrainConfig.model_validate_json(chosen.model_dump_json()) == chosen
+
+
+def steps(recipe: Recipe) -> dict[str, Any]:
+    files = [{"path": "x", "sha256": "0" * 64, "label": "x", "size": 1}]
+    return {step.name: step for step in flow.build(recipe, lambda source: files)}
+
+
+def test_the_steps_of_a_causal_recipe_are_what_they_were() -> None:
+    """If this fails, every run that was made before is made again: was that meant?"""
+    plain = steps(recipes.load("tiny"))
+    assert plain["tokenize"].config == {}
+    assert plain["evaluate-base"].config["kind"] == "language_model"
+    known = {name: digest(plain[name].config) for name in ("shard", "train_tokenizer", "pretrain", "evaluate-base")}
+    assert known == GOLDEN
+
+
+def test_tokenize_and_evaluate_are_told_what_the_objective_needs() -> None:
+    both = steps(recipes.load("bert_tiny"))
+    assert both["tokenize"].config == {"sentences": True}
+    assert both["evaluate-base"].config == {
+        "kind": "masked_language_model", "objective": "masked_lm_next_sentence", "options": {}, "sequence_length": 64,
+    }  # fmt: skip
+    masked = override(recipes.load("bert_tiny"), {"pretrain.objective": "masked_lm", "pretrain.whole_words": "true"})
+    assert steps(masked)["tokenize"].config == {}
+    assert steps(masked)["evaluate-base"].config["options"] == {"whole_words": True}
+    mixture = json.dumps({"tiny_shakespeare": 2.0})
+    mixed = steps(override(recipes.load("tiny"), {"pretrain.mixture": mixture}))
+    assert mixed["tokenize"].config == {"corpora": True}
+
+
+def test_a_bidirectional_base_model_is_not_retrained() -> None:
+    with pytest.raises(ConfigError, match="compares base models by bits per byte"):
+        flow.retraining(recipes.load("bert_tiny"), {}, lambda source: [])
