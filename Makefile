@@ -29,7 +29,7 @@ JOBS = $${JOB:+-- "$$JOB"}
 OPTIONS = --recipe "$$RECIPE" --work "$$WORK" $(SETTINGS)
 
 # Every target is phony: one named like a folder (tests, model) would silently do nothing.
-.PHONY: help setup run plan dryrun status verify pull lineage generate evaluate inspect ui backup integrity test thorough chaos check format bench clean
+.PHONY: help setup run labels plan dryrun status verify pull lineage generate evaluate inspect ui backup integrity test thorough chaos check format bench clean
 .PHONY: submit logs stop jobs up join down user gc schedule unschedule
 
 help: ## list the targets
@@ -47,6 +47,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 run: setup ## make everything the recipe asks for; does only what is not done
 	@$(PY) -m pipelines run $(OPTIONS) $${UNTIL:+--until "$$UNTIL"}
+
+labels: setup ## accuracy by number of labels: pre-trained, from scratch, TF-IDF; table and picture (an hour)
+	@$(PY) -m pipelines run --recipe labels --work "$$WORK" $(SETTINGS)
 
 submit: setup ## the same on the cluster, as a job, and follow it (FOLLOW=no: start it and leave; RETRAIN=1: make retrain)
 	@$(PY) -m pipelines submit --site "$${SITE:-site}" $(OPTIONS) $${UNTIL:+--until "$$UNTIL"} $${RETRAIN:+--retrain} $(FOLLOWED)

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from model.tuning_config import Tuning
+from pipelines import labels_flow
 from pipelines.champions import Champion
-from pipelines.config import ADDED_TO_FINETUNE, ConfigError, FinetuneConfig, Recipe, Source, TaskConfig, TokenizerConfig
+from pipelines.config import ConfigError, FinetuneConfig, Recipe, Source, TaskConfig, TokenizerConfig
 from pipelines.engine.step import Input, Step
+from pipelines.finetune_config import ADDED_TO_FINETUNE
 from pipelines.pretrained import Pretrained
 from pipelines.stages import (
     champion,
@@ -42,6 +44,8 @@ def build(recipe: Recipe, files: Files) -> list[Step]:
 
     `files` resolves a source to its files, each with its digest and how it is read.
     """
+    if recipe.few_labels:
+        return labels_flow.build(recipe, lambda one: build(one, files))
     steps = [*_imported(recipe, files), *_data(recipe, files)]
     if recipe.pretrain:
         steps += _base(recipe)
@@ -55,6 +59,8 @@ def retraining(recipe: Recipe, champions: Mapping[str, Champion], files: Files) 
 
     The recipe is that of `challenging`: its tokenizer is pinned to the champion's.
     """
+    if recipe.few_labels:
+        raise ConfigError(f"recipe {recipe.name} measures few_labels and makes no model to retrain; use make run")
     begun = _begun_from(recipe)
     if "finetune" not in begun and recipe.pretrain and recipe.pretrain.objective != "causal_lm":
         raise ConfigError(
