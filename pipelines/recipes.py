@@ -188,6 +188,9 @@ NAMED: dict[str, Callable[[], Recipe]] = {
     )
 }
 
+# What `make tasks` runs, in this order.
+TASKS = ("default", *(recipe.__name__ for recipe in (*task_recipes.CLASSIFICATION, *task_recipes.ANSWERING)))
+
 
 def load(name: str) -> Recipe:
     """The recipe called `name`, or the one that `path/to/file.py:function` returns. ConfigError says what is known."""
