@@ -11,6 +11,7 @@ import ctypes
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import psutil
 from cluster.site import Process
 
 MARK = "GPTLINE_SERVICE"  # environment variable of all that a service starts
+_DYING = 10.0  # seconds in which whoever was killed is gone
 _DEATH = 1  # prctl's PR_SET_PDEATHSIG
 
 
@@ -83,3 +85,22 @@ def end(process: Process, mark: str, patience: float) -> int:
                 send(one)
         left = psutil.wait_procs(left, timeout=seconds)[1]
     return len(known)
+
+
+def kill_session(number: int) -> None:
+    """Kill whatever belongs to a session, whoever its parent is by now; not this process."""
+    end = time.monotonic() + _DYING
+    while (left := _session(number)) and time.monotonic() < end:
+        for one in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        psutil.wait_procs(left, timeout=1)
+
+
+def _session(number: int) -> list[psutil.Process]:
+    found = []
+    for one in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if one.pid != os.getpid() and os.getsid(one.pid) == number and one.status() != psutil.STATUS_ZOMBIE:
+                found.append(one)
+    return found

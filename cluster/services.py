@@ -30,7 +30,9 @@ _followers: list[
     psutil.Process
 ] = []  # what the watched ones started: Ray's agents outlive them for a minute, or for ever
 _told: list[str] = []  # what Ray itself said about its own loss
-_HANGING = 30.0  # seconds in which the loss of a local Ray's control store is noticed; then this process hangs on it
+_HANGING = (
+    15.0  # seconds in which the loss of a local Ray is noticed, or its start fails; then this process hangs on it
+)
 _AWAY = 50.0  # the same for another's, which may come back; after 60 Ray itself ends this process
 _store: list[control_store.Watch] = []
 
@@ -61,8 +63,9 @@ def connect(address: str, cpus: int, token_file: str = "") -> None:
             _present_token(token_file, address.partition(":")[0])
         with _own_sigterm():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    store = ray.get_runtime_context().gcs_address
     patience = _HANGING if address == "local" else _AWAY
-    _store.append(control_store.Watch(ray.get_runtime_context().gcs_address, patience))
+    _store.append(control_store.Watch(lambda: not control_store.listens(store, timeout=5.0), patience))
     _told.clear()
 
 
@@ -97,6 +100,8 @@ def _start_once(cpus: int) -> None:
     """Start a local Ray and watch its processes, those of a start that failed too: `disconnect` ends them."""
     import ray
 
+    before = set(psutil.Process().children())
+    watch = control_store.Watch(lambda: _died_since(before), _HANGING)
     try:
         with _own_sigterm(), control_store.unanswered_requests_survived():
             ray.init(
@@ -107,8 +112,18 @@ def _start_once(cpus: int) -> None:
                 logging_level=logging.ERROR,
             )
     finally:
+        watch.end()
         _watched[:] = _own_processes()
         _remember_followers()
+
+
+def _died_since(before: set[psutil.Process]) -> bool:
+    """Whether Ray's processes that were started since then have died: who starts a Ray may wait for them for ever."""
+    ours = []
+    for child in set(psutil.Process().children()) - before:
+        with contextlib.suppress(psutil.NoSuchProcess):  # ended meanwhile, and Ray knows
+            ours += [child] if child.name().startswith(_OURS) else []
+    return not all(map(_alive, ours))
 
 
 @contextlib.contextmanager
