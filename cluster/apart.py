@@ -32,11 +32,16 @@ from cluster import processes
 _BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from cluster import apart; apart.serve(int(sys.argv[2]))"
 )
+_TRIES = 4  # children that are lost in a row before one of them has done anything
 _LEAVING = 20.0  # seconds in which a child that was told so has left its Ray
 
 
 class Lost(ConnectionError):
     """The child was ended, by Ray or by somebody else. Whoever had work there calls again."""
+
+
+class Hopeless(RuntimeError):
+    """One child after the other was lost; the message says how the last one ended."""
 
 
 class _Far(Exception):
@@ -65,6 +70,7 @@ class _Child:
 _children: list[_Child] = []  # one, or none
 _ray: list[tuple[str, int, str]] = []  # what `connect` was called with
 _shared: list[tuple[str, str]] = []
+_losses: list[str] = []  # since something was last done
 
 
 def connect(address: str, cpus: int, token_file: str = "", shared: tuple[str, str] | None = None) -> None:
@@ -82,24 +88,34 @@ def connect(address: str, cpus: int, token_file: str = "", shared: tuple[str, st
 def each(function: str, *arguments: Any, **named: Any) -> Iterator[Any]:
     """What the generator "package.module:function" yields in the child.
 
-    Lost, ConnectionError when no Ray answers, or the generator's own error. Whoever stops in the middle ends the child.
+    Lost or Hopeless when the child is, ConnectionError when no Ray answers, or the generator's own error. Whoever stops in
+    the middle ends the child.
     """
     child = _child()
     try:
         child.line.send((_ray[0], _shared, function, arguments, named))
         while (told := child.line.recv())[0] == "yielded":
+            _losses.clear()
             yield told[1]
+        _losses.clear()
     except (EOFError, OSError) as gone:
         _children.clear()
-        code = child.end(0)
-        said = f"killed by signal {-code}" if code < 0 else f"it ended with {code}"
-        raise Lost(f"the process that used Ray is gone ({said})") from gone
+        raise _lost(child.end(0)) from gone
     except BaseException:
         end(0)
         raise
     if told[0] == "failed":
         error, there = told[1]
         raise error from _Far(there)
+
+
+def _lost(code: int) -> Lost | Hopeless:
+    """What to raise when a child has ended with this exit code, in the middle of its work."""
+    _losses.append(f"killed by signal {-code}" if code < 0 else f"it ended with {code}")
+    what = f"the process that used Ray is gone ({_losses[-1]})"
+    return (
+        Lost(what) if len(_losses) < _TRIES else Hopeless(f"{what}, as were {_TRIES - 1} before it; nothing was done")
+    )
 
 
 def used() -> bool:

@@ -2,7 +2,7 @@
 
 The one idea: such a request blocks its caller for ever, in Ray's own code, and after a minute Ray ends the process in
 the middle of whatever it does (`_Exit`), even if it has long left that Ray and works on another one. Instead, a
-process that noticed and went on is left alone, and one that hangs ends as interrupted: the same command goes on.
+process that noticed and went on is left alone, and one that hangs is ended: `apart.py` begins another one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-_INTERVAL = 2.0  # seconds between two looks
+_INTERVAL = 1.0  # seconds between two looks
 _SETTING = "RAY_gcs_rpc_server_reconnect_timeout_s"
 
 

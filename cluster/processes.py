@@ -21,6 +21,7 @@ from cluster.site import Process
 
 MARK = "GPTLINE_SERVICE"  # environment variable of all that a service starts
 _DYING = 10.0  # seconds in which whoever was killed is gone
+_LOOK = 0.02  # seconds between two looks at who is left
 _DEATH = 1  # prctl's PR_SET_PDEATHSIG
 
 
@@ -94,7 +95,7 @@ def kill_session(number: int) -> None:
         for one in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 one.kill()
-        psutil.wait_procs(left, timeout=1)
+        time.sleep(_LOOK)
 
 
 def _session(number: int) -> list[psutil.Process]:

@@ -30,9 +30,8 @@ _followers: list[
     psutil.Process
 ] = []  # what the watched ones started: Ray's agents outlive them for a minute, or for ever
 _told: list[str] = []  # what Ray itself said about its own loss
-_HANGING = (
-    15.0  # seconds in which the loss of a local Ray is noticed, or its start fails; then this process hangs on it
-)
+_DOOMED = 3.0  # seconds in which a start fails after one of its processes died; then this process hangs on it
+_HANGING = 15.0  # the same for the loss of a local Ray that was there, and of its control store
 _AWAY = 50.0  # the same for another's, which may come back; after 60 Ray itself ends this process
 _store: list[control_store.Watch] = []
 
@@ -63,10 +62,10 @@ def connect(address: str, cpus: int, token_file: str = "") -> None:
             _present_token(token_file, address.partition(":")[0])
         with _own_sigterm():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    _told.clear()
     store = ray.get_runtime_context().gcs_address
     patience = _HANGING if address == "local" else _AWAY
-    _store.append(control_store.Watch(lambda: not control_store.listens(store, timeout=5.0), patience))
-    _told.clear()
+    _store.append(control_store.Watch(lambda: bool(lost()) or not control_store.listens(store, timeout=5.0), patience))
 
 
 def _present_token(file: str, host: str) -> None:
@@ -87,9 +86,11 @@ def _start(cpus: int) -> None:
     for start in range(1, _STARTS + 1):
         try:
             return _start_once(cpus)
-        except Exception as error:  # Ray has no kind of its own for this; the last one is raised
+        except Exception as error:  # Ray has no kind of its own for this
             if start == _STARTS:
-                raise
+                raise ConnectionError(
+                    f"this machine's Ray did not start, {start} times; the last time: {error}"
+                ) from error
             log.warning(
                 "this machine's Ray did not start (%s); starting it again (%d of %d)", error, start + 1, _STARTS
             )
@@ -101,7 +102,7 @@ def _start_once(cpus: int) -> None:
     import ray
 
     before = set(psutil.Process().children())
-    watch = control_store.Watch(lambda: _died_since(before), _HANGING)
+    watch = control_store.Watch(lambda: _died_since(before), _DOOMED)
     try:
         with _own_sigterm(), control_store.unanswered_requests_survived():
             ray.init(

@@ -48,7 +48,7 @@ def one(attempt: Attempt, function: str, item: Any, *, cpus: int, gpus: int, log
 def _mapped(attempt: Attempt, function: str, items: Sequence[Any], **how: Any) -> Iterator[tuple[int, Any]]:
     """`ray_map.map_units` in the process that uses Ray; again for what has no result yet when that is lost."""
     how |= {name: attempt.execution[name] for name in ("max_failures", "max_preemptions")}
-    left, losses = dict(enumerate(items)), 0
+    left = dict(enumerate(items))
     while left:
         connect(attempt)
         numbers = list(left)
@@ -57,7 +57,4 @@ def _mapped(attempt: Attempt, function: str, items: Sequence[Any], **how: Any) -
                 del left[numbers[position]]
                 yield numbers[position], result
         except apart.Lost as loss:
-            losses += 1
-            if losses > attempt.execution["max_preemptions"]:
-                raise
             log.warning("%s; running what it had not finished again", loss)
