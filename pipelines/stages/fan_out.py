@@ -36,7 +36,8 @@ def fan_out(attempt: Attempt, function: str, items: Sequence[Any]) -> Iterator[t
     workers, logs = attempt.execution["workers"], attempt.scratch / "logs"
     if items:
         logs.mkdir(exist_ok=True)
-        yield from _mapped(attempt, function, items, in_flight=workers and workers + _IN_LINE, logs=logs)
+        limits = {name: attempt.execution[name] for name in ("max_failures", "max_preemptions")}
+        yield from _mapped(attempt, function, items, in_flight=workers and workers + _IN_LINE, logs=logs, **limits)
 
 
 def one(attempt: Attempt, function: str, item: Any, *, cpus: int, gpus: int, logs: Path) -> Any:
@@ -47,7 +48,6 @@ def one(attempt: Attempt, function: str, item: Any, *, cpus: int, gpus: int, log
 
 def _mapped(attempt: Attempt, function: str, items: Sequence[Any], **how: Any) -> Iterator[tuple[int, Any]]:
     """`ray_map.map_units` in the process that uses Ray; again for what has no result yet when that is lost."""
-    how |= {name: attempt.execution[name] for name in ("max_failures", "max_preemptions")}
     left = dict(enumerate(items))
     while left:
         connect(attempt)
