@@ -167,6 +167,7 @@ def serve(file: int) -> None:
                 line.send(("failed", (_portable(error), traceback.format_exc())))
     services.disconnect()
     processes.kill_session(os.getpid())
+    os._exit(os.EX_OK)  # nothing is left to be done; Ray has threads that do not end well
 
 
 def _end_with_driver(file: int) -> None:
