@@ -152,6 +152,7 @@ def serve(file: int) -> None:
     threading.Thread(target=_end_with_driver, args=(file,), name="driver", daemon=True).start()
     from cluster import nodes, services
 
+    services.lead_session()
     line = Connection(file)
     with contextlib.suppress(EOFError):
         while (asked := line.recv()) is not None:
@@ -166,7 +167,6 @@ def serve(file: int) -> None:
             except Exception as error:
                 line.send(("failed", (_portable(error), traceback.format_exc())))
     services.disconnect()
-    processes.kill_session(os.getpid())
     os._exit(os.EX_OK)  # nothing is left to be done; Ray has threads that do not end well
 
 

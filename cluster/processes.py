@@ -91,17 +91,18 @@ def end(process: Process, mark: str, patience: float) -> int:
 def kill_session(number: int) -> None:
     """Kill whatever belongs to a session, whoever its parent is by now; not this process."""
     end = time.monotonic() + _DYING
-    while (left := _session(number)) and time.monotonic() < end:
+    while (left := [one for one in session(number) if one.pid != os.getpid()]) and time.monotonic() < end:
         for one in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 one.kill()
         time.sleep(_LOOK)
 
 
-def _session(number: int) -> list[psutil.Process]:
+def session(number: int) -> list[psutil.Process]:
+    """The living processes of a session."""
     found = []
     for one in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if one.pid != os.getpid() and os.getsid(one.pid) == number and one.status() != psutil.STATUS_ZOMBIE:
+            if os.getsid(one.pid) == number and one.status() != psutil.STATUS_ZOMBIE:
                 found.append(one)
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ import psutil
 import pytest
 
 from cluster import apart
+from cluster.processes import session
 from pipelines.stages import fan_out
 from tests.cluster.training_driver import attempt_of
 
@@ -31,18 +31,6 @@ def squares(folder: Path, name: str, numbers: list[int]) -> list[int]:
     """What the stage's own way to hand out work makes of the numbers."""
     found = dict(fan_out.fan_out(attempt_of(folder, {"name": name}, "local"), SQUARE, numbers))
     return [found[index] for index in range(len(numbers))]
-
-
-def session(number: int) -> list[psutil.Process]:
-    """The living processes of a session."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if os.getsid(process.pid) == number and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except (psutil.Error, OSError):
-            continue
-    return found
 
 
 def ended(number: int) -> bool:
@@ -70,6 +58,7 @@ def test_a_killed_one_is_replaced_its_orphans_are_ended_and_errors_arrive_as_the
 DRIVER = """
 import sys, time
 from cluster import apart
+from cluster.processes import session
 apart.connect("local", 1)
 for _ in apart.each("cluster.ray_map:map_units", "tests.cluster.jobs:square", [1], in_flight=1): pass
 print(apart._children[0].process.pid, flush=True)
@@ -103,7 +92,8 @@ def killed(victim: str, after: float) -> float:
 @pytest.mark.parametrize(
     ("victim", "after"),
     [
-        ("gcs_server", 1.0),
+        ("gcs_server", 0.9),
+        ("raylet", 0.3),
         *(
             pytest.param(victim, after, marks=pytest.mark.thorough)
             for victim in ("gcs_server", "raylet")
