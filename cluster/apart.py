@@ -24,10 +24,12 @@ import threading
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, Pipe
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster import processes
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 _BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from cluster import apart; apart.serve(int(sys.argv[2]))"
@@ -134,6 +136,8 @@ def _child() -> _Child:
     if _children and _children[0].line.poll():  # nobody asked it anything
         end(0)
     if not _children:
+        from multiprocessing.connection import Pipe
+
         ours, its = Pipe()
         paths = json.dumps([path or os.getcwd() for path in sys.path])
         command = [sys.executable, "-c", _BOOT, paths, str(its.fileno())]
@@ -150,6 +154,8 @@ def serve(file: int) -> None:
         signal.signal(number, lambda *_: None)  # the driver decides, and says so here
     os.set_inheritable(file, False)
     threading.Thread(target=_end_with_driver, args=(file,), name="driver", daemon=True).start()
+    from multiprocessing.connection import Connection
+
     from cluster import nodes, services
 
     services.lead_session()

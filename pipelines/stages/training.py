@@ -16,7 +16,6 @@ from typing import Any
 from cluster import apart
 from model import durable
 from model.config import ObjectiveConfig, TrainConfig
-from model.token_shards import DamagedShard
 from pipelines.engine.step import Attempt, Damaged, untold
 from pipelines.stages.budget import Budget
 from pipelines.stages.fan_out import connect
@@ -102,6 +101,8 @@ def _result(attempt: Attempt, job: dict[str, Any], stop: Stop) -> dict[str, Any]
 
     Interrupted, GaveUp, the job's own error; Damaged if a token shard is not what its manifest says.
     """
+    from model.token_shards import DamagedShard
+
     budget = Budget(attempt.name, attempt.scratch, attempt.checkpoints, attempt.execution)
     while True:
         try:
