@@ -55,6 +55,7 @@ LONGEST = (
     "an MLflow server under fire",
     "a site",
     "a Ray of this process",
+    "cluster/test_apart.py",
     "pipelines/retraining/test_retrain.py",
     "hosts/test_training.py",
     "ranks under torchrun",
