@@ -34,6 +34,7 @@ NAMES = (
     "tokenize",
     "train",
     "checkpoint",
+    "ray_start",
     "recovery",
     "memory",
     "lora",

@@ -40,11 +40,11 @@ def workspace(work: Path, corpus: Path, cache: Path, last: str, shard_bytes: int
 
 def connect(space: run.Workspace) -> float:
     """Start the local Ray that the steps will use; the seconds until each of its workers had answered a first task."""
-    from cluster import ray_map, services
+    from cluster import apart
 
     cpus, began = space.settings["cpus"], time.perf_counter()
-    services.connect("local", cpus)
-    for _ in ray_map.map_units("builtins:str", range(cpus), in_flight=cpus):
+    apart.connect("local", cpus, space.settings["ray_token"])
+    for _ in apart.each("cluster.ray_map:map_units", "builtins:str", range(cpus), in_flight=cpus):
         pass
     return time.perf_counter() - began
 

@@ -100,7 +100,7 @@ def _rank(number: int) -> Callable[[Line], psutil.Process]:
 
 
 def _raylet(line: Line) -> psutil.Process:
-    return next(child for child in line.driver.children() if child.name().startswith("raylet"))
+    return next(child for child in line.driver.children(recursive=True) if child.name().startswith("raylet"))
 
 
 def _killed(line: Line, what: str, victim: Callable[[Line], psutil.Process], standbys: bool = False) -> float:

@@ -11,6 +11,7 @@ import ctypes
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,6 +20,8 @@ import psutil
 from cluster.site import Process
 
 MARK = "GPTLINE_SERVICE"  # environment variable of all that a service starts
+_DYING = 10.0  # seconds in which whoever was killed is gone
+_LOOK = 0.02  # seconds between two looks at who is left
 _DEATH = 1  # prctl's PR_SET_PDEATHSIG
 
 
@@ -83,3 +86,23 @@ def end(process: Process, mark: str, patience: float) -> int:
                 send(one)
         left = psutil.wait_procs(left, timeout=seconds)[1]
     return len(known)
+
+
+def kill_session(number: int) -> None:
+    """Kill whatever belongs to a session, whoever its parent is by now; not this process."""
+    end = time.monotonic() + _DYING
+    while (left := [one for one in session(number) if one.pid != os.getpid()]) and time.monotonic() < end:
+        for one in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        time.sleep(_LOOK)
+
+
+def session(number: int) -> list[psutil.Process]:
+    """The living processes of a session."""
+    found = []
+    for one in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if os.getsid(one.pid) == number and one.status() != psutil.STATUS_ZOMBIE:
+                found.append(one)
+    return found

@@ -183,11 +183,6 @@ def map_units(
                 ray.cancel(reference, force=True)
 
 
-def run_one(function: str, item: Any, *, cpus: float = 1, gpus: float = 0, logs: Path | None = None) -> Any:
-    """Run one function in one task and return its result."""
-    return next(result for _, result in map_units(function, [item], in_flight=1, cpus=cpus, gpus=gpus, logs=logs))
-
-
 def _result(reference: Any, index: int, state: _Map) -> tuple[bool, Any]:
     """(True, result) of a task that has ended, or (False, None) if its item is to be run again."""
     try:

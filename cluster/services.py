@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from cluster import control_store, ray_node
+from cluster import control_store, processes, ray_node
 
 _OURS = ("raylet", "gcs_server")  # the processes of a local Ray without which it is none
 _STARTS = 3  # of a local Ray, before it is given up
@@ -26,11 +26,10 @@ _PATIENCE = 60.0  # seconds in which a Ray that was lost has to be there again
 log = logging.getLogger(__name__)
 _last: list[tuple[str, int, str]] = []  # what `connect` was last called with
 _watched: list[psutil.Process] = []
-_followers: list[
-    psutil.Process
-] = []  # what the watched ones started: Ray's agents outlive them for a minute, or for ever
+_session: list[int] = []  # that holds nothing but this process and what its Rays consist of, if there is one
 _told: list[str] = []  # what Ray itself said about its own loss
-_HANGING = 30.0  # seconds in which the loss of a local Ray's control store is noticed; then this process hangs on it
+_DOOMED = 3.0  # seconds in which a start fails after one of its processes died; then this process hangs on it
+_HANGING = 15.0  # the same for the loss of a local Ray that was there, and of its control store
 _AWAY = 50.0  # the same for another's, which may come back; after 60 Ray itself ends this process
 _store: list[control_store.Watch] = []
 
@@ -61,9 +60,10 @@ def connect(address: str, cpus: int, token_file: str = "") -> None:
             _present_token(token_file, address.partition(":")[0])
         with _own_sigterm():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    patience = _HANGING if address == "local" else _AWAY
-    _store.append(control_store.Watch(ray.get_runtime_context().gcs_address, patience))
     _told.clear()
+    store = ray.get_runtime_context().gcs_address
+    patience = _HANGING if address == "local" else _AWAY
+    _store.append(control_store.Watch(lambda: bool(lost()) or not control_store.listens(store, timeout=5.0), patience))
 
 
 def _present_token(file: str, host: str) -> None:
@@ -84,9 +84,11 @@ def _start(cpus: int) -> None:
     for start in range(1, _STARTS + 1):
         try:
             return _start_once(cpus)
-        except Exception as error:  # Ray has no kind of its own for this; the last one is raised
+        except Exception as error:  # Ray has no kind of its own for this
             if start == _STARTS:
-                raise
+                raise ConnectionError(
+                    f"this machine's Ray did not start, {start} times; the last time: {error}"
+                ) from error
             log.warning(
                 "this machine's Ray did not start (%s); starting it again (%d of %d)", error, start + 1, _STARTS
             )
@@ -97,6 +99,8 @@ def _start_once(cpus: int) -> None:
     """Start a local Ray and watch its processes, those of a start that failed too: `disconnect` ends them."""
     import ray
 
+    before = set(psutil.Process().children())
+    watch = control_store.Watch(lambda: _died_since(before), _DOOMED)
     try:
         with _own_sigterm(), control_store.unanswered_requests_survived():
             ray.init(
@@ -107,8 +111,17 @@ def _start_once(cpus: int) -> None:
                 logging_level=logging.ERROR,
             )
     finally:
+        watch.end()
         _watched[:] = _own_processes()
-        _remember_followers()
+
+
+def _died_since(before: set[psutil.Process]) -> bool:
+    """Whether Ray's processes that were started since then have died: who starts a Ray may wait for them for ever."""
+    ours = []
+    for child in set(psutil.Process().children()) - before:
+        with contextlib.suppress(psutil.NoSuchProcess):  # ended meanwhile, and Ray knows
+            ours += [child] if child.name().startswith(_OURS) else []
+    return not all(map(_alive, ours))
 
 
 @contextlib.contextmanager
@@ -125,13 +138,6 @@ def _own_sigterm() -> Iterator[None]:
 def _own_processes() -> list[psutil.Process]:
     """The processes of the Ray that this process started."""
     return [child for child in psutil.Process().children() if _alive(child) and child.name().startswith(_OURS)]
-
-
-def _remember_followers() -> None:
-    """Know the processes below the watched ones as long as these live: afterwards nothing says whose they were."""
-    for process in _watched:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            _followers.extend(child for child in process.children(recursive=True) if child not in _followers)
 
 
 def lost() -> str | None:
@@ -187,17 +193,26 @@ def disconnect() -> None:
     """Leave Ray, and end it if this process started it."""
     import ray
 
-    _remember_followers()
     if ray.is_initialized():
         with _own_sigterm():
             ray.shutdown()
     # Ray ends its processes by itself; one that it has lost sight of would stay for ever
-    for process in [*_watched, *_followers]:
+    for process in _watched:
         with contextlib.suppress(psutil.NoSuchProcess):
             if _alive(process):
                 process.kill()
     _watched.clear()
-    _followers.clear()
+    for number in _session:
+        processes.kill_session(number)
     for watch in _store:
         watch.end()
     _store.clear()
+
+
+def lead_session() -> None:
+    """This process leads a session of its own: what else is in it belongs to a Ray, and is ended when that is left.
+
+    Ray's agents outlive a raylet that was killed for a minute, or for ever, and nothing else says whose they were.
+    """
+    assert os.getsid(0) == os.getpid()
+    _session[:] = [os.getpid()]

@@ -6,7 +6,6 @@ The one idea: everything said here is read from records and outputs, so a run th
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -16,6 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from cluster import apart
 from cluster import site as sites
 from pipelines import run as runs
 from pipelines.engine import record as records
@@ -119,14 +119,7 @@ def _execution(workspace: Workspace, out: Console, tracker: list[Any]) -> Iterat
             undelivered = tracker[0].finish_execution(status)
             if undelivered:
                 out.print(f"tracking: {undelivered}", markup=False)
-            _leave_ray()
-
-
-def _leave_ray() -> None:
-    if "ray" in sys.modules:
-        from cluster import services
-
-        services.disconnect()
+            apart.end()
 
 
 def _tracker(workspace: Workspace) -> Any:
@@ -194,7 +187,7 @@ def _failures_told(attempt: Attempt) -> Iterator[None]:
         if isinstance(error, Interrupted):
             raise StepInterrupted(str(error)) from error
         reason = disk_trouble(error) or str(error) or type(error).__name__
-        logs = f"\nRay's logs are in {_ray_logs(attempt.execution)}" if "ray" in sys.modules else ""
+        logs = f"\nRay's logs are in {_ray_logs(attempt.execution)}" if apart.used() else ""
         raise StepFailed(
             f"step {attempt.name} failed: {type(error).__name__}: {reason}\n"
             f"its files are in {attempt.scratch} until the step is run again{logs}\n"

@@ -38,11 +38,7 @@ TOGETHER = {
         "site/test_secrets.py",
         "site/test_used_before.py",
     ),
-    "a Ray of this process": (
-        "cluster/test_gang.py",
-        "cluster/test_ray_map.py",
-        "pipelines/retraining/test_retrain.py",
-    ),
+    "a Ray of this process": ("cluster/test_gang.py", "cluster/test_ray_map.py"),
     "a head of Ray": ("cluster/test_jobs.py", "pipelines/test_jobs_commands.py"),
     "an MLflow server": (
         "pipelines/test_pull_cut.py",
@@ -59,6 +55,8 @@ LONGEST = (
     "an MLflow server under fire",
     "a site",
     "a Ray of this process",
+    "cluster/test_apart.py",
+    "pipelines/retraining/test_retrain.py",
     "hosts/test_training.py",
     "ranks under torchrun",
     "faults/test_crash_points.py",
@@ -106,6 +104,15 @@ def local_ray() -> Iterator[None]:
     services.connect("local", 4)
     yield
     services.disconnect()
+
+
+@pytest.fixture(scope="session")
+def ray_apart() -> Iterator[None]:
+    """What stages that need Ray start for themselves is ended with the tests."""
+    from cluster import apart
+
+    yield
+    apart.end()
 
 
 @pytest.fixture(scope="session")

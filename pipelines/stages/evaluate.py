@@ -15,7 +15,7 @@ from model import durable
 from pipelines.engine.step import Attempt, Stage, StepInput
 from pipelines.forms import form
 from pipelines.stages import evaluate_masked
-from pipelines.stages.fan_out import connect
+from pipelines.stages.fan_out import connect, one
 
 STAGE = Stage("evaluate", 2, "pipelines.stages.evaluate:run")
 _PROMPT_WORDS = 8
@@ -44,16 +44,13 @@ def weights(made: StepInput) -> Path:
 
 def alone(attempt: Attempt, function: str, **job: Any) -> Any:
     """Run a function of model/ on `job`, in a task with the threads or the GPU that it uses."""
-    from cluster.ray_map import run_one
-
     execution = attempt.execution
     # Here all cores are ours; on a cluster no node need have as many as this one, so what a rank has must do.
     threads = execution["workers"] if execution["ray_address"] == "local" else execution["threads"]
     how = {"threads": threads, "device": execution["device"]}
     attempt.numerics.update(how)
-    return run_one(
-        function, how | job, cpus=threads, gpus=1 if execution["device"] == "cuda" else 0, logs=attempt.scratch
-    )
+    gpus = 1 if execution["device"] == "cuda" else 0
+    return one(attempt, function, how | job, cpus=threads, gpus=gpus, logs=attempt.scratch)
 
 
 def language_model(attempt: Attempt) -> dict[str, Any]:

@@ -2,50 +2,53 @@
 
 The one idea: three nested lives. A Ray lasts until its raylet is killed, a room in it until a node is lost or the
 number of ranks changes, a start of the gang in the room until a rank dies. Each ends with an exception that names it,
-and the next one begins with the last published checkpoint.
+and the next one begins with the last published checkpoint. All of it happens in the process that uses Ray, which may be
+lost too: `training.py` begins another one.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Generator, Iterator
 from typing import Any
 
 from cluster import services
 from cluster.gang import Gang, NodeLost, Preempted, RankDied
 from cluster.room import Room
-from model.token_shards import DamagedShard
-from pipelines.engine.step import Attempt, Damaged
+from pipelines.engine.step import Attempt
 from pipelines.stages.budget import Budget, last_line
 from pipelines.stages.ranks import Growth, found_room, micro_batch_size
-from pipelines.stages.stop import Interrupted, Stop
+from pipelines.stages.stop import STOP, Interrupted, Stop
 
 log = logging.getLogger(__name__)
+Told = tuple[str, dict[str, Any]]  # "progress" or "result", and which
+Work = Generator[Told, None, dict[str, Any]]  # ends with rank 0's result
 STANDBY = "model.train:warm_up"
 _STANDBY_AFTER = 5.0  # seconds of training after which standbys are worth their start; shorter steps go without
 
 
-def supervised(attempt: Attempt, job: dict[str, Any], stop: Stop) -> dict[str, Any]:
-    """Rank 0's result, after as many starts as it takes and the execution allows.
+def supervised(attempt: Attempt, job: dict[str, Any]) -> Iterator[Told]:
+    """Run the job, after as many starts as it takes and the execution allows: its progress, and last rank 0's result.
 
-    Interrupted, GaveUp, the job's own error; Damaged if a token shard is not what its manifest says.
+    Interrupted, GaveUp, the job's own error.
     """
     budget = Budget(attempt.name, attempt.scratch, attempt.checkpoints, attempt.execution)
+    stop = Stop(attempt.scratch / STOP, attempt.execution["grace_seconds"])
     (attempt.scratch / "logs").mkdir(exist_ok=True)
     while True:
         try:
             with found_room(attempt, job, stop) as room:
-                result = _trained(room, attempt, job, stop, budget)
+                result = yield from _trained(room, attempt, job, stop, budget)
         except services.RayLost as loss:
             _again(attempt, stop, loss, f"starting Ray and the ranks again ({budget.preempted(loss)})")
             services.reconnect()
         except NodeLost as loss:
             _again(attempt, stop, loss, f"placing the ranks again ({budget.preempted(loss)})")
-        except DamagedShard as damage:
-            raise Damaged(attempt.inputs["tokens"].record.step, str(damage), "is missing or damaged") from damage
         else:
             if stop.asked or not result["stopped"]:
-                return result
+                yield "result", result
+                return
             stop.resume()
 
 
@@ -56,7 +59,7 @@ def _again(attempt: Attempt, stop: Stop, loss: Exception | str, then: str) -> No
     log.warning("%s; %s", loss, then)
 
 
-def _trained(room: Room, attempt: Attempt, job: dict[str, Any], stop: Stop, budget: Budget) -> dict[str, Any]:
+def _trained(room: Room, attempt: Attempt, job: dict[str, Any], stop: Stop, budget: Budget) -> Work:
     """Rank 0's result in one room; or its result so far, where there is more room now. NodeLost, RayLost, GaveUp."""
     sliced = job | {"micro_batch_size": micro_batch_size(job, room.ranks)}
     how: dict[str, Any] = {
@@ -67,7 +70,7 @@ def _trained(room: Room, attempt: Attempt, job: dict[str, Any], stop: Stop, budg
     with Growth(room, attempt, job) as growth, Gang("model.train:run_rank", sliced, room, **how) as gang:
         while True:
             try:
-                result = _watched(gang, attempt, job, stop, growth)
+                result = yield from _watched(gang, attempt, job, stop, growth)
                 if not result["stopped"] or stop.asked or growth.used:
                     return result
                 told = f"a rank was told to go (SIGTERM) and step {result['steps']} was saved"
@@ -82,7 +85,7 @@ def _trained(room: Room, attempt: Attempt, job: dict[str, Any], stop: Stop, budg
                 log.warning("that was %s", budget.failed(death, death.log_file))
 
 
-def _watched(gang: Gang, attempt: Attempt, job: dict[str, Any], stop: Stop, growth: Growth) -> dict[str, Any]:
+def _watched(gang: Gang, attempt: Attempt, job: dict[str, Any], stop: Stop, growth: Growth) -> Work:
     """Rank 0's result when all ranks have ended; meanwhile it is shown what they do, and seen to standbys and growth."""
     began = time.time()
     first: float | None = None  # when the ranks made their first step since they were started
@@ -91,7 +94,7 @@ def _watched(gang: Gang, attempt: Attempt, job: dict[str, Any], stop: Stop, grow
         line = last_line(attempt.scratch / "progress.jsonl")
         if line and line["time"] > began:
             first = first or line["time"]
-            _show(attempt, line, job["train"]["max_steps"])
+            yield from _shown(attempt, line, job["train"]["max_steps"])
             if line["time"] - first > _STANDBY_AFTER:
                 gang.prepare()
         if growth.due():
@@ -99,14 +102,12 @@ def _watched(gang: Gang, attempt: Attempt, job: dict[str, Any], stop: Stop, grow
     return gang.results()[0]
 
 
-def _show(attempt: Attempt, progress: dict[str, Any], steps: int) -> None:
-    """Report the newest line of the ranks' progress and metrics files."""
+def _shown(attempt: Attempt, progress: dict[str, Any], steps: int) -> Iterator[Told]:
+    """What the newest lines of the ranks' progress and metrics files say."""
     if metrics := last_line(attempt.scratch / "metrics.jsonl"):
-        attempt.progress(
-            progress["step"],
-            steps,
-            "steps",
-            loss=round(metrics["loss"], 3),
-            tokens_per_second=round(progress["tokens_per_second"]),
-            MFU=f"{progress['mfu']:.0%}",
-        )
+        figures = {
+            "loss": round(metrics["loss"], 3),
+            "tokens_per_second": round(progress["tokens_per_second"]),
+            "MFU": f"{progress['mfu']:.0%}",
+        }
+        yield "progress", {"done": progress["step"], "total": steps, "unit": "steps"} | figures

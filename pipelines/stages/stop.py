@@ -2,15 +2,19 @@
 
 The one idea: ranks look for a file, because they may be on other machines. SIGTERM and Ctrl-C create it; the ranks
 save, and end. Whoever has not saved when the grace period is over is killed, and loses what came after the last checkpoint.
+Ranks are also asked to end in order to be started again: a second file says that somebody asked the step itself.
 """
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
+
+STOP = "stop"  # the name of the file, in the attempt's folder
 
 
 class Interrupted(RuntimeError):
@@ -18,39 +22,28 @@ class Interrupted(RuntimeError):
 
 
 class Stop:
-    """Within the `with` block SIGTERM and SIGINT ask the ranks to save and stop, instead of ending this process; a second one ends it.
-
-    `file` is what ranks look for, `grace_seconds` what they have to save.
-    """
+    """What is known of the wish. `file` is what ranks look for, `grace_seconds` what they have to save."""
 
     def __init__(self, file: Path, grace_seconds: float) -> None:
         self._file, self._grace = file, grace_seconds
-        self._asked_at: float | None = None
-
-    def __enter__(self) -> Stop:
-        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        self._asked = file.with_name(f"{file.name}-asked")
+        self._seen_at: float | None = None
 
     @property
     def asked(self) -> bool:
         """Whether somebody asked this step to stop."""
-        return self._asked_at is not None
+        if self._seen_at is None and self._asked.exists():
+            self._seen_at = time.monotonic()
+        return self._seen_at is not None
 
-    def _ask(self, number: int, frame: Any) -> None:
-        if self.asked:
-            raise KeyboardInterrupt(f"a second signal {number}: the ranks are not waited for")
-        self._asked_at = time.monotonic()
+    def ask(self) -> None:
+        """Ask the step to stop."""
+        self._asked.touch()
         self._file.touch()
 
     def check(self, name: str) -> None:
         """Interrupted if the grace period is over."""
-        if self._asked_at is not None and time.monotonic() - self._asked_at > self._grace:
+        if self.asked and self._seen_at is not None and time.monotonic() - self._seen_at > self._grace:
             raise Interrupted(
                 f"{name} did not save within execution.grace_seconds={self._grace:g} and was killed; run again to go on "
                 "from its last checkpoint"
@@ -63,5 +56,22 @@ class Stop:
     def resume(self) -> None:
         """Take back `pause`."""
         self._file.unlink(missing_ok=True)
-        if self.asked:  # a signal came between
+        if self._asked.exists():  # a signal came between
             self._file.touch()
+
+
+@contextlib.contextmanager
+def signals_ask(stop: Stop) -> Iterator[None]:
+    """Within the `with` block SIGTERM and SIGINT ask the step to stop, instead of ending this process; a second one ends it."""
+
+    def ask(number: int, frame: Any) -> None:
+        if stop.asked:
+            raise KeyboardInterrupt(f"a second signal {number}: the ranks are not waited for")
+        stop.ask()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

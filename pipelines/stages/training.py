@@ -1,22 +1,28 @@
 """What pretrain and finetune share: run the ranks of one job, show its progress, stop it when asked.
 
-The one idea: a training step is one JSON job for `model.train:run_rank`. The driver only watches: it reads the
-progress file that rank 0 appends to, and asks for a stop by creating a file that rank 0 looks for. What it does about
-lost ranks, nodes and Rays is in `recovery.py`.
+The one idea: a training step is one JSON job for `model.train:run_rank`. The driver only watches: it tells the
+progress, and asks for a stop by creating a file that rank 0 looks for. What is done about lost ranks, nodes and Rays
+is in `recovery.py`, in the process that uses Ray; when that is lost itself, another one begins at the last checkpoint.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cluster import apart
 from model import durable
 from model.config import ObjectiveConfig, TrainConfig
-from pipelines.engine.step import Attempt
+from pipelines.engine.step import Attempt, Damaged, untold
+from pipelines.stages.budget import Budget
 from pipelines.stages.fan_out import connect
-from pipelines.stages.stop import Interrupted, Stop
+from pipelines.stages.stop import STOP, Interrupted, Stop, signals_ask
 from pipelines.tokenizer_files import special_ids, tokenizer_facts
+
+log = logging.getLogger(__name__)
 
 
 def vocabulary(tokenizer: Path) -> dict[str, int]:
@@ -61,8 +67,6 @@ def train(attempt: Attempt, job: dict[str, Any]) -> dict[str, Any]:
 
     Interrupted after a stop was asked for; GaveUp when ranks were lost too often, or the job's own error.
     """
-    from pipelines.stages.recovery import supervised
-
     execution = attempt.execution
     connect(attempt)
     job = job | {
@@ -81,11 +85,38 @@ def train(attempt: Attempt, job: dict[str, Any]) -> dict[str, Any]:
         "verify": True,
     }
     durable.write_json(attempt.scratch / "job.json", job)  # to run it again by hand: torchrun -m model.train job.json
-    with Stop(attempt.scratch / "stop", execution["grace_seconds"]) as stop:
-        result = supervised(attempt, job, stop)
+    stop = Stop(attempt.scratch / STOP, execution["grace_seconds"])
+    with signals_ask(stop):
+        result = _result(attempt, job, stop)
     if result["stopped"]:
         raise Interrupted(
             f"{attempt.name} stopped after step {result['steps']} of {job['train']['max_steps']}; run again to go on"
         )
     attempt.numerics.update(result.pop("numerics"))
     return {name: value for name, value in result.items() if value is not None}
+
+
+def _result(attempt: Attempt, job: dict[str, Any], stop: Stop) -> dict[str, Any]:
+    """Rank 0's result, while progress is told; from the last checkpoint where the process that used Ray was lost.
+
+    Interrupted, GaveUp, the job's own error; Damaged if a token shard is not what its manifest says.
+    """
+    from model.token_shards import DamagedShard
+
+    budget = Budget(attempt.name, attempt.scratch, attempt.checkpoints, attempt.execution)
+    while True:
+        try:
+            for what, told in apart.each("pipelines.stages.recovery:supervised", replace(attempt, report=untold), job):
+                if what == "result":
+                    result = told
+                else:
+                    attempt.progress(**told)
+            return result
+        except apart.Lost as loss:
+            if stop.asked:
+                raise Interrupted(
+                    f"{attempt.name} lost its ranks while it stopped ({loss}); run again to go on"
+                ) from loss
+            log.warning("%s; starting Ray and the ranks again (%s)", loss, budget.preempted(loss))
+        except DamagedShard as damage:
+            raise Damaged(attempt.inputs["tokens"].record.step, str(damage), "is missing or damaged") from damage

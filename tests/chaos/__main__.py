@@ -86,7 +86,9 @@ def one_round(
     dice = random.Random(f"{options.seed} {number}")
     roles = options.victims.split(",")
     plan = moments.Plan(dice, expected.steps, roles, expected.train_steps)
-    plan = moments.Plan.of(options.aim) if options.aim else plan.draw(min(wanted + _SPARE, options.a_round))
+    plan = (
+        moments.Plan.of(options.aim) if options.aim else plan.draw(min(wanted + _SPARE, options.a_round), options.only)
+    )
     served, fresh = "server" in roles and dice.random() < options.served, dice.random() < 0.3
     with site(tree=options.tree, recipe=options.recipe, until=options.until) as place:
         seed_registry(place, None if fresh and not served else template(), served)
@@ -119,6 +121,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=1e6, help="begin no round after so long")
     parser.add_argument("--a-round", type=int, default=_A_ROUND, help="kills aimed at in one round, at most")
     parser.add_argument("--served", type=float, default=0.25, help="share of rounds with an MLflow server")
+    parser.add_argument(
+        "--only", choices=moments.FREE, help="aim at moments of this kind only: ray, while a Ray starts"
+    )
     parser.add_argument("--until", help="the last step, for a shorter line")
     parser.add_argument(
         "--tree", type=lambda text: Path(text).absolute(), default=ROOT, help="the code that is run, if not this one"

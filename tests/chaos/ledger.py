@@ -102,7 +102,7 @@ def table(events: list[Event]) -> Iterator[str]:
 
 
 _ORDER = ("start", "prepare_task", "shard", "train_tokenizer", "tokenize", "pretrain", "evaluate", "register", "pull", "finetune", "between", "end")  # fmt: skip
-_VICTIMS = ("driver", "worker", "rank0", "rank", "raylet", "gcs", "server", "power")
+_VICTIMS = ("driver", "worker", "rank0", "rank", "raylet", "gcs", "apart", "server", "power")
 
 
 def _losses(events: list[Event]) -> Iterator[str]:

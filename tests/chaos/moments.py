@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.chaos import disk
-from tests.chaos.victims import OUTSIDE, WEIGHTS
+from tests.chaos.victims import OUTSIDE, STARTING, WEIGHTS
 
 TRAINING = ("pretrain", "finetune")
 _TRAINING_AIMS = 4  # aims at a training step for one at any other, there is more to be hit in it
+_STARTED = 12.0  # seconds, after which a Ray is taken to be up
 _FRESH = 0.5  # seconds by which a kill at a start may come late
-FREE = ("start", "anytime")
+_LASTS = {"start": 2.5, "ray": 8.0, "end": 1.5}  # seconds; a Ray takes so long to start on a busy machine
+FREE = ("start", "anytime", "ray")
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,8 @@ class Aim:
 
     `kind` and `value`: "time", a share of the step's usual time; "train_step", its number; "checkpoint", one of this or
     a later step appears; "outputs" and "record", the
-    moment these appear and up to 30 ms later; "start", "end" and "anytime", seconds after a start, the last record, the
-    aim before.
+    moment these appear and up to 30 ms later; "start", "ray", "end" and "anytime", seconds after a start, the start of a
+    Ray, the last record, the aim before.
     """
 
     step: str
@@ -64,10 +66,11 @@ class Plan:
         plan.aims, plan._replace = list(aims), False
         return plan
 
-    def draw(self, count: int) -> Plan:
-        """Add `count` aims: each step gets its share, and so do starts, ends and moments that aim at no step."""
+    def draw(self, count: int, only: str | None = None) -> Plan:
+        """Add `count` aims: each step gets its share, and so do starts, ends and moments that aim at no step; or `only` one of these."""
         slots = [name for name in self._steps for _ in range(_TRAINING_AIMS if name in TRAINING else 2)]
-        slots += ["start", "start", "anytime", "anytime", "end"]
+        slots += ["start", "start", "ray", "ray", "anytime", "anytime", "end"]
+        slots = [only] * count if only else slots
         chosen: list[str] = []
         while len(chosen) < count:
             chosen += self._dice.sample(slots, min(len(slots), count - len(chosen)))
@@ -99,13 +102,14 @@ class Plan:
 
     def _aim(self, name: str) -> Aim:
         dice = self._dice
-        weights = dict(WEIGHTS.get(name.split("-")[0], OUTSIDE)) | {"server": 2.0}
+        usual_victims = STARTING if name == "ray" else WEIGHTS.get(name.split("-")[0], OUTSIDE)
+        weights = dict(usual_victims) | ({} if name == "ray" else {"server": 2.0})
         possible = {victim: weight for victim, weight in weights.items() if victim in self._victims} or {"driver": 1}
         victim = dice.choices(list(possible), list(possible.values()))[0]
         if name == "anytime":
             return Aim(name, name, dice.uniform(0, 25), victim)
-        if name in ("start", "end"):
-            return Aim(name, name, dice.uniform(0, 2.5 if name == "start" else 1.5), victim)
+        if name in _LASTS:
+            return Aim(name, name, dice.uniform(0, _LASTS[name]), victim)
         usual = (
             ["train_step", "train_step", "train_step", "checkpoint"] + ["time"] * 2
             if name in TRAINING
@@ -126,13 +130,15 @@ class Watch:
         self._began = time.monotonic()
         self._committing: float | None = None
 
-    def due(self, work: Path, pid: int, up: float, wanted: int) -> bool | None:
-        """Whether it is the moment: None once it is too late. `up` are the driver's seconds, `wanted` its steps."""
+    def due(self, work: Path, pid: int, up: float, wanted: int, ray: Callable[[], float | None]) -> bool | None:
+        """Whether it is the moment: None once it is too late. `up` are the driver's seconds, `ray` its newest Ray's, `wanted` its steps."""
         aim, now = self.aim, time.monotonic()
         if aim.kind == "anytime":
             return now - self._began >= aim.value
         if aim.kind == "start":  # of the next driver that starts
             return aim.value <= up < aim.value + _FRESH
+        if aim.kind == "ray":
+            return (age := ray()) is not None and aim.value <= age < _STARTED  # or as soon as the victim is there
         done = disk.recorded(work)
         if aim.kind == "end":
             self._since = self._since or (now if len(done) >= wanted else None)

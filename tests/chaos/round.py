@@ -8,7 +8,6 @@ driver that gives up although it was not killed is a broken promise.
 from __future__ import annotations
 
 import json
-import os
 import random
 import time
 from collections import Counter
@@ -25,7 +24,6 @@ from tests.chaos.site import Site, kill_all
 _LOOK = 0.004  # seconds between two looks: some steps take a tenth of a second
 _STALLED = 150.0  # seconds without any sign of work that count as hanging; a raylet's death is seen after 15
 _SETTLE = 0.3  # seconds in which the dying may still leave a sign
-_LEAVING = 60.0  # seconds after the death of a GCS in which a driver may leave resumable instead of going on
 _ORPHANED = 3.0  # the same after the death of a raylet or GCS, whose ranks work on for a while
 _DISTURBANCES = 2  # of a living driver in one step: the product gives up at the third failure, by design
 _BROKEN = 4  # broken promises after which a round is given up
@@ -60,7 +58,6 @@ class Round:
         self.disturbed: Counter[tuple[int, str]] = Counter()
         self.server_back: float | None = None
         self.began = time.monotonic()
-        self.store_lost = -_LEAVING  # when Ray's control store was killed
 
     def run(self) -> list[str]:
         """Run the line to its end under the aims; the differences from the reference, one line each."""
@@ -94,9 +91,6 @@ class Round:
         missing = set(self.reference.steps) - set(disk.recorded(self.site.work))
         if code == 0 and not missing:
             return True
-        if code == os.EX_TEMPFAIL and time.monotonic() - self.store_lost < _LEAVING:
-            self._again("it left, as promised, when Ray's control store was gone and it waited for it")
-            return False
         said = self.site.log.read_text()[-3000:]
         self._break(f"the driver ended with {code} and was not killed; missing: {sorted(missing)}", said)
         if self.broken > _BROKEN:
@@ -136,7 +130,9 @@ class Round:
                     head: self.watches.get(head) or Watch(head, self.reference.seconds) for head in self.plan.heads()
                 }
             up = time.monotonic() - self.up
-            due = self.watches[aim].due(self.site.work, self.driver.pid, up, len(self.reference.steps))
+            due = self.watches[aim].due(
+                self.site.work, self.driver.pid, up, len(self.reference.steps), lambda: victims.ray_age(self.driver)
+            )
             if due is None:
                 done = disk.recorded(self.site.work)
                 self.ledger.add("missed", round=self.number, aim=str(aim), victim=aim.victim)
@@ -161,7 +157,6 @@ class Round:
         kill_all(found)
         self.disturbed[key] += 1
         self.kills += 1
-        self.store_lost = time.monotonic() if role == "gcs" else self.store_lost
         self._tell(aim, role, titles, wound, at)
         self.wounds.append(wound)
         if role in ("server", "power") and self.site.server:
@@ -266,7 +261,7 @@ class Round:
 
 def _recovered(wound: _Wound, now: disk.Signs) -> bool:
     """Whether work went on after the kill. That nobody trains any more is no sign of it, nor what the dying still did."""
-    settled = time.monotonic() - wound.at >= (_ORPHANED if wound.victim in ("raylet", "gcs") else _SETTLE)
+    settled = time.monotonic() - wound.at >= (_ORPHANED if wound.victim in ("raylet", "gcs", "apart") else _SETTLE)
     counted = (now.records, now.units) != (wound.signs.records, wound.signs.units)
     return settled and (counted or now.train not in (wound.signs.train, disk.Signs().train))
 

@@ -6,6 +6,7 @@ The one idea: a role is looked up at the moment of the kill; a role that nobody 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
 
 import psutil
@@ -13,15 +14,16 @@ import psutil
 from tests.chaos.site import Site
 
 # How often each is drawn where it exists, by what the stage computes with.
-DATA = {"driver": 3, "worker": 5, "power": 2, "raylet": 1, "gcs": 0.5}
-TRAINING = {"driver": 3, "rank0": 3, "rank": 3, "power": 2, "raylet": 1, "gcs": 0.5}
-ALONE = {"driver": 3, "power": 2, "raylet": 0.3, "gcs": 0.2}
+DATA = {"driver": 3, "worker": 5, "power": 2, "raylet": 1, "gcs": 0.5, "apart": 1}
+TRAINING = {"driver": 3, "rank0": 3, "rank": 3, "power": 2, "raylet": 1, "gcs": 0.5, "apart": 1}
+ALONE = {"driver": 3, "power": 2, "raylet": 0.3, "gcs": 0.2, "apart": 0.2}
 WEIGHTS = {
     "shard": DATA, "tokenize": DATA, "evaluate": DATA, "pretrain": TRAINING, "finetune": TRAINING,
     "prepare_task": ALONE, "train_tokenizer": ALONE, "register": ALONE, "pull": ALONE,
 }  # fmt: skip
 OUTSIDE = {"driver": 3, "power": 2}  # before the first lease and after the last record
-ALL = ("driver", "worker", "rank0", "rank", "raylet", "gcs", "power", "server")
+STARTING = {"raylet": 2, "gcs": 2, "apart": 1}  # while a Ray starts
+ALL = ("driver", "worker", "rank0", "rank", "raylet", "gcs", "apart", "power", "server")
 # After these the driver lives and has to recover by itself.
 SURVIVED = frozenset(ALL) - {"driver", "power"}
 
@@ -44,6 +46,8 @@ def _descendants(driver: psutil.Process, role: str) -> list[psutil.Process]:
         return []
     if role in ("raylet", "gcs"):
         return _called(children, lambda title: title.endswith({"raylet": "/raylet", "gcs": "/gcs_server"}[role]))
+    if role == "apart":  # the process that uses Ray
+        return [one for one in children if _uses_ray(one)][:1]
     if role == "worker":
         others = ("IDLE", "Agent", "Rank")
         return _called(children, lambda title: title.startswith("ray::") and not any(o in title for o in others))[:1]
@@ -52,6 +56,20 @@ def _descendants(driver: psutil.Process, role: str) -> list[psutil.Process]:
     ranks = ranks or _called(children, lambda title: title.startswith("ray::") and "Rank" in title)
     first = max(ranks, key=_open_listeners, default=None)  # of equals the oldest: they have not met yet
     return [process for process in ranks if (process == first) == (role == "rank0")][:1]
+
+
+def ray_age(driver: psutil.Process) -> float | None:
+    """Seconds since the newest Ray below the driver began to start; None if there is none."""
+    stores = _descendants(driver, "gcs")
+    with contextlib.suppress(psutil.Error):
+        return time.time() - stores[-1].create_time() if stores else None
+    return None
+
+
+def _uses_ray(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return "apart.serve" in "".join(process.cmdline()[:3])
+    return False
 
 
 def _called(processes: list[psutil.Process], wanted: Callable[[str], bool]) -> list[psutil.Process]:

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,12 @@ def square(item: int) -> int:
 
 def refuse(item: Any) -> None:
     raise ValueError(f"corpus.txt:{item}: not what it should be")
+
+
+def end_this_process(code: int) -> Iterator[None]:
+    """As Ray does with a process that uses it; for `apart.each`."""
+    os._exit(code)
+    yield
 
 
 def die_once(folder: str) -> str:

@@ -33,7 +33,7 @@ def test_no_more_than_the_allowed_number_run_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("trouble", ["die_once", "fail_once"])
 def test_a_task_whose_worker_is_killed_or_whose_error_may_pass_is_run_again(tmp_path: Path, trouble: str) -> None:
-    assert ray_map.run_one(f"tests.cluster.jobs:{trouble}", str(tmp_path)) == "second"
+    assert list(ray_map.map_units(f"tests.cluster.jobs:{trouble}", [str(tmp_path)], in_flight=1)) == [(0, "second")]
 
 
 def test_the_functions_own_error_arrives_as_itself() -> None:
@@ -56,10 +56,11 @@ def test_more_deaths_than_are_allowed_end_the_map(tmp_path: Path) -> None:
 
 
 LOSES_ITS_RAY = """
-import json, sys, psutil
-from cluster import ray_map, services
+import json, os, sys, psutil
+from cluster import processes, ray_map, services
 
 folder = sys.argv[1]
+services.lead_session()
 services.connect("local", 2)
 items = [{"folder": folder, "number": number} for number in range(8)]
 found, starts = {}, 0
@@ -69,17 +70,17 @@ for index, result in ray_map.map_units("tests.cluster.jobs:slow_square", items, 
     if len(found) == 3:
         [raylet] = [child for child in psutil.Process().children() if child.name().startswith("raylet")]
         raylet.kill()
-mine = psutil.Process()
 services.disconnect()
-psutil.wait_procs(mine.children(recursive=True), timeout=60)
-left = [child.name() for child in mine.children(recursive=True)]
+left = [process.name() for process in processes.session(os.getpid()) if process.pid != os.getpid()]
 print(json.dumps({"found": [found[index] for index in range(8)], "left": left}))
 """
 
 
 def test_a_map_outlives_the_ray_under_it_and_leaves_no_processes_behind(tmp_path: Path) -> None:
     command = [sys.executable, "-c", LOSES_ITS_RAY, str(tmp_path)]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False, start_new_session=True
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     said = json.loads(done.stdout.splitlines()[-1])
     assert said == {"found": [number**2 for number in range(8)], "left": []}

@@ -111,7 +111,7 @@ def cleaned() -> Iterator[list[Run]]:
 
 
 def raylet(run: Run) -> psutil.Process:
-    (found,) = [child for child in run.driver.children() if child.name().startswith("raylet")]
+    (found,) = [child for child in run.driver.children(recursive=True) if child.name().startswith("raylet")]
     return found
 
 

@@ -94,7 +94,7 @@ def cluster_of_two(folder: Path, spec: dict[str, Any]) -> Any:
 
 def main(folder: Path, spec: dict[str, Any]) -> None:
     """Train; exit code 75 when interrupted."""
-    from cluster import services
+    from cluster import apart
     from pipelines.stages import training
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
@@ -106,7 +106,7 @@ def main(folder: Path, spec: dict[str, Any]) -> None:
         print(stop, file=sys.stderr)
         sys.exit(75)
     finally:
-        services.disconnect()
+        apart.end()
         if cluster:
             cluster.shutdown()
     print(json.dumps({"metrics": metrics, "numerics": attempt.numerics}))

@@ -177,7 +177,7 @@ def exports(prepared: dict[str, Path]) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def measured(prepared: dict[str, Path], exports: dict[str, Path], local_ray: None) -> dict[str, Attempt]:
+def measured(prepared: dict[str, Path], exports: dict[str, Path], ray_apart: None) -> dict[str, Attempt]:
     """Each export evaluated by the stage's own function."""
     found = {}
     for name, folder in exports.items():

@@ -155,7 +155,7 @@ def test_a_folder_is_known_by_the_names_and_bytes_of_what_is_read(folder: Path, 
         files(tmp_path)
 
 
-def test_the_stage_leaves_an_export_a_tokenizer_and_a_shape(local_ray: None, folder: Path, tmp_path: Path) -> None:
+def test_the_stage_leaves_an_export_a_tokenizer_and_a_shape(ray_apart: None, folder: Path, tmp_path: Path) -> None:
     sources = pretrained.described(Pretrained(path=str(folder)), tmp_path, durable.sha256, fetch=False)
     work = attempt(tmp_path, {}, {"model": sources})
     work.execution |= {"threads": 1, "device": "cpu"}  # type: ignore[operator]

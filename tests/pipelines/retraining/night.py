@@ -10,7 +10,7 @@ import json
 import sys
 from pathlib import Path
 
-from cluster import services
+from cluster import apart
 from pipelines.engine.lease import Busy
 from tests.pipelines.retraining.scene import PlayedClock, Scene
 
@@ -25,7 +25,7 @@ def main(told: dict) -> None:
     except Busy as busy:
         print(f"busy: {busy}")
     finally:
-        services.disconnect()
+        apart.end()
 
 
 if __name__ == "__main__":

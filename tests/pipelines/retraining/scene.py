@@ -1,6 +1,6 @@
 """What tests of retraining share: a small recipe over a folder that grows, a clock that is set by hand, and a desk.
 
-The steps are the real ones, on the Ray of this process; only the clock is played.
+The steps are the real ones, on a Ray of their own; only the clock is played.
 """
 
 from __future__ import annotations

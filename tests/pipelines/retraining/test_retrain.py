@@ -26,7 +26,7 @@ NEW = "new.txt"
 
 
 @pytest.fixture(scope="module")
-def nights(store: Path, local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Scene:
+def nights(store: Path, ray_apart: None, tmp_path_factory: pytest.TempPathFactory) -> Scene:
     """A night without anything new, and one with a new file."""
     # The planted champions know nothing: the base is beaten by bits, but no accuracy rises by 0.9 in six steps.
     scene = Scene(tmp_path_factory.mktemp("nights"), store, "nights", how={"minimum_gain": 0.9})
@@ -184,7 +184,7 @@ def test_verify_knows_every_file_of_retraining(nights: Scene) -> None:
     path.write_bytes(whole)
 
 
-def test_missed_nights_are_caught_up_once_by_the_command(store: Path, local_ray: None, tmp_path: Path) -> None:
+def test_missed_nights_are_caught_up_once_by_the_command(store: Path, ray_apart: None, tmp_path: Path) -> None:
     """After a boot: a week of nights was missed. The champion's sources are unchanged, so the slot has nothing to do."""
     scene = Scene(tmp_path / "missed", store, "missed")
     scene.plant_champions()

@@ -24,7 +24,7 @@ from tests.pipelines.retraining.scene import ROOT, Scene, shakespeare
 pytestmark = pytest.mark.thorough
 
 
-def test_ten_nights(store: Path, local_ray: None, tmp_path: Path) -> None:
+def test_ten_nights(store: Path, ray_apart: None, tmp_path: Path) -> None:
     scene = Scene(tmp_path / "ten", tmp_path / "registry", "ten")
     shutil.copytree(store, scene.registry)
     first = scene.night()
