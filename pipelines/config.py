@@ -92,7 +92,7 @@ class FinetuneConfig(TrainConfig, Tuning):
     long_texts: Literal["cut", "windows"] = Field(
         "cut",
         description="of a classification: texts longer than sequence_length lose their end, or are read in windows of that "
-        "length, whose probabilities are averaged",
+        "length, whose probabilities are averaged; of questions about a text likewise, and the best window answers",
     )
     window_stride: int | None = Field(
         None, ge=1, description="tokens between the beginnings of two windows; half of sequence_length if none"
@@ -189,6 +189,17 @@ class Recipe(Config):
                 f"model.feed_forward={self.model.feed_forward!r} is in no Hugging Face family and cannot be exported"
             )
             raise ValueError(f"{unknown}; set release=false (it is only trained and measured), or choose another")
+        return self
+
+    @model_validator(mode="after")
+    def _answers_can_be_found(self) -> Recipe:
+        from pipelines.tasks import task
+
+        if self.task and self.model and task.form_of(self.task.name) == "span" and self.model.family != "bert":
+            raise ValueError(
+                f"task {self.task.name} finds answers in a text, which model.family={self.model.family!r} cannot; choose "
+                "family bert, or begin with one (pretrained.sample=minilm)"
+            )
         return self
 
     @model_validator(mode="after")

@@ -186,7 +186,7 @@ def _tokenizer(config: TokenizerConfig, files: Files) -> dict[str, list[dict[str
 
 def task_settings(config: TaskConfig) -> dict[str, Any]:
     """What decides the examples beside the data. A field that came later counts where it is set: what was made stays made."""
-    settings = _json(config, "source", "validation_source", "test_source")
+    settings = _json(config, "source", "validation_source", "test_source", "benchmark_source")
     return {name: value for name, value in settings.items() if value or name not in ADDED_TO_TASK}
 
 
@@ -239,7 +239,7 @@ def _data(recipe: Recipe, files: Files) -> list[Step]:
         evaluation = {
             "test": Input("prepare_task", "test.jsonl"),
             "validation": Input("prepare_task", "validation.jsonl"),
-        }
+        } | _benchmark(recipe)
     if recipe.shard is None:
         return steps
     corpus = {"corpus": _all(recipe.shard.sources, files)}
@@ -255,6 +255,12 @@ def _data(recipe: Recipe, files: Files) -> list[Step]:
             {"train": Input("shard", "train.json"), "heldout": Input("shard", "heldout.json"), "tokenizer": _tokenizer_of(recipe)},
         ),
     ]  # fmt: skip
+
+
+def _benchmark(recipe: Recipe) -> dict[str, Input]:
+    """The second test set, where the recipe has one: nothing that is trained reads it but to be cleaned of it."""
+    assert recipe.task
+    return {"benchmark": Input("prepare_task", "benchmark.jsonl")} if recipe.task.benchmark_source else {}
 
 
 def _token_options(recipe: Recipe) -> dict[str, Any]:
@@ -313,7 +319,7 @@ def _task(recipe: Recipe) -> list[Step]:
         ),
         Step(
             "evaluate-task", evaluate.STAGE, _asked(recipe),
-            {"export": Input("finetune", made)} | labels | examples | (base if form == "text" else {}),
+            {"export": Input("finetune", made)} | labels | examples | _benchmark(recipe) | (base if form == "text" else {}),
         ),
         *(_released("task", recipe.register_as.task, _json(recipe.register_as)["task_gates"], "finetune") if recipe.release else []),
         *(_adapter(recipe) if recipe.register_as.adapter else []),

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from model.config import Config
 
-SourceFormat = Literal["auto", "txt", "md", "jsonl", "jsonl.gz", "jsonl.zst", "parquet", "csv", "csv.bz2", "tab"]
+SourceFormat = Literal["auto", "txt", "md", "jsonl", "jsonl.gz", "jsonl.zst", "parquet", "csv", "csv.bz2", "tab", "json"]
 
 
 class Source(Config):
@@ -48,7 +48,7 @@ class Source(Config):
 
 # Fields that came after the first tasks were made: a step's config has them only where they are set, or it would be another.
 ADDED_TO_TASK = (
-    "validation_source", "test_source", "text_column", "label_column", "prompt_column", "response_column",
+    "validation_source", "test_source", "benchmark_source", "text_column", "label_column", "prompt_column", "response_column",
     "messages_column", "group_column", "options",
 )  # fmt: skip
 
@@ -60,6 +60,9 @@ class TaskConfig(Config):
     source: Source = Field(description="its data, of which validation and test are split off")
     validation_source: Source | None = Field(None, description="the validation split, where it is a file of its own")
     test_source: Source | None = Field(None, description="the test split, where it is a file of its own")
+    benchmark_source: Source | None = Field(
+        None, description="a second test set, measured beside the first: nothing is ever trained on it"
+    )
     validation_fraction: float = Field(0.1, gt=0, lt=0.5, description="of groups (films), by a hash of the group")
     test_fraction: float = Field(0.1, gt=0, lt=0.5, description="of groups (films), by a hash of the group")
     text_column: str | None = Field(None, description="of your own data: field that holds the text; `text` if none")
@@ -112,5 +115,6 @@ class TaskConfig(Config):
             "labelled": self.source,
             "labelled_validation": self.validation_source,
             "labelled_test": self.test_source,
+            "labelled_benchmark": self.benchmark_source,
         }
         return {group: source for group, source in given.items() if source}

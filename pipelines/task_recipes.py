@@ -18,6 +18,7 @@ from pipelines.config import (
     TaskConfig,
     TokenizerConfig,
 )
+from pipelines.pretrained import Pretrained
 
 _BETTER_THAN_MAJORITY = Gate(metric="accuracy", baseline="majority_accuracy", minimum=0.1)
 _BETTER_THAN_UNIGRAMS = Gate(metric="bits_per_byte", baseline="unigram_bits_per_byte", maximum=0.0)
@@ -222,4 +223,28 @@ def generation() -> Recipe:
     )  # fmt: skip
 
 
-ANSWERING = (translation, translation_french, questions, dialogue, generation)
+def cloze() -> Recipe:
+    """Answers found in a text, learned from questions that are made of an encyclopedia and of films' plots; measured on
+    held-out ones and on SQuAD, of which nothing is learned. It begins with a BERT that others trained."""
+    return Recipe(
+        name="cloze",
+        pretrained=Pretrained(sample="minilm"),
+        task=TaskConfig(
+            name="cloze",
+            source=Source(sample="encyclopedia", label="encyclopedia"),
+            benchmark_source=Source(sample="squad", label="squad"),
+            validation_fraction=0.02,
+            test_fraction=0.06,
+            options={"passage_words": 70, "benchmark_questions": 1000, "benchmark_left_out": 10},
+        ),
+        finetune=FinetuneConfig(
+            max_steps=300, global_batch_size=16, sequence_length=192, learning_rate=1.5e-4, warmup_steps=30, length_pool=64,
+            long_texts="windows", window_stride=96, weight_decay=0.01, dropout=0.0,
+        ),
+        register_as=RegisterConfig(
+            task="cloze", task_gates=_better("f1", "frequent", "overlap") + _better("exact_match", "frequent", "overlap")
+        ),
+    )  # fmt: skip
+
+
+ANSWERING = (translation, translation_french, questions, dialogue, generation, cloze)
