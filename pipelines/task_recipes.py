@@ -238,7 +238,7 @@ def cloze() -> Recipe:
             options={"passage_words": 70, "benchmark_questions": 1000, "benchmark_left_out": 10},
         ),
         finetune=FinetuneConfig(
-            max_steps=300, global_batch_size=16, sequence_length=192, learning_rate=1.5e-4, warmup_steps=30, length_pool=64,
+            max_steps=220, global_batch_size=16, sequence_length=192, learning_rate=1.5e-4, warmup_steps=22, length_pool=64,
             long_texts="windows", window_stride=96, weight_decay=0.01, dropout=0.0,
         ),
         register_as=RegisterConfig(

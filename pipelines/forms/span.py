@@ -24,7 +24,9 @@ from pipelines.tasks.examples import Span
 
 PIPELINE = "question-answering"
 CHAT = False  # whether the export's tokenizer has a chat template
-SUMMARY = "A BERT that finds the stretch of a text which answers a question, fine-tuned by gptline on the examples below."
+SUMMARY = (
+    "A BERT that finds the stretch of a text which answers a question, fine-tuned by gptline on the examples below."
+)
 LIMITS = (
     "It always answers, with words of the text, also where the answer is not in it.",
     "It was measured on questions like those it was trained on, and where a benchmark is named on that; on others it is a guess.",
@@ -70,7 +72,9 @@ def encode(source: Path, tokenizer: Path, settings: Mapping[str, Any], target: P
         places += [(*place, part.second) for place, part in zip(found, parts, strict=True)]
         ids += [example.id] * len(parts)
     if not rows:
-        raise ValueError(f"{source}: no window of {length} tokens holds an answer; choose a longer finetune.sequence_length")
+        raise ValueError(
+            f"{source}: no window of {length} tokens holds an answer; choose a longer finetune.sequence_length"
+        )
     write_examples(
         target, rows, ids, tokenizer=durable.sha256(tokenizer / "tokenizer.json"), vocab_size=facts["vocab_size"],
         eot=facts["eot_token_id"], pad=facts["pad_token_id"], spans=places,
@@ -172,9 +176,9 @@ def compare(attempt: Attempt, champion: Path) -> dict[str, Any]:
     ours, theirs = (predicted(path) for path in (attempt.inputs["predictions"].path("predictions.jsonl"), theirs_file))
     if not [name for name, _ in ours] == [name for name, _ in theirs] == [one.id for one in test]:
         raise ValueError("challenger and champion were not asked the same questions; remove the step and retrain")
-    pair = [span_metrics.scores([text for _, text in said], test) for said in (ours, theirs)]
-    challenger, best = (round(sum(one) / len(one), 6) for one in pair)
-    gain = difference(*pair, [one.group for one in test])
+    own, other = (span_metrics.scores([text for _, text in said], test) for said in (ours, theirs))
+    challenger, best = (round(sum(one) / len(one), 6) for one in (own, other))
+    gain = difference(own, other, [one.group for one in test])
     return {"metric": "f1", "challenger": challenger, "champion": best, "examples": len(test)} | gain
 
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipelines.contamination import words
-from pipelines.sentences import starts
+from pipelines.sentences import split
 from pipelines.sources import known_format
 from pipelines.tasks.cloze_questions import Answer, answers, asked
 from pipelines.tasks.examples import SPLITS, Prepared, Span, divided, identifier, summary, without_repeats
@@ -105,7 +105,7 @@ def passages(document: str, most: int) -> Iterator[str]:
     """Stretches of whole sentences of a document, of at most `most` words, none over a paragraph's end; short ones are left out."""
     for paragraph in re.split(r"\n\s*\n", document):
         taken: list[str] = []
-        for sentence in _sentences(" ".join(paragraph.split())):
+        for sentence in split(" ".join(paragraph.split())):
             if taken and len(" ".join([*taken, sentence]).split()) > most:
                 yield from _whole(taken, most)
                 taken = []
@@ -119,16 +119,10 @@ def _whole(sentences: list[str], most: int) -> Iterator[str]:
         yield text
 
 
-def _sentences(text: str) -> list[str]:
-    data = text.encode()
-    ends = [*starts(data), len(data)]
-    return [data[begin:end].decode().strip() for begin, end in zip(ends, ends[1:], strict=False) if data[begin:end].strip()]
-
-
 def questions(passage: str, group: str, most: int) -> list[Span]:
     """At most `most` questions about a passage, each of another sentence: a function of its text."""
     chance = random.Random(identifier(passage))
-    sentences = _sentences(passage)
+    sentences = split(passage)
     possible = [(one, answer) for one in sentences for answer in answers(one)]
     made: list[Span] = []
     while possible and len(made) < most:

@@ -20,7 +20,9 @@ _DATE = re.compile(
     rf"\b(?:{_MONTH} \d{{1,2}}(?:, \d{{4}})?|\d{{1,2}} {_MONTH}(?:,? \d{{4}})?|{_MONTH},? \d{{4}}|(?:1\d|20)\d\ds?"
     r"|\d+(?:st|nd|rd|th) centur(?:y|ies)|\d+ BC)\b"
 )
-_SMALL = "two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|thirty|forty|fifty|hundreds|thousands|dozens"
+_SMALL = (
+    "two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|thirty|forty|fifty|hundreds|thousands|dozens"
+)
 _NUMBER = re.compile(
     rf"(?:[$£€])?\b(?:\d[\d,]*(?:\.\d+)?|{_SMALL})(?: (?:hundred|thousand|million|billion|percent|per cent))*\b%?"
 )
@@ -28,12 +30,15 @@ _WORD = r"[A-Z][\w’'-]*\w|[A-Z]\."
 _NAME = re.compile(rf"(?:{_WORD})(?: (?:(?:of|of the|de|von|van|der|and the|for) )?(?:{_WORD}))*")
 _LETTERS = re.compile(r"[\w’'-]+")
 _LITTLE = frozenset(
-    "a an the this that these those he she it they we i you his her its their our my your him them us me who whom whose which what "
-    "when where why how there here and or but nor so yet if then than as of in on at by for with from to into onto over under "
-    "between among through during before after since until about against without within along across behind beyond near upon "
-    "is are was were be been being am has have had do does did will would can could may might shall should must not no also only "
-    "however although though while because since most many some any each every both all few several such other another more "
-    "one first second new early later once even just very".split()
+    re.findall(
+        r"\w+",
+        "a an the this that these those he she it they we i you his her its their our my your him them us me who whom whose which what "
+        "when where why how there here and or but nor so yet if then than as of in on at by for with from to into onto over under "
+        "between among through during before after since until about against without within along across behind beyond near upon "
+        "is are was were be been being am has have had do does did will would can could may might shall should must not no also only "
+        "however although though while because since most many some any each every both all few several such other another more "
+        "one first second new early later once even just very",
+    )
 )
 _TITLE = re.compile(
     r"\b(?:Mr|Mrs|Ms|Dr|Sir|Lord|Lady|President|King|Queen|Prince|Princess|Emperor|Pope|Captain|General|Colonel|Major|Professor|"
@@ -41,9 +46,12 @@ _TITLE = re.compile(
     r"|friend|father|mother|detective)\.?$"
 )  # fmt: skip
 _GIVEN = frozenset(
-    "John James William George Charles Henry Robert Thomas Edward Joseph David Richard Mary Elizabeth Anne Anna Margaret Jack "
-    "Peter Paul Michael Daniel Alexander Albert Arthur Abraham Andrew Andrei Benjamin Frank Frederick Harry Isaac Jane Johann Karl Louis "
-    "Max Martin Otto Samuel Sarah Simon Stephen Tom Walter Alice Ayn Aldous Aristotle Plato Lincoln Einstein".split()
+    re.findall(
+        r"\w+",
+        "John James William George Charles Henry Robert Thomas Edward Joseph David Richard Mary Elizabeth Anne Anna Margaret Jack "
+        "Peter Paul Michael Daniel Alexander Albert Arthur Abraham Andrew Andrei Benjamin Frank Frederick Harry Isaac Jane Johann Karl Louis "
+        "Max Martin Otto Samuel Sarah Simon Stephen Tom Walter Alice Ayn Aldous Aristotle Plato Lincoln Einstein",
+    )
 )
 _SAID = re.compile(
     r"^ (?:was born|said|wrote|died|argued|believed|married|tells|told|decides|decided|who|himself|herself|thought|claimed|"

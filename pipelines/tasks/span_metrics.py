@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipelines.contamination import words
-from pipelines.sentences import starts
+from pipelines.sentences import split
 from pipelines.tasks.examples import Span
 from pipelines.tasks.generation_metrics import difference, exact_match, ratio, token_f1
 
@@ -51,7 +51,10 @@ def by_question_word(texts: Sequence[str], asked: Sequence[Span]) -> dict[str, A
     found = {}
     for kind in sorted(set(kinds)):
         chosen = [place for place, one in enumerate(kinds) if one == kind]
-        means = {name: round(sum(of[i] for i in chosen) / len(chosen), 6) for name, of in (("exact_match", exact), ("f1", f1))}
+        means = {
+            name: round(sum(of[i] for i in chosen) / len(chosen), 6)
+            for name, of in (("exact_match", exact), ("f1", f1))
+        }
         found[kind] = {"examples": len(chosen)} | means
     return found
 
@@ -65,7 +68,5 @@ def baselines(train: Sequence[Span], asked: Sequence[Span]) -> dict[str, list[st
 
 def overlapping(question: str, context: str) -> str:
     """The sentence of the context with most different words of the question; of several the first."""
-    data, wanted = context.encode(), set(words(question))
-    ends = [*starts(data), len(data)]
-    sentences = [data[begin:end].decode().strip() for begin, end in zip(ends, ends[1:], strict=False)]
-    return max(sentences, key=lambda sentence: len(wanted & set(words(sentence))))
+    wanted = set(words(question))
+    return max(split(context), key=lambda sentence: len(wanted & set(words(sentence))), default="")

@@ -59,7 +59,7 @@ def words_of(example: Span) -> str:
 
 
 def benchmark(files: Sequence[Path], most: int | None = None, left_out: int = 0) -> tuple[list[Span], dict[str, Any]]:
-    """The questions of somebody else's test set, and the account of it: the `most` that come first by their ids' hash.
+    """The questions of somebody else's test set, and the account of it: the `most` that come first by their ids, which are hashes.
 
     The `left_out` groups (articles) that come first by theirs are not among them: those that something was chosen on.
     Nothing is learned here, so an answer whose place is wrong counts by its text, and is counted.
@@ -72,7 +72,7 @@ def benchmark(files: Sequence[Path], most: int | None = None, left_out: int = 0)
     kept = [one for one in found if one.group not in groups[:left_out]]
     if not kept:
         raise ValueError(f"{files[0]}: {len(groups)} groups, and {left_out} are left out; give a larger benchmark")
-    chosen = sorted(kept, key=lambda one: identifier(one.id))[:most]
+    chosen = sorted(kept, key=lambda one: one.id)[:most]
     account = {"questions": len(found), "left_out": groups[:left_out], "answers_moved": len(moved), **summary(chosen)}
     return chosen, {"benchmark": account}
 
@@ -89,8 +89,7 @@ def questions(
                 group = record.name(group_column, "group_column")
             else:
                 group = str(record.fields.get("title") or identifier(normalised(context)))
-            name = str(record.fields.get("id") or identifier(question, context))
-            yield Span(name, question, context, answers, group)
+            yield Span(identifier(question, context), question, context, answers, group)
 
 
 def _squad(path: Path) -> Iterator[Record]:
@@ -144,9 +143,7 @@ def _answers(record: Record) -> list[dict[str, Any]]:
     return value
 
 
-def _placed(
-    record: Record, context: str, answer: Any, moved: Callable[[str], None] | None
-) -> dict[str, Any]:
+def _placed(record: Record, context: str, answer: Any, moved: Callable[[str], None] | None) -> dict[str, Any]:
     """An answer as {"text", "start"}, held against the context."""
     start = answer.get("start", answer.get("answer_start")) if isinstance(answer, dict) else None
     text = answer.get("text") if isinstance(answer, dict) else None
