@@ -43,7 +43,7 @@ _LITTLE = frozenset(
 _TITLE = re.compile(
     r"\b(?:Mr|Mrs|Ms|Dr|Sir|Lord|Lady|President|King|Queen|Prince|Princess|Emperor|Pope|Captain|General|Colonel|Major|Professor|"
     r"Senator|Governor|Saint|St|director|actor|actress|author|writer|philosopher|wife|husband|son|daughter|brother|sister|named"
-    r"|friend|father|mother|detective)\.?$"
+    r"|friend|father|mother|detective|painter|minister|[a-z]+(?:ist|ian|eer|tor))\.?$"
 )  # fmt: skip
 _GIVEN = frozenset(
     re.findall(
@@ -87,6 +87,7 @@ def answers(sentence: str) -> Iterator[Answer]:
         for match in found:
             start, end = match.span(1) if kind == "phrase" else match.span()
             start = _without_little(sentence, start, end) if kind == "name" else start
+            end = _before_little(sentence, start, end) if kind == "phrase" else end
             if start == end or any(start < last and first < end for first, last in taken):
                 continue
             if kind == "phrase" and not _is_phrase(sentence, start, end):
@@ -105,12 +106,17 @@ def _without_little(sentence: str, start: int, end: int) -> int:
     return end
 
 
+def _before_little(sentence: str, start: int, end: int) -> int:
+    """Where the first little word of a stretch begins, without the blank before it; the stretch's end if it has none."""
+    words = _LETTERS.finditer(sentence, start, end)
+    return next((max(start, word.start() - 1) for word in words if word.group() in _LITTLE), end)
+
+
 def _is_phrase(sentence: str, start: int, end: int) -> bool:
-    """Whether a few small words are a noun phrase, as far as can be told: no little word in them, one right after or a stop."""
-    inside = sentence[start:end].split()
+    """Whether a few small words are a noun phrase, as far as can be told: a little word or a stop comes right after them."""
     after = _LETTERS.match(sentence, end + 1)
     closed = end >= len(sentence) or sentence[end] in ".,;:)" or (after is not None and after.group() in _LITTLE)
-    return closed and not _LITTLE & {*inside} and len(sentence[start:end]) > 3
+    return closed and end - start > 3
 
 
 def _named(sentence: str, start: int, end: int) -> Kind:

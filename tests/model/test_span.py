@@ -48,7 +48,13 @@ def write(folder: Path, count: int = 12) -> Examples:
 def test_a_window_is_what_transformers_makes_of_question_and_context() -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *["who", "built", "the", "bridge", "ada", "brook", "did", "in", "1888", "over", "river"]]
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        *["who", "built", "the", "bridge", "ada", "brook", "did", "in", "1888", "over", "river"],
+    ]
     backend = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     backend.post_processor = processors.TemplateProcessing(

@@ -145,14 +145,14 @@ def test_cloze_questions_are_a_function_of_the_text_and_their_answers_stand_in_i
 
 
 def test_a_passage_that_a_benchmark_has_too_is_never_trained_on(tmp_path: Path) -> None:
-    context = "Somebody wrote: " + STORY.replace("1888", "1703")[:120] + " And more."
+    context = "Somebody wrote: In 1703 the engineer Ada Brook built a mill."  # eight words of one passage
     question = {"question": "Who?", "id": "x", "answers": [{"text": "Somebody", "answer_start": 0}]}
     content = {"data": [{"title": "A", "paragraphs": [{"context": context, "qas": [question]}]}]}
     durable.write_bytes(tmp_path / "held.json", json.dumps(content).encode())
     prepared = cloze.prepare([corpus(tmp_path, 20)], 0.2, 0.2, benchmark_files=[tmp_path / "held.json"])
-    assert prepared.report["passages_like_the_benchmark"] == 20 or not any(
-        "In 1703" in one.context for name in SPLITS for one in prepared.splits[name]
-    )
+    every = [one for name in SPLITS for one in prepared.splits[name]]
+    assert prepared.report["passages_like_the_benchmark"] == 1 and prepared.report["passages"] == 20
+    assert not any("In 1703" in one.context for one in every) and any("In 1704" in one.context for one in every)
     assert [one.question for one in prepared.benchmark] == ["Who?"]
 
 
@@ -182,10 +182,10 @@ def test_the_metrics_are_squads_and_the_baselines_are_simple() -> None:
 
 
 def test_a_benchmark_is_measured_and_cleaned_of_and_changes_no_other_step() -> None:
-    made = {step.name: step for step in flow.build(recipes.get("cloze"), lambda source: [])}
+    made = {step.name: step for step in flow.build(recipes.load("cloze"), lambda source: [])}
     assert "benchmark" in made["evaluate-task"].inputs and "benchmark" not in made["finetune"].inputs
     assert "benchmark_source" not in made["prepare_task"].config
-    plain = recipes.get("tiny")
+    plain = recipes.load("tiny")
     assert all("benchmark" not in step.inputs for step in flow.build(plain, lambda source: []))
     with pytest.raises(ConfigError, match=r"has no benchmark_source"):
         override(plain, {"task": '{"name":"sentiment","source":{"path":"a"},"benchmark_source":{"path":"b"}}'})
