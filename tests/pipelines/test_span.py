@@ -309,3 +309,29 @@ def test_what_learned_to_find_answers_beats_the_baselines_on_both_sets(
     theirs = {"champion": trained, "predictions": made.outputs, "test": prepared["examples"]}
     found = span.compare(attempt(prepared["root"], config, theirs), trained / "export")
     assert (found["gain"], found["low"], found["high"]) == (0, 0, 0) and compare.decided(found, 0.0)["better"] is False
+
+
+def test_the_lines_of_the_model_card_find_what_the_evaluation_finds(
+    prepared: dict[str, Path], trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from model.evaluate_span import answer
+    from pipelines import model_card
+
+    held = examples.read(prepared["examples"] / "benchmark.jsonl", "span")[:3]
+    durable.write_bytes(tmp_path / "q.jsonl", "".join(json.dumps(vars(one)) + "\n" for one in held).encode())
+    job = {
+        "export": str(trained / "export"),
+        "questions": str(tmp_path / "q.jsonl"),
+        "output": str(tmp_path / "a.jsonl"),
+    }
+    assert answer(job | {"threads": 2})["windowed"] == 0
+    found = [json.loads(line)["predicted"] for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    code = model_card._LOAD["question-answering"]
+    (line,) = (line for line in code.splitlines() if line.startswith("question, context"))
+    capsys.readouterr()
+    for one in held:
+        exec(
+            code.replace(line, f"question, context = {one.question!r}, {one.context!r}"),
+            {"DIR": str(trained / "export")},
+        )
+    assert capsys.readouterr().out.splitlines() == found
