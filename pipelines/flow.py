@@ -236,10 +236,7 @@ def _data(recipe: Recipe, files: Files) -> list[Step]:
     if recipe.task:
         labelled = {group: files(source) for group, source in recipe.task.sources.items()}
         steps.append(Step("prepare_task", prepare_task.STAGE, task_settings(recipe.task), {}, labelled))
-        evaluation = {
-            "test": Input("prepare_task", "test.jsonl"),
-            "validation": Input("prepare_task", "validation.jsonl"),
-        } | _benchmark(recipe)
+        evaluation = _examples("validation", *recipe.task.test_sets)
     if recipe.shard is None:
         return steps
     corpus = {"corpus": _all(recipe.shard.sources, files)}
@@ -255,12 +252,6 @@ def _data(recipe: Recipe, files: Files) -> list[Step]:
             {"train": Input("shard", "train.json"), "heldout": Input("shard", "heldout.json"), "tokenizer": _tokenizer_of(recipe)},
         ),
     ]  # fmt: skip
-
-
-def _benchmark(recipe: Recipe) -> dict[str, Input]:
-    """The second test set, where the recipe has one: nothing that is trained reads it but to be cleaned of it."""
-    assert recipe.task
-    return {"benchmark": Input("prepare_task", "benchmark.jsonl")} if recipe.task.benchmark_source else {}
 
 
 def _token_options(recipe: Recipe) -> dict[str, Any]:
@@ -307,7 +298,7 @@ def _task(recipe: Recipe) -> list[Step]:
     made, how = _weights(recipe)
     start = Input("pretrain", made) if recipe.pretrain else Input("import", "export/")
     base = {"base": start} if recipe.finetune.init == "base" else {}
-    examples = {name: Input("prepare_task", f"{name}.jsonl") for name in ("train", "validation", "test")}
+    examples = _examples("train", "validation", *recipe.task.test_sets)
     form = form_of(recipe)
     labels = {"labels": Input("prepare_task", "labels.json")} if form == "classification" else {}
     named = {} if form == "classification" else {"form": form}  # it was the only one: what was made stays made
@@ -319,11 +310,15 @@ def _task(recipe: Recipe) -> list[Step]:
         ),
         Step(
             "evaluate-task", evaluate.STAGE, _asked(recipe),
-            {"export": Input("finetune", made)} | labels | examples | _benchmark(recipe) | (base if form == "text" else {}),
+            {"export": Input("finetune", made)} | labels | examples | (base if form == "text" else {}),
         ),
         *(_released("task", recipe.register_as.task, _json(recipe.register_as)["task_gates"], "finetune") if recipe.release else []),
         *(_adapter(recipe) if recipe.register_as.adapter else []),
     ]  # fmt: skip
+
+
+def _examples(*names: str) -> dict[str, Input]:
+    return {name: Input("prepare_task", f"{name}.jsonl") for name in names}
 
 
 def _finetuning(config: FinetuneConfig) -> dict[str, Any]:

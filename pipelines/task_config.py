@@ -111,6 +111,11 @@ class TaskConfig(Config):
         return f"it takes {', '.join(name.replace('_files', '_source') for name in known) or 'none'}"
 
     @property
+    def test_sets(self) -> tuple[str, ...]:
+        """What it is measured on, and what is taken out of anything that is learned."""
+        return ("test", "benchmark") if self.benchmark_source else ("test",)
+
+    @property
     def sources(self) -> dict[str, Source]:
         """Its sources, by the name of the group that steps know them by."""
         given = {
