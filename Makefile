@@ -18,7 +18,7 @@ SHARED := $(if $(filter command line environment,$(origin WORK)),yes)
 
 # What people give goes to the shell as environment variables, byte for byte: quotes, spaces and dollars in it are theirs.
 GIVEN := RECIPE WORK SET UNTIL MODEL DEST PROMPT WHAT KILLS SEED OFFLINE NEWER_THAN WHY
-GIVEN += TASKS JOB FOLLOW RETRAIN AUTOSCALING KEEP_DAYS KEEP YES WEIGHTS EVERY
+GIVEN += TASKS DONE JOB FOLLOW RETRAIN AUTOSCALING KEEP_DAYS KEEP YES WEIGHTS EVERY
 GIVEN += SITE HOST HEAD TOKEN NAME REMOVE REGISTRY MLFLOW_DB MLFLOW_ARTIFACTS RAY_PORT DASHBOARD_PORT MLFLOW_PORT CPUS GPUS PREPARE SHARED
 $(foreach name,$(GIVEN),$(eval override $(name) := $$(value $(name))))
 export $(GIVEN)
@@ -29,7 +29,7 @@ JOBS = $${JOB:+-- "$$JOB"}
 OPTIONS = --recipe "$$RECIPE" --work "$$WORK" $(SETTINGS)
 
 # Every target is phony: one named like a folder (tests, model) would silently do nothing.
-.PHONY: help setup run plan dryrun status verify pull lineage generate evaluate inspect ui backup integrity test thorough chaos check format bench clean
+.PHONY: help setup run tasks labels plan dryrun status verify pull lineage generate evaluate inspect ui backup integrity test thorough chaos check format bench clean
 .PHONY: submit logs stop jobs up join down user gc schedule unschedule
 
 help: ## list the targets
@@ -47,6 +47,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 run: setup ## make everything the recipe asks for; does only what is not done
 	@$(PY) -m pipelines run $(OPTIONS) $${UNTIL:+--until "$$UNTIL"}
+
+tasks: setup ## the recipe of every task, and their table: TASKS="topics dialogue" (DONE=1: the table of what is done)
+	@$(PY) -m pipelines tasks --work "$$WORK" $(SETTINGS) $${TASKS:+--tasks "$$TASKS"} $${DONE:+--done}
+
+labels: setup ## accuracy by number of labels: pre-trained, from scratch, TF-IDF; table and picture (an hour)
+	@$(PY) -m pipelines run --recipe labels --work "$$WORK" $(SETTINGS)
 
 submit: setup ## the same on the cluster, as a job, and follow it (FOLLOW=no: start it and leave; RETRAIN=1: make retrain)
 	@$(PY) -m pipelines submit --site "$${SITE:-site}" $(OPTIONS) $${UNTIL:+--until "$$UNTIL"} $${RETRAIN:+--retrain} $(FOLLOWED)

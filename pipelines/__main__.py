@@ -25,6 +25,7 @@ from pipelines import (
     retrain_commands,
     run,
     site_commands,
+    tasks_commands,
     upkeep_commands,
 )
 from pipelines.config import ConfigError, check_together
@@ -48,6 +49,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=N
 app.command("pull")(pull_commands.pull)
 app.command("evaluate")(harness_commands.evaluate)
 app.command("lineage")(lineage_commands.lineage)
+app.command("tasks")(tasks_commands.tasks)
 
 
 @app.command("run")

@@ -10,10 +10,11 @@ from typing import Any, Literal
 
 from pydantic import Field, model_serializer, model_validator
 
-from model.config import Config, ModelShape, TrainConfig, accumulation_steps
-from model.tuning_config import Tuning
+from model.config import Config, ModelShape, accumulation_steps
 from pipelines import pretrain_config
 from pipelines.execution import Execution
+from pipelines.finetune_config import FinetuneConfig as FinetuneConfig
+from pipelines.labels_config import FewLabels
 from pipelines.pretrain_config import PretrainConfig as PretrainConfig
 from pipelines.pretrained import Pretrained
 from pipelines.release_config import Gate as Gate
@@ -69,59 +70,6 @@ class TokenizerConfig(Config):
         return self
 
 
-# Fields of fine-tuning that came later: a step's config has them only where they are set, see task_config.py.
-ADDED_TO_FINETUNE = ("length_pool", "class_weights", "long_texts", "window_stride")
-
-
-class FinetuneConfig(TrainConfig, Tuning):
-    """Fine-tuning on a task. `sequence_length` cuts longer examples, which is counted and reported."""
-
-    init: Literal["base", "random"] = Field(
-        "base", description="start from the pre-trained base model or from random weights"
-    )
-    dropout: float = Field(
-        0.1, ge=0, lt=1, description="dropout of embeddings, residual branches and head, a probability"
-    )
-    length_pool: int = Field(
-        16, ge=1, description="global batches among which examples are sorted by length: more leave less padding"
-    )
-    class_weights: Literal["none", "balanced"] = Field(
-        "none",
-        description="of a classification: what each class counts in the loss; balanced: all classes alike in sum",
-    )
-    long_texts: Literal["cut", "windows"] = Field(
-        "cut",
-        description="of a classification: texts longer than sequence_length lose their end, or are read in windows of that "
-        "length, whose probabilities are averaged; of questions about a text likewise, and the best window answers",
-    )
-    window_stride: int | None = Field(
-        None, ge=1, description="tokens between the beginnings of two windows; half of sequence_length if none"
-    )
-
-    @model_validator(mode="after")
-    def _windows_reach(self) -> FinetuneConfig:
-        if self.window_stride is not None and self.long_texts != "windows":
-            raise ValueError("window_stride is of windows: set long_texts=windows, or leave it out")
-        if self.window_stride is not None and self.window_stride > self.sequence_length:
-            raise ValueError(
-                f"window_stride={self.window_stride} passes over tokens: choose at most sequence_length={self.sequence_length}"
-            )
-        return self
-
-    @property
-    def stride(self) -> int:
-        """Tokens between the beginnings of two windows; 0 where texts are cut."""
-        return (self.window_stride or self.sequence_length // 2) if self.long_texts == "windows" else 0
-
-    @model_validator(mode="after")
-    def _something_learned_before(self) -> FinetuneConfig:
-        if self.tune != "all" and self.init == "random":
-            raise ValueError(
-                f"tune={self.tune} freezes weights that init=random never trained; set tune=all or init=base"
-            )
-        return self
-
-
 class EvaluateConfig(Config):
     """What is measured on held-out data, beside the baselines."""
 
@@ -145,6 +93,9 @@ class Recipe(Config):
     )
     task: TaskConfig | None = Field(None, description="the labelled task; none: only a base model is made")
     finetune: FinetuneConfig | None = Field(None, description="how the task is learned; given exactly when task is")
+    few_labels: FewLabels | None = Field(
+        None, description="measure how many labels the task needs, and register nothing; none: make the models"
+    )
     evaluate: EvaluateConfig = EvaluateConfig()
     register_as: RegisterConfig = RegisterConfig()
     retrain: RetrainConfig = RetrainConfig()
@@ -152,7 +103,7 @@ class Recipe(Config):
     @model_serializer(mode="wrap")
     def _as_it_was(self, dump: Any) -> dict[str, Any]:
         """What came later is left out at its default: a recipe that says nothing of it is what it was."""
-        usual = {"pretrained": None, "release": True}
+        usual = {"pretrained": None, "release": True, "few_labels": None}
         return {name: value for name, value in dump(self).items() if name not in usual or value != usual[name]}
 
     @model_validator(mode="after")
@@ -168,6 +119,10 @@ class Recipe(Config):
             raise ValueError(f"{' and '.join(own)} come with `pretrained`; leave them out, or leave `pretrained` out")
         if self.pretrain is None and self.task is None:
             raise ValueError("nothing is to be made of `pretrained`; give shard and pretrain, or task and finetune")
+        if self.few_labels is not None and (self.task is None or not self.release):
+            raise ValueError(
+                "few_labels needs a task, finetune and release: it fine-tunes and measures what is exported"
+            )
         return self
 
     @model_validator(mode="after")

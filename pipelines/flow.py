@@ -1,4 +1,4 @@
-"""The whole line, in order: a recipe in, steps out. The only file that knows the graph.
+"""The whole line, in order: a recipe in, steps out. What retraining makes of it: challenge.py.
 
 The one idea: each step names its stage, its part of the recipe, and exactly those outputs of earlier steps that it
 reads. What it does not read cannot make it stale.
@@ -6,19 +6,17 @@ reads. What it does not read cannot make it stale.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from model.tuning_config import Tuning
-from pipelines.champions import Champion
-from pipelines.config import ADDED_TO_FINETUNE, ConfigError, FinetuneConfig, Recipe, Source, TaskConfig, TokenizerConfig
+from pipelines import labels_flow
+from pipelines.config import FinetuneConfig, Recipe, Source, TaskConfig, TokenizerConfig
 from pipelines.engine.step import Input, Step
+from pipelines.finetune_config import ADDED_TO_FINETUNE
 from pipelines.pretrained import Pretrained
 from pipelines.stages import (
-    champion,
-    compare,
     evaluate,
     evaluate_masked,
     finetune,
@@ -42,124 +40,14 @@ def build(recipe: Recipe, files: Files) -> list[Step]:
 
     `files` resolves a source to its files, each with its digest and how it is read.
     """
+    if recipe.few_labels:
+        return labels_flow.build(recipe, lambda one: build(one, files))
     steps = [*_imported(recipe, files), *_data(recipe, files)]
     if recipe.pretrain:
         steps += _base(recipe)
     if recipe.task and recipe.finetune:
         steps += _task(recipe)
     return steps
-
-
-def retraining(recipe: Recipe, champions: Mapping[str, Champion], files: Files) -> list[Step]:
-    """The steps that challenge the champions ("base", "task"): those of `build`, begun from a champion, released by comparison.
-
-    The recipe is that of `challenging`: its tokenizer is pinned to the champion's.
-    """
-    begun = _begun_from(recipe)
-    if "finetune" not in begun and recipe.pretrain and recipe.pretrain.objective != "causal_lm":
-        raise ConfigError(
-            f"retrain.start={recipe.retrain.start!r} compares base models by bits per byte, which one of pretrain.objective="
-            f"{recipe.pretrain.objective!r} has none of; with a task set retrain.start=base or champion, else make run again"
-        )
-    # An adapter stands on a registered base, and a challenger's may be the task's own champion: it is merged only.
-    steps = [step for step in build(recipe, files) if not step.name.endswith("-adapter")]
-    if recipe.task and begun.get("finetune"):  # nothing is pre-trained, so no document is read
-        steps = [step for step in steps if step.name not in _PRETRAINED]
-    changed = [part for step in steps for part in _challenged(step, recipe, champions, begun)]
-    needed = {source.step for step in changed for source in step.inputs.values()}
-    pinned = next(file["sha256"] for step in steps for file in step.sources.get("pinned", []))
-    found = [
-        _champion(kind, one, kind in begun.values(), one.tokenizer == pinned)
-        for kind, one in champions.items()
-        if f"champion-{kind}" in needed
-    ]
-    return [*found, *changed]
-
-
-def challenging(recipe: Recipe, champions: Mapping[str, Champion]) -> Recipe:
-    """The recipe of a challenger: the champion's tokenizer, and as many steps as `retrain` says where training is begun from one."""
-    how = recipe.retrain
-    one = champions.get(needs(recipe) or "base") or champions["task"]
-    assert recipe.tokenizer and recipe.pretrain  # one that begins with somebody else's model is not retrained
-    tokenizer = recipe.tokenizer.model_copy(update={"sources": (), "pinned": str(one.folder), "digest": one.tokenizer})
-    if how.start == "scratch":
-        return recipe.model_copy(update={"tokenizer": tokenizer})
-    pretrain = _shorter(recipe.pretrain, how.pretrain_steps, how.learning_rate_factor)
-    finetune = recipe.finetune and _shorter(recipe.finetune, how.finetune_steps, how.learning_rate_factor)
-    if finetune and how.start in ("base", "champion"):
-        finetune = finetune.model_copy(update={"init": "base"})
-    return recipe.model_copy(update={"tokenizer": tokenizer, "pretrain": pretrain, "finetune": finetune})
-
-
-def needs(recipe: Recipe) -> str | None:
-    """Which champion training starts from: "base" or "task"; None from scratch."""
-    return next(iter(_begun_from(recipe).values()), None)
-
-
-_PRETRAINED = ("shard", "tokenize", "pretrain", "evaluate-base", "register-base", "pull-base")
-
-
-def _begun_from(recipe: Recipe) -> dict[str, str]:
-    """The step that begins from a champion, and from whose."""
-    match recipe.retrain.start:
-        case "scratch":
-            return {}
-        case "base" if recipe.task:
-            return {"finetune": "base"}
-        case "champion" if recipe.task:
-            return {"finetune": "task"}
-    return {"pretrain": "base"}
-
-
-def _shorter(config: Any, steps: int | None, factor: float) -> Any:
-    chosen = {"max_steps": steps, "warmup_steps": min(config.warmup_steps, steps)} if steps else {}
-    rates = {name: getattr(config, name) * factor for name in ("learning_rate", "min_learning_rate")}
-    return config.model_copy(update=chosen | rates)
-
-
-def _challenged(
-    step: Step, recipe: Recipe, champions: Mapping[str, Champion], begun: Mapping[str, str]
-) -> Iterator[Step]:
-    """A step of `build` as a challenger has it; a registration comes after its comparison."""
-    if step.name in begun:
-        yield replace(step, inputs={**step.inputs, "base": Input(f"champion-{begun[step.name]}", "export/")})
-        return
-    kind = step.name.removeprefix("register-")
-    if step.name == kind or kind not in champions:
-        yield step
-        return
-    config = {"minimum_gain": recipe.retrain.minimum_gain}
-    theirs = {"champion": Input(f"champion-{kind}", "export/")}
-    if kind == "task":
-        examples = {
-            "predictions": Input("evaluate-task", "predictions.jsonl"),
-            "test": Input("prepare_task", "test.jsonl"),
-        }
-        if form_of(recipe) == "classification":  # the champion's labels need not be this challenger's
-            examples["labels"] = Input("prepare_task", "labels.json")
-        yield Step("compare-task", compare.STAGE, _asked(recipe) | config, theirs | examples)
-    else:
-        documents = {
-            f"{what}_heldout": Input(made, "heldout.json") for what, made in (("text", "shard"), ("tokens", "tokenize"))
-        }
-        yield Step(
-            "compare-base",
-            compare.STAGE,
-            {"kind": "language_model"} | config,
-            theirs | {"export": Input("pretrain", "export/")} | documents,
-        )
-    yield replace(step, inputs={**step.inputs, "comparison": Input(f"compare-{kind}", "comparison.json")})
-
-
-def _champion(kind: str, one: Champion, started_from: bool, pinned: bool) -> Step:
-    """A champion as a step. What its weights were made from is listed if training starts from them, else its tokenizer's text."""
-    package = [{"path": str(one.folder), "sha256": one.digest, "label": one.name, "size": 0}]
-    groups = [group for group in one.sources if started_from or (pinned and group == "text")]
-    known = {
-        group: [{"path": "", "sha256": sha256, "label": "champion", "size": 0} for sha256 in one.sources[group]]
-        for group in groups
-    }
-    return Step(f"champion-{kind}", champion.STAGE, {}, {}, {"package": package} | known)
 
 
 def form_of(recipe: Recipe) -> str:
@@ -220,7 +108,7 @@ def _finetune_settings(config: FinetuneConfig) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in defaults or value != defaults[name]}
 
 
-def _asked(recipe: Recipe) -> dict[str, Any]:
+def asked(recipe: Recipe) -> dict[str, Any]:
     """How the task's model is asked: in its form, and where it learned from windows in such windows."""
     assert recipe.finetune
     windows = (
@@ -309,7 +197,7 @@ def _task(recipe: Recipe) -> list[Step]:
             | ({"validation": examples["validation"]} if recipe.finetune.early_stopping else {}),
         ),
         Step(
-            "evaluate-task", evaluate.STAGE, _asked(recipe),
+            "evaluate-task", evaluate.STAGE, asked(recipe),
             {"export": Input("finetune", made)} | labels | examples | (base if form == "text" else {}),
         ),
         *(_released("task", recipe.register_as.task, _json(recipe.register_as)["task_gates"], "finetune") if recipe.release else []),

@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from model import durable
-from pipelines import champions, flow, slots
+from pipelines import challenge, champions, flow, slots
 from pipelines.champions import Champion
 from pipelines.config import ConfigError, Recipe, Source
 from pipelines.engine import sealed
@@ -85,7 +85,7 @@ def look(recipe: Recipe, execution: Execution, number: int) -> Frozen:
     }
     if kind not in found:
         found = {}  # nothing to challenge: the recipe is made as `run` makes it
-    needed = flow.needs(recipe)
+    needed = challenge.needs(recipe)
     if found and needed and needed not in found:
         raise ConfigError(
             f"retrain.start={recipe.retrain.start} starts from {names(recipe)[needed]}@champion, and there is none in "
@@ -103,7 +103,7 @@ def look(recipe: Recipe, execution: Execution, number: int) -> Frozen:
 
 def pin(seen: Frozen) -> Frozen:
     """With the challenger's recipe; its champions are pulled now."""
-    return replace(seen, recipe=flow.challenging(seen.recipe, seen.champions)) if seen.champion else seen
+    return replace(seen, recipe=challenge.challenging(seen.recipe, seen.champions)) if seen.champion else seen
 
 
 def steps(kept: Frozen) -> list[Step]:
@@ -112,7 +112,7 @@ def steps(kept: Frozen) -> list[Step]:
     def files(source: Source | Pretrained) -> list[dict[str, Any]]:
         return kept.files[_key(source)]
 
-    return flow.retraining(kept.recipe, kept.champions, files) if kept.champion else flow.build(kept.recipe, files)
+    return challenge.retraining(kept.recipe, kept.champions, files) if kept.champion else flow.build(kept.recipe, files)
 
 
 def described(kept: Frozen) -> dict[str, Any]:

@@ -250,9 +250,13 @@ def _lines(name: str, out: Console) -> Any:
     def report(done: float, total: float, unit: str, **figures: float | str) -> None:
         if time.monotonic() - last[0] > _EVERY:
             last[0] = time.monotonic()
-            speed = max(done, 1e-9) / (last[0] - begun)
-            told = f"{done:.0f}/{total:.0f} {unit}, {speed:,.1f} {unit}/s, {(total - done) / speed:.0f} s to go"
-            out.print(f"  {name}: {told}, {_figures(figures)}", markup=False)
+            told = [f"{done:.0f}/{total:.0f} {unit}"]
+            if done:
+                speed = done / (last[0] - begun)
+                told += [f"{speed:,.1f} {unit}/s", f"{(total - done) / speed:.0f} s to go"]
+            if figures:
+                told += [_figures(figures)]
+            out.print(f"  {name}: {', '.join(told)}", markup=False)
 
     return report
 

@@ -28,9 +28,10 @@ from pipelines.config import (
     TaskConfig,
     TokenizerConfig,
 )
+from pipelines.labels_config import FewLabels, Start
 from pipelines.settings import explain, validated
+from pipelines.task_recipes import REVIEWS
 
-REVIEWS = Source(sample="rotten_tomatoes", format="csv.bz2", label="rotten_tomatoes")
 FILMS = Source(sample="film_text", label="film_text")
 CONVERSATIONS = Source(sample="conversations", label="conversations")
 
@@ -85,6 +86,19 @@ def tiny() -> Recipe:
             base_gates=(Gate(metric="bits_per_byte", maximum=8.0),), task_gates=(Gate(metric="accuracy", minimum=0.3),)
         ),
     )
+
+
+def labels() -> Recipe:
+    """How many labels the default recipe's task needs: from its own base model, from nothing, and from MiniLM."""
+    made = default()
+    minilm = task_recipes.sentiment_minilm()
+    assert made.finetune
+    curves = (
+        Start(name="pretrained"),
+        Start(name="scratch", finetune=made.finetune.model_copy(update={"init": "random"})),
+        Start(name="minilm", pretrained=minilm.pretrained, finetune=minilm.finetune),
+    )
+    return made.model_copy(update={"name": "labels", "few_labels": FewLabels(starts=curves)})
 
 
 def gpt2_124m() -> Recipe:
@@ -162,8 +176,20 @@ def bert_tiny() -> Recipe:
 
 NAMED: dict[str, Callable[[], Recipe]] = {
     recipe.__name__: recipe
-    for recipe in (default, tiny, gpt2_124m, bert, bert_tiny, *task_recipes.CLASSIFICATION, *task_recipes.ANSWERING)
+    for recipe in (
+        default,
+        tiny,
+        labels,
+        gpt2_124m,
+        bert,
+        bert_tiny,
+        *task_recipes.CLASSIFICATION,
+        *task_recipes.ANSWERING,
+    )
 }
+
+# What `make tasks` runs, in this order.
+TASKS = ("default", *(recipe.__name__ for recipe in (*task_recipes.CLASSIFICATION, *task_recipes.ANSWERING)))
 
 
 def load(name: str) -> Recipe:

@@ -62,6 +62,8 @@ def figure(record: Record) -> str:
     """The one figure of a step that says most."""
     m = record.metrics
     match record.stage:
+        case "few_examples":
+            return f"{m['train_examples']:,} labels"
         case "prepare_task":
             return f"{m['train_examples']:,} to train, {m['test_examples']:,} to test"
         case "shard":
@@ -90,6 +92,8 @@ def figure(record: Record) -> str:
             return f"{m['family']}, {m['parameters'] / 1e6:.1f} M parameters, vocabulary of {m['vocab_size']:,}"
         case "champion":
             return f"{m['name']}, package {m['digest'][:12]}"
+        case "labels":
+            return f"{len(record.inputs) - 1} evaluations"
         case "compare":
             return f"gain {m['gain']:+.4f} ({m['low']:+.4f} to {m['high']:+.4f})"
     return ""
@@ -97,6 +101,8 @@ def figure(record: Record) -> str:
 
 def results(planned: Mapping[str, Planned], given: Given) -> Iterator[str]:
     """What came out: versions, held-out metrics beside the baselines, folders, continuations, next commands."""
+    if "labels" in planned:
+        yield from _few_labels(planned["labels"])
     released = [kind for kind in ("task", "base") if f"pull-{kind}" in planned]
     for kind in released:
         yield from _released(kind, planned)
@@ -126,6 +132,15 @@ def _next(planned: Mapping[str, Planned], kind: str, given: Given) -> dict[str, 
         generate = ("generate", f"MODEL={base['name']}@{base['alias']}", 'PROMPT="To be"')
         commands[given.make_elsewhere(*generate)] = "the base model continues a text"
     return commands | {given.again(): "again: does only what changed"}
+
+
+def _few_labels(planned: Planned) -> Iterator[str]:
+    """The table of accuracy over labels, and where it and its picture are."""
+    assert planned.folder is not None
+    outputs = planned.folder / "outputs"
+    yield "\naccuracy by number of labels, mean over the draws (lowest to highest):\n"
+    yield from (outputs / "labels.md").read_text().splitlines()
+    yield f"\ntable and picture: {outputs / 'labels.md'}, {outputs / 'labels.svg'}"
 
 
 def _is_masked(planned: Mapping[str, Planned]) -> bool:

@@ -20,6 +20,8 @@ from pipelines.config import (
 )
 from pipelines.pretrained import Pretrained
 
+REVIEWS = Source(sample="rotten_tomatoes", format="csv.bz2", label="rotten_tomatoes")
+
 _BETTER_THAN_MAJORITY = Gate(metric="accuracy", baseline="majority_accuracy", minimum=0.1)
 _BETTER_THAN_UNIGRAMS = Gate(metric="bits_per_byte", baseline="unigram_bits_per_byte", maximum=0.0)
 
@@ -98,7 +100,23 @@ def sections() -> Recipe:
     )
 
 
-CLASSIFICATION = (sentiment_chinese, topics, sections)
+def sentiment_minilm() -> Recipe:
+    """Sentiment of film reviews, from MiniLM: 22.7 M parameters that somebody else trained on English."""
+    return Recipe(
+        name="sentiment_minilm",
+        pretrained=Pretrained(sample="minilm"),
+        task=TaskConfig(source=REVIEWS, test_fraction=0.15),
+        finetune=FinetuneConfig(
+            max_steps=600, global_batch_size=32, sequence_length=64, learning_rate=1e-4, min_learning_rate=1e-5,
+            warmup_steps=60, weight_decay=0.01, length_pool=64,
+        ),
+        register_as=RegisterConfig(
+            task="sentiment-minilm", task_gates=(Gate(metric="accuracy", baseline="tfidf_accuracy", minimum=0.0),)
+        ),
+    )  # fmt: skip
+
+
+CLASSIFICATION = (sentiment_chinese, topics, sections, sentiment_minilm)
 
 
 def _answering(
@@ -223,8 +241,25 @@ def generation() -> Recipe:
     )  # fmt: skip
 
 
+def finetune_smollm2() -> Recipe:
+    """SmolLM2, which answers in English, learns to chat from 300 conversations through low-rank adapters."""
+    return Recipe(
+        name="finetune_smollm2",
+        pretrained=Pretrained(sample="smollm2"),
+        task=TaskConfig(
+            name="dialogue", source=Source(sample="chitchat", label="chitchat"), validation_fraction=0.03,
+            test_fraction=0.03, max_examples=300,
+        ),
+        finetune=FinetuneConfig(
+            max_steps=60, global_batch_size=8, sequence_length=128, learning_rate=2e-4, min_learning_rate=2e-5,
+            warmup_steps=6, dropout=0.0, tune="lora",
+        ),
+        register_as=RegisterConfig(task="smollm2-chitchat", task_gates=_fewer("perplexity", "unigram", "trigram")),
+    )  # fmt: skip
+
+
 def cloze() -> Recipe:
-    """Answers found in a text, learned from questions that are made of an encyclopedia and of films' plots; measured on
+    """Answers found in a text, learned from questions that are made of an encyclopedia; measured on
     held-out ones and on SQuAD, of which nothing is learned. It begins with a BERT that others trained."""
     return Recipe(
         name="cloze",
@@ -247,4 +282,4 @@ def cloze() -> Recipe:
     )  # fmt: skip
 
 
-ANSWERING = (translation, translation_french, questions, dialogue, generation, cloze)
+ANSWERING = (finetune_smollm2, translation, translation_french, questions, dialogue, generation, cloze)

@@ -21,6 +21,10 @@ from pipelines.tasks import examples as example_files
 
 PIPELINE = "text-classification"
 CHAT = False  # whether the export's tokenizer has a chat template
+METRICS = {
+    "accuracy": ("majority", "tfidf"),
+    "macro_f1": ("majority", "tfidf"),
+}  # of the table: whose, beside which baselines
 SUMMARY = "A text classifier, fine-tuned from a pre-trained GPT on the labelled examples below by gptline."
 LIMITS = (
     "It was measured on sentences like those it was trained on; on other text it is a guess.",

@@ -10,6 +10,7 @@ module, which has
                                                  a line for each test example, and report.json
     compare(attempt, champion)                   the same figure of challenger and champion, paired
     figure(metrics), told(metrics)               what a run says of the evaluation: one figure; a few lines
+    METRICS                                      which metrics a table shows, each beside which baselines; a task may have its own
     PIPELINE, CHAT, SUMMARY, LIMITS              of the model card: the task's name in `transformers`, and what it says
 """
 

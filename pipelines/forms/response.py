@@ -21,6 +21,7 @@ from pipelines.tasks.examples import Response
 
 PIPELINE = "text-generation"
 CHAT = True  # whether the export's tokenizer has a chat template
+METRICS = {"f1": ("copy", "frequent", "retrieval"), "perplexity": ("unigram", "trigram")}  # of the table
 SUMMARY = "A causal language model, fine-tuned by gptline to answer prompts like those of the examples below."
 LIMITS = (
     "It answers prompts like those it was trained on; whatever else it is asked, it answers in the same way.",

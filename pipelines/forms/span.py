@@ -31,6 +31,7 @@ LIMITS = (
     "It always answers, with words of the text, also where the answer is not in it.",
     "It was measured on questions like those it was trained on, and where a benchmark is named on that; on others it is a guess.",
 )
+METRICS = {"exact_match": span_metrics.BASELINES, "f1": span_metrics.BASELINES}  # of the table
 _ON = f"_{example_files.BENCHMARK}"  # after the name of a figure on the benchmark
 
 
@@ -118,10 +119,10 @@ def _stride(settings: Mapping[str, Any]) -> int:
 def evaluate(attempt: Attempt) -> dict[str, Any]:
     """Exact match and F1 on the test questions, and on the benchmark's if there is one, beside the baselines'."""
     train = read(attempt, "train")
-    figures, reports = _measured(attempt, "test", train)
+    figures, reports = _measured(attempt, "test", train, "")
     if example_files.BENCHMARK in attempt.inputs:
-        more, reports[example_files.BENCHMARK] = _measured(attempt, example_files.BENCHMARK, train)
-        figures |= {f"{name}{_ON}": value for name, value in more.items()}
+        more, reports[example_files.BENCHMARK] = _measured(attempt, example_files.BENCHMARK, train, _ON)
+        figures |= more
     durable.write_json(attempt.outputs / "report.json", reports)
     return figures
 
@@ -131,8 +132,8 @@ def read(attempt: Attempt, name: str) -> list[Span]:
     return example_files.read(attempt.inputs[name].path(f"{name}.jsonl"), "span")
 
 
-def _measured(attempt: Attempt, name: str, train: Sequence[Span]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The figures of one set of questions, and the whole report. What was found is left in predictions.jsonl (of the benchmark:
+def _measured(attempt: Attempt, name: str, train: Sequence[Span], suffix: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The figures of one set of questions, their names with `suffix`, and the whole report. What was found is left in predictions.jsonl (of the benchmark:
     benchmark_predictions.jsonl)."""
     asked = read(attempt, name)
     output = attempt.outputs / ("predictions.jsonl" if name == "test" else f"{name}_predictions.jsonl")
@@ -140,11 +141,13 @@ def _measured(attempt: Attempt, name: str, train: Sequence[Span]) -> tuple[dict[
     texts, simple = [text for _, text in predicted(output)], span_metrics.baselines(train, asked)
     own = span_metrics.report(texts, asked)
     reports = {"model": own} | {title: span_metrics.report(said, asked) for title, said in simple.items()}
-    figures = {metric: own[metric] for metric in span_metrics.MEASURED}
+    figures: dict[str, Any] = {f"{count}{suffix}": counts[count] for count in ("examples", "windowed")}
     for metric in span_metrics.MEASURED:
-        figures[f"{metric}_low"], figures[f"{metric}_high"] = own[f"{metric}_interval_by_group"]
-    figures |= {f"{title}_{metric}": reports[title][metric] for title in simple for metric in span_metrics.MEASURED}
-    return figures | {name: counts[name] for name in ("examples", "windowed")}, reports | {
+        low, high = own[f"{metric}_interval_by_group"]
+        title = metric + suffix
+        figures |= {title: own[metric], f"{title}_low": low, f"{title}_high": high}
+        figures |= {f"{one}_{title}": reports[one][metric] for one in simple}
+    return figures, reports | {
         "against": span_metrics.against(texts, simple, asked),
         "by_question_word": span_metrics.by_question_word(texts, asked),
     }
@@ -196,9 +199,9 @@ def told(metrics: Mapping[str, Any]) -> Iterator[str]:
 
 def _told(m: Mapping[str, Any], suffix: str, where: str) -> Iterator[str]:
     yield (
-        f"{where}: exact match {m[f'exact_match{suffix}']:.1%} ({m[f'exact_match_low{suffix}']:.1%} to "
-        f"{m[f'exact_match_high{suffix}']:.1%}), F1 {m[f'f1{suffix}']:.3f} ({m[f'f1_low{suffix}']:.3f} to "
-        f"{m[f'f1_high{suffix}']:.3f}) on {m[f'examples{suffix}']:,} questions"
+        f"{where}: exact match {m[f'exact_match{suffix}']:.1%} ({m[f'exact_match{suffix}_low']:.1%} to "
+        f"{m[f'exact_match{suffix}_high']:.1%}), F1 {m[f'f1{suffix}']:.3f} ({m[f'f1{suffix}_low']:.3f} to "
+        f"{m[f'f1{suffix}_high']:.3f}) on {m[f'examples{suffix}']:,} questions"
     )
     for name, title in (("frequent", "most frequent answer"), ("overlap", "best-overlap sentence")):
         yield f"  {title}: exact match {m[f'{name}_exact_match{suffix}']:.1%}, F1 {m[f'{name}_f1{suffix}']:.3f}"

@@ -19,8 +19,13 @@ TFIDF = "TF-IDF + logistic regression"
 
 def run(attempt: Attempt) -> dict[str, Any]:
     """Write labels.json, labels.md and labels.svg from the evaluations of all points; returns the means by curve."""
+    every = len(attempt.inputs["train"].path("train.jsonl").read_bytes().splitlines())
     points = [
-        dict(point, metrics=durable.read_json(attempt.inputs[point["evaluation"]].path("metrics.json")))
+        {
+            "curve": point["curve"],
+            "labels": point["labels"] or every,
+            "metrics": durable.read_json(attempt.inputs[point["evaluation"]].path("metrics.json")),
+        }
         for point in attempt.config["points"]
     ]
     curves = summarised(points)

@@ -21,6 +21,7 @@ from pathlib import Path
 from pipelines.contamination import words
 from pipelines.sentences import split
 from pipelines.sources import known_format
+from pipelines.tasks import span_metrics
 from pipelines.tasks.cloze_questions import Answer, answers, asked
 from pipelines.tasks.examples import SPLITS, Prepared, Span, divided, identifier, summary, without_repeats
 from pipelines.tasks.spans import benchmark, words_of
@@ -28,6 +29,9 @@ from pipelines.tasks.spans import questions as read_questions
 from pipelines.tasks.user_data import records
 
 FORM = "span"
+METRICS = dict.fromkeys(
+    ("exact_match", "f1", "exact_match_benchmark", "f1_benchmark"), span_metrics.BASELINES
+)  # of the table
 LANGUAGE = "en"
 _SHARED = 8  # words in a row
 _FEWEST_WORDS = 40  # of a passage

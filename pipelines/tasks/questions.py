@@ -25,6 +25,7 @@ from pipelines.tasks.examples import (
 from pipelines.tasks.user_data import records
 
 FORM = "response"
+METRICS = {"exact_match": ("frequent", "retrieval"), "f1": ("frequent", "retrieval")}
 
 
 def prepare(files: Sequence[Path], validation: float, test: float) -> Prepared:

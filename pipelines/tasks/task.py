@@ -5,7 +5,8 @@ The one idea: the module is the declaration. `FORM` is one of pipelines/forms, a
     prepare(files, validation, test, **options) -> Prepared
 
 are the settings that a recipe may give it, so that a setting that a task does not know is refused when the recipe is read.
-`LANGUAGE`, where a module has it, is what the model card says.
+`LANGUAGE`, where a module has it, is what the model card says; `METRICS` are those of the table of tasks and the baselines
+beside each, where they are not its form's.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ from pipelines.tasks.examples import (
 from pipelines.tasks.user_data import records
 
 FORM = "response"
+METRICS = {"bleu": ("copy", "dictionary", "retrieval"), "chrf": ("copy", "dictionary", "retrieval")}
 
 
 def prepare(

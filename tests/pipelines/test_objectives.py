@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from model.config import ObjectiveConfig
-from pipelines import flow, recipes
+from pipelines import challenge, flow, recipes
 from pipelines.config import ConfigError, Recipe, Source, TokenizerConfig
 from pipelines.engine.fingerprint import digest
 from pipelines.pretrain_config import PretrainConfig
@@ -86,4 +86,4 @@ def test_tokenize_and_evaluate_are_told_what_the_objective_needs() -> None:
 
 def test_a_bidirectional_base_model_is_not_retrained() -> None:
     with pytest.raises(ConfigError, match="compares base models by bits per byte"):
-        flow.retraining(recipes.load("bert_tiny"), {}, lambda source: [])
+        challenge.retraining(recipes.load("bert_tiny"), {}, lambda source: [])

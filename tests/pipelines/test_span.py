@@ -298,7 +298,7 @@ def test_what_learned_to_find_answers_beats_the_baselines_on_both_sets(
     metrics = evaluate.run(made)
     for suffix in ("", "_benchmark"):
         assert metrics[f"f1{suffix}"] > metrics[f"overlap_f1{suffix}"] and metrics[f"windowed{suffix}"] > 0
-        assert metrics[f"f1_low{suffix}"] <= metrics[f"f1{suffix}"] <= metrics[f"f1_high{suffix}"]
+        assert metrics[f"f1{suffix}_low"] <= metrics[f"f1{suffix}"] <= metrics[f"f1{suffix}_high"]
     assert metrics["examples_benchmark"] == 72
     said = list(span.told(metrics))
     assert len(said) == 6 and "never trained on" in said[3]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipelines import flow, package, recipes
+from pipelines import challenge, flow, package, recipes
 from pipelines.champions import Champion
 from pipelines.config import RetrainConfig, Source
 from pipelines.engine.step import Step
@@ -37,7 +37,7 @@ def graph(champions: dict[str, Champion], task: bool = True, **how: Any) -> dict
         update={"retrain": RetrainConfig(**how)} | ({} if task else {"task": None, "finetune": None})
     )
     there = champions if task else {"base": champions["base"]}
-    steps = flow.retraining(flow.challenging(recipe, there), there, _files)
+    steps = challenge.retraining(challenge.challenging(recipe, there), there, _files)
     before: set[str] = set()
     for step in steps:
         assert {source.step for source in step.inputs.values()} <= before, f"{step.name} reads what comes later"

@@ -1,0 +1,70 @@
+"""The table of the tasks: read from records, with what was not beaten marked, and no row that no run wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from pipelines import recipes, task_table
+from pipelines.__main__ import app
+from pipelines.config import ConfigError
+from pipelines.forms import form
+from pipelines.tasks import task
+
+ACCURACY: dict[str, Any] = {
+    "accuracy": 0.75, "accuracy_low": 0.7, "accuracy_high": 0.8, "macro_f1": 0.7, "examples": 1234,
+    "majority_accuracy": 0.5, "tfidf_accuracy": 0.76, "majority_macro_f1": 0.3, "tfidf_macro_f1": 0.6,
+}  # fmt: skip
+
+
+def _done(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Steps as a run leaves them, as far as the table reads them."""
+    return {
+        name: SimpleNamespace(record=SimpleNamespace(metrics=found, seconds=60.0))
+        for name, found in (("finetune", {}), ("evaluate-task", metrics))
+    }
+
+
+def test_a_row_has_ours_the_interval_the_baselines_the_examples_and_the_time() -> None:
+    accuracy, f1 = task_table.rows("default", "sentiment", _done(ACCURACY))
+    assert accuracy.beaten == ["majority"]
+    assert f1.beaten == ["majority", "tfidf"]
+    assert list(task_table.markdown([accuracy, f1]))[2:] == [
+        "| `default` | accuracy | 75.0% (70.0% to 80.0%) | majority 50.0%, **TF-IDF 76.0%** | 1,234 | 2.0 |",
+        "| `default` | macro-F1 | 0.700 | majority 0.300, TF-IDF 0.600 | 1,234 | 2.0 |",
+    ]
+
+
+def test_of_perplexity_less_is_better() -> None:
+    metrics = {"perplexity": 10.0, "unigram_perplexity": 20.0, "trigram_perplexity": 9.0, "examples": 5}
+    (row,) = task_table.rows("dialogue", "dialogue", _done(metrics))
+    assert row.beaten == ["unigram"]
+
+
+@pytest.mark.parametrize("name", recipes.TASKS)
+def test_every_task_of_the_table_says_its_metrics_and_baselines(name: str) -> None:
+    made = recipes.load(name)
+    assert made.task
+    chosen = getattr(task.of(made.task.name), "METRICS", None) or form.of(task.form_of(made.task.name)).METRICS
+    assert chosen
+    assert all(baselines for baselines in chosen.values())
+
+
+def test_without_runs_the_table_is_empty_and_says_what_is_not_done(tmp_path: Path) -> None:
+    settings = f"execution.registry={tmp_path / 'registry'} execution.cache={Path('.cache').resolve()}"
+    given = ["tasks", "--done", "--tasks", "default topics", "--work", str(tmp_path / "work"), "--set", settings]
+    said = CliRunner().invoke(app, given)
+    assert said.exit_code == 0, said.output
+    assert "not done: default, topics" in said.output
+    assert "`default`" not in said.output
+    assert not (tmp_path / "work" / "steps").exists()
+
+
+def test_a_recipe_without_a_task_is_refused_with_those_that_have_one() -> None:
+    said = CliRunner().invoke(app, ["tasks", "--tasks", "bert"])
+    assert isinstance(said.exception, ConfigError)
+    assert "recipe bert has no task; choose of default, " in str(said.exception)
