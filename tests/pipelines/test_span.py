@@ -193,7 +193,7 @@ def test_a_benchmark_is_measured_and_cleaned_of_and_changes_no_other_step() -> N
         override(plain, {"task": '{"name":"spans","source":{"path":"a.json"}}'})
 
 
-SETTINGS = {"sequence_length": 48, "long_texts": "windows", "window_stride": 12}
+SETTINGS = {"sequence_length": 32, "long_texts": "windows", "window_stride": 8}
 
 
 @pytest.fixture(scope="module")
@@ -269,7 +269,7 @@ def trained(prepared: dict[str, Path]) -> Path:
     recipe = {
         "max_steps": 150,
         "global_batch_size": 32,
-        "sequence_length": 48,
+        "sequence_length": 32,
         "learning_rate": 5e-3,
         "warmup_steps": 10,
     }
@@ -293,7 +293,7 @@ def test_what_learned_to_find_answers_beats_the_baselines_on_both_sets(
     prepared: dict[str, Path], trained: Path, local_ray: None
 ) -> None:
     inputs = {"export": trained} | dict.fromkeys((*SPLITS, "benchmark"), prepared["examples"])
-    config = {"kind": "span", "window": 48, "stride": 12}
+    config = {"kind": "span", "window": 32, "stride": 8}
     made = attempt(prepared["root"], config, inputs)
     metrics = evaluate.run(made)
     for suffix in ("", "_benchmark"):
@@ -327,6 +327,7 @@ def test_the_lines_of_the_model_card_find_what_the_evaluation_finds(
     assert answer(job | {"threads": 2})["windowed"] == 0
     found = [json.loads(line)["predicted"] for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     code = model_card._LOAD["question-answering"]
+    assert code in (Path(__file__).parents[2] / "docs" / "answers.md").read_text()
     (line,) = (line for line in code.splitlines() if line.startswith("question, context"))
     capsys.readouterr()
     for one in held:

@@ -28,8 +28,8 @@ def reader():
         pretrained=Pretrained(path="{folder}/theirs"),
         task=TaskConfig(name="spans", source=Source(path="{folder}/mine.json"), benchmark_source=Source(path="{folder}/held.json")),
         finetune=FinetuneConfig(
-            max_steps=60, global_batch_size=16, sequence_length=48, learning_rate=3e-3, warmup_steps=5,
-            long_texts="windows", window_stride=12,
+            max_steps=60, global_batch_size=16, sequence_length=32, learning_rate=3e-3, warmup_steps=5,
+            long_texts="windows", window_stride=8,
         ),
         register_as=RegisterConfig(task="reader"),
     )
