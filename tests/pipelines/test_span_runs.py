@@ -36,7 +36,7 @@ def reader():
 """
 ASKED = {
     "question": "Who built the mill?",
-    "context": "The bridge was built by Ada Brook in 1790. The mill was built by Otto Lake in 1801.",
+    "context": "Beside the road it was quiet all day. The mill was built by Otto Lake in 1801.",
 }
 # As downstream: our packages cannot be imported.
 AWAY = 'import sys\nsys.modules |= dict.fromkeys(("pipelines", "model", "cluster"))\n'
