@@ -47,6 +47,7 @@ def prepare(
     test: float,
     passage_words: int = 120,
     questions_per_passage: int = 2,
+    text_column: str = "text",
     benchmark_files: Sequence[Path] = (),
     benchmark_questions: int = 2000,
     benchmark_left_out: int = 0,
@@ -54,12 +55,12 @@ def prepare(
     """Questions about the passages of `files`, split by document. ValueError names file and line of what cannot be read.
 
     Of the benchmark `benchmark_questions` are asked, the first by a hash; the `benchmark_left_out` articles that come first
-    by theirs are left out: those on which the making of questions was chosen.
+    by theirs are left out: for whoever looks at answers while the making of questions is changed.
     """
     known = _known(benchmark_files)
     found: list[Span] = []
-    counts: Counter[str] = Counter()
-    for document in _documents(files):
+    counts = Counter({"passages": 0, "passages_like_the_benchmark": 0, "passages_without_question": 0})
+    for document in _documents(files, text_column):
         group = identifier(document)
         for passage in passages(document, passage_words):
             counts["passages"] += 1
@@ -84,7 +85,7 @@ def _known(files: Sequence[Path]) -> set[int]:
     return {gram for text in texts for gram in _grams(text)}
 
 
-def _documents(files: Sequence[Path]) -> Iterator[str]:
+def _documents(files: Sequence[Path], column: str) -> Iterator[str]:
     for path in files:
         if known_format(path) in ("txt", "md"):
             try:
@@ -92,7 +93,7 @@ def _documents(files: Sequence[Path]) -> Iterator[str]:
             except UnicodeDecodeError as error:
                 raise ValueError(f"{path}: not UTF-8 ({error}); convert the file to UTF-8") from error
         else:
-            yield from (record.text("text", "text_column") for record in records([path]))
+            yield from (record.text(column, "text_column") for record in records([path]))
 
 
 def _grams(text: str) -> set[int]:
@@ -163,5 +164,5 @@ def _places(text: str, context: str) -> list[int]:
 def _fewer(question: str, chance: random.Random) -> str:
     """The question without some of its words, but for those that ask."""
     first, *rest = question.split()
-    kept = [word for word in rest[1:] if chance.random() >= _DROPPED or not rest]
+    kept = [word for word in rest[1:] if chance.random() >= _DROPPED]
     return " ".join([first, *rest[:1], *kept]).rstrip("?") + "?"

@@ -61,7 +61,7 @@ def words_of(example: Span) -> str:
 def benchmark(files: Sequence[Path], most: int | None = None, left_out: int = 0) -> tuple[list[Span], dict[str, Any]]:
     """The questions of somebody else's test set, and the account of it: the `most` that come first by their ids, which are hashes.
 
-    The `left_out` groups (articles) that come first by theirs are not among them: those that something was chosen on.
+    The `left_out` groups (articles) that come first by theirs are not among them: whoever changes something looks at those.
     Nothing is learned here, so an answer whose place is wrong counts by its text, and is counted.
     """
     if not files:
