@@ -19,7 +19,6 @@ SOURCE_GROUPS = (
     "labelled",
     "labelled_validation",
     "labelled_test",
-    "labelled_benchmark",
     "text",
 )  # raw data in a lineage, as steps name it; "text" is the tokenizer's
 
