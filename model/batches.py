@@ -179,8 +179,9 @@ def example_batch(
     """A rank's share of step `step` over examples, padded on the right.
 
     Examples longer than `length` tokens are cut to their first `length`. All ranks pad to the longest of the
-    *global* batch, so that their kernels see the same shapes at any world size. Classification gets labels, any
-    other objective the loss masks; in both cases a rank counts the targets of the whole batch from the data.
+    *global* batch, so that their kernels see the same shapes at any world size. Classification gets labels, finding
+    spans their places and the segments, any other objective the loss masks; in all cases a rank counts the targets of the
+    whole batch from the data.
     """
     places = rank_slice(global_batch_size, rank, world_size)
     order = example_order(examples, step, seed=seed, global_batch_size=global_batch_size, pool=pool)
@@ -197,6 +198,8 @@ def example_batch(
             return RankBatch(batch, global_batch_size, int(lengths.sum()))
         weights = torch.from_numpy(examples.weights[share].astype(np.float32))
         return RankBatch(replace(batch, weights=weights), float(examples.weights[order].sum()), int(lengths.sum()))
+    if objective == "span":
+        return RankBatch(with_spans(batch, examples, share), global_batch_size, int(lengths.sum()))
     targets = sum(int(examples.loss_mask(int(sample))[1:length].sum()) for sample in order)
     if not targets:
         raise ValueError(
@@ -204,6 +207,16 @@ def example_batch(
         )
     masks = torch.from_numpy(_masks(examples, share, width))
     return RankBatch(replace(batch, loss_mask=masks), targets, int(lengths.sum()))
+
+
+def with_spans(batch: Batch, examples: Examples, chosen: np.ndarray) -> Batch:
+    """The batch of the examples `chosen` with where their answers are and with their segments. ValueError if none are known."""
+    if examples.spans is None:
+        raise ValueError(f"{examples.path}: no example says where its answer is; finding spans needs that of each")
+    spans = torch.from_numpy(examples.spans[chosen])  # (B, 3)
+    second = torch.arange(batch.tokens.shape[1]) >= spans[:, 2:]  # (B, T)
+    types = (second & (batch.tokens != examples.pad)).long()  # (B, T)
+    return replace(batch, labels=spans[:, :2].contiguous(), token_types=types)
 
 
 def _masks(examples: Examples, chosen: np.ndarray, width: int) -> np.ndarray:

@@ -8,6 +8,8 @@ on disk.
     column loss_mask: large_list<bool> or null     true where a token is to be predicted
     column label:     int64 or null                the class
     column weight:    float64                      what the example's loss counts; not there where all count alike
+    columns span_start, span_end, second_segment: int64    the tokens at which an answer begins and ends, and where the
+                                                   text that it stands in begins; there for questions only
     column id:        string
     schema metadata b"gptline": canonical JSON {"format", "tokenizer", "vocab_size", "eot"}, and "pad" where padding
     has a token of its own
@@ -25,6 +27,8 @@ import pyarrow as pa
 
 from model import durable
 from model.token_shards import flatten, map_batch, metadata_bytes, token_dtype, view
+
+SPAN_COLUMNS = ("span_start", "span_end", "second_segment")
 
 
 @dataclass(frozen=True)
@@ -57,12 +61,15 @@ def write_examples(
     labels: Sequence[int | None] | None = None,
     loss_masks: Sequence[Any | None] | None = None,
     weights: Sequence[float] | None = None,
+    spans: Sequence[tuple[int, int, int]] | None = None,
     pad: int | None = None,
 ) -> None:
     """Write examples whole or not at all; `tokens[i]` are the ids of example `ids[i]`.
 
-    `weights` are what each example's loss counts, above 0; all alike if none. `pad` is the padding token, the EOT if none. `tokenizer` is the digest of the tokenizer that made them. ValueError names the example that is empty,
-    outside of the vocabulary or does not fit its mask.
+    `weights` are what each example's loss counts, above 0; all alike if none. `spans` are the first and the last token of
+    each answer and where the second segment begins. `pad` is the padding token, the EOT if none. `tokenizer` is the digest
+    of the tokenizer that made them. ValueError names the example that is empty, outside of the vocabulary or does not fit
+    its mask.
     """
     for identifier, row in zip(ids, tokens, strict=True):
         if len(row) == 0 or max(row) >= vocab_size:
@@ -77,6 +84,9 @@ def write_examples(
         "label": pa.array(labels if labels is not None else [None] * len(ids), pa.int64()),
         "id": pa.array(ids, pa.string()),
     } | ({} if weights is None else {"weight": pa.array(weights, pa.float64())})
+    if spans is not None:
+        places = np.array(spans, np.int64).reshape(-1, len(SPAN_COLUMNS))  # (examples, 3)
+        columns |= {name: pa.array(places[:, column]) for column, name in enumerate(SPAN_COLUMNS)}
     facts = {"tokenizer": tokenizer, "vocab_size": vocab_size, "eot": eot} | ({} if pad is None else {"pad": pad})
     metadata = metadata_bytes(facts)
     schema = pa.schema([(name, values.type) for name, values in columns.items()], metadata)
@@ -97,10 +107,12 @@ def text_windows(tokens: list[int], length: int, stride: int) -> list[list[int]]
 
     A text that fits is its own only window. Without a stride (0) there is one window: what is longer loses its end.
     """
-    if not stride or len(tokens) <= length:
-        return [tokens[:length]]
-    starts = [*range(0, len(tokens) - length, stride), len(tokens) - length]
-    return [tokens[start : start + length] for start in starts]
+    return [tokens[start : start + length] for start in window_starts(len(tokens), length, stride)]
+
+
+def window_starts(count: int, length: int, stride: int) -> list[int]:
+    """At which of a text's `count` tokens each of its windows begins."""
+    return [0] if not stride or count <= length else [*range(0, count - length, stride), count - length]
 
 
 class Examples:
@@ -119,6 +131,11 @@ class Examples:
         self.lengths: np.ndarray = np.diff(self._offsets)  # (examples,) tokens of each
         weighted = "weight" in batch.schema.names
         self.weights: np.ndarray | None = view(batch.column("weight")) if weighted else None  # (examples,) float64
+        asked = SPAN_COLUMNS[0] in batch.schema.names
+        places = np.stack([view(batch.column(name)) for name in SPAN_COLUMNS], 1) if asked else None
+        self.spans: np.ndarray | None = (
+            places  # (examples, 3) int64: the answer's first and last token, the second segment's first
+        )
         self._masks, self._labels, self._ids = batch.column("loss_mask"), batch.column("label"), batch.column("id")
         self._mask_bits: np.ndarray = self._masks.values.to_numpy(zero_copy_only=False)  # Arrow packs eight in a byte
         self._mask_offsets: np.ndarray = view(self._masks.offsets)

@@ -68,6 +68,7 @@ def origin(shards: TokenShards, position: int) -> str:
 
 def _examples(examples: Examples, step: int, order: dict[str, Any], length: int) -> list[dict[str, Any]]:
     batch = example_batch(examples, step, length=length, **order).rows
+    objective = order["objective"]
     which = {name: value for name, value in order.items() if name != "objective"}
     chosen = [examples[int(sample)] for sample in example_order(examples, step, **which)]
     found = []
@@ -76,7 +77,10 @@ def _examples(examples: Examples, step: int, order: dict[str, Any], length: int)
         counted = [index == last for index in range(len(row))]
         if batch.loss_mask is not None:  # the first token is only an input
             counted = [False, *batch.loss_mask[place, 1:].tolist()]
-        label = None if batch.labels is None else int(batch.labels[place])
+        label = None if batch.labels is None or objective == "span" else int(batch.labels[place])
+        if batch.labels is not None and objective == "span":
+            first, last = batch.labels[place].tolist()
+            counted = [first <= index <= last for index in range(len(row))]
         origin = f"example {example.id}"
         found.append({"place": place, "origin": origin, "tokens": row.tolist(), "loss_mask": counted, "label": label})
     return found

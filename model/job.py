@@ -34,7 +34,7 @@ class RankJob(Config):
 
     model: ModelConfig
     train: TrainConfig
-    objective: Literal["causal_lm", "masked_lm", "next_sentence", "masked_lm_next_sentence", "classification"]
+    objective: Literal["causal_lm", "masked_lm", "next_sentence", "masked_lm_next_sentence", "classification", "span"]
     objective_options: ObjectiveConfig = ObjectiveConfig()
     data: StreamData | ExampleData
     tokenizer: str = Field(description="folder of the tokenizer that the export carries")

@@ -25,7 +25,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(job["threads"])
     device = job.get("device", "cpu")
     model = load_export(Path(job["export"]), device)
-    window = model.config.n_positions
+    window = model.config.max_position_embeddings
     eot = model.config.eos_token_id
     tokens = torch.arange(window, device=device)[None] % model.config.vocab_size  # (1, T)
     tokens = torch.where(

@@ -20,7 +20,7 @@ from torch import Tensor, device, nn
 from model.cross_entropy import IGNORE_INDEX
 from model.dropout import DropoutKey
 
-Objective = Literal["causal_lm", "masked_lm", "next_sentence", "masked_lm_next_sentence", "classification"]
+Objective = Literal["causal_lm", "masked_lm", "next_sentence", "masked_lm_next_sentence", "classification", "span"]
 _INPUTS = ("weights", "token_types", "padding", "documents")  # what models take by name, where a batch has it
 
 
@@ -31,7 +31,7 @@ class Batch:
     tokens: Tensor  # (B, S) int64
     indices: Tensor  # (B,) int64, where each row stands in the global batch, on the host
     loss_mask: Tensor | None = None  # (B, S) bool, the tokens that are to be predicted; none: all of them
-    labels: Tensor | None = None  # (B,) int64, the class; IGNORE_INDEX for a row of weight zero
+    labels: Tensor | None = None  # (B,) int64, the class; IGNORE_INDEX for a row of weight zero; (B, 2) of a span
     weights: Tensor | None = None  # (B,) fp32, what the loss of each row counts; none: all alike
     targets: Tensor | None = None  # (B, S) int64, what was hidden at each position; IGNORE_INDEX where nothing was
     token_types: Tensor | None = None  # (B, S) int64, the segment of each token
@@ -74,18 +74,31 @@ def masked_lm(batch: Batch) -> tuple[Tensor, Tensor]:
     return batch.tokens, batch.targets
 
 
+def span(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Say where the answer begins and ends: inputs (B, S), targets (B, 2), both 0, at [CLS], where it is not in the row."""
+    if batch.labels is None or batch.labels.ndim != 2:
+        raise ValueError("finding spans needs the first and the last token of each answer, and this batch has none")
+    return batch.tokens, batch.labels
+
+
 _OBJECTIVES: dict[str, Callable[[Batch], tuple[Tensor, Tensor]]] = {
     "causal_lm": causal_lm,
     "masked_lm": masked_lm,
     "next_sentence": classification,
     "masked_lm_next_sentence": masked_lm,
     "classification": classification,
+    "span": span,
 }
 
 
 def count_loss_tokens(objective: Objective, batch: Batch) -> Tensor:
-    """How many targets the batch has (for classification: labelled rows), an int64 scalar on the batch's device."""
-    return (_OBJECTIVES[objective](batch)[1] != IGNORE_INDEX).sum()
+    """How many targets the batch has (for classification and spans: labelled rows), an int64 scalar on the batch's device."""
+    return _counted(objective, _OBJECTIVES[objective](batch)[1])
+
+
+def _counted(objective: Objective, targets: Tensor) -> Tensor:
+    """How many targets there are. A span's two are one: a model's loss is the mean of both."""
+    return ((targets[:, 0] if objective == "span" else targets) != IGNORE_INDEX).sum()
 
 
 def loss(model: nn.Module, objective: Objective, batch: Batch, key: DropoutKey | None = None) -> tuple[Tensor, Tensor]:
@@ -96,7 +109,7 @@ def loss(model: nn.Module, objective: Objective, batch: Batch, key: DropoutKey |
     tokens, targets = _OBJECTIVES[objective](batch)
     row_keys = None if key is None else key.row_keys(tokens.device)
     inputs: dict[str, Any] = {name: getattr(batch, name) for name in _INPUTS if getattr(batch, name) is not None}
-    count = (targets != IGNORE_INDEX).sum()
+    count = _counted(objective, targets)
     if objective == "next_sentence":
         return model(tokens, None, row_keys, sentence_targets=targets, **inputs), count
     if objective == "masked_lm_next_sentence":

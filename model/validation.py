@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from model import objectives
+from model.batches import with_spans
 from model.cross_entropy import cross_entropy_sum
 from model.examples import Examples
 from model.tuning_config import EarlyStopping
@@ -72,17 +73,18 @@ class Validation:
 
 
 def _batch(examples: Examples, chosen: np.ndarray, length: int) -> objectives.Batch:
-    """Examples as they are trained on: cut at `length`, padded on the right with EOT to the longest of them."""
+    """Examples as they are trained on: cut at `length`, padded on the right to the longest of them."""
     rows = [examples[int(index)] for index in chosen]
     width = max(min(len(row.tokens), length) for row in rows)
-    tokens = torch.full((len(rows), width), examples.eot)  # (B, T)
+    tokens = torch.full((len(rows), width), examples.pad)  # (B, T)
     mask = torch.zeros((len(rows), width), dtype=torch.bool)  # (B, T)
     for place, row in enumerate(rows):
         size = min(len(row.tokens), length)
         tokens[place, :size] = torch.from_numpy(row.tokens[:size].astype(np.int64))
         mask[place, :size] = True if row.loss_mask is None else torch.from_numpy(row.loss_mask[:size])
     labels = None if rows[0].label is None else torch.tensor([row.label for row in rows])  # (B,)
-    return objectives.Batch(tokens, torch.arange(len(rows)), mask, labels)
+    batch = objectives.Batch(tokens, torch.arange(len(rows)), mask, labels)
+    return batch if examples.spans is None else with_spans(batch, examples, chosen)
 
 
 @dataclass

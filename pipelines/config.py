@@ -147,6 +147,17 @@ class Recipe(Config):
         return self
 
     @model_validator(mode="after")
+    def _answers_can_be_found(self) -> Recipe:
+        from pipelines.tasks import task
+
+        if self.task and self.model and task.form_of(self.task.name) == "span" and self.model.family != "bert":
+            raise ValueError(
+                f"task {self.task.name} finds answers in a text, which model.family={self.model.family!r} cannot; choose "
+                "family bert, or begin with one (pretrained.sample=minilm)"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _released_under_names(self) -> Recipe:
         if self.task is not None and self.register_as.base == self.register_as.task:
             raise ValueError(

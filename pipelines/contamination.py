@@ -87,8 +87,8 @@ def load(paths: tuple[str, ...], digest: str, min_words: int) -> Contamination:
 
 
 def evaluation_inputs(inputs: Any) -> tuple[tuple[str, ...], dict[str, str]]:
-    """The evaluation files among a step's inputs, named "test" and "validation", and the digest of each."""
-    names = [name for name in ("test", "validation") if name in inputs]
+    """The evaluation files among a step's inputs, named "test", "validation" and "benchmark", and the digest of each."""
+    names = [name for name in ("test", "validation", "benchmark") if name in inputs]
     return tuple(str(inputs[name].path(f"{name}.jsonl")) for name in names), {
         name: inputs[name].digest for name in names
     }

@@ -36,7 +36,7 @@ class FinetuneConfig(TrainConfig, Tuning):
     long_texts: Literal["cut", "windows"] = Field(
         "cut",
         description="of a classification: texts longer than sequence_length lose their end, or are read in windows of that "
-        "length, whose probabilities are averaged",
+        "length, whose probabilities are averaged; of questions about a text likewise, and the best window answers",
     )
     window_stride: int | None = Field(
         None, ge=1, description="tokens between the beginnings of two windows; half of sequence_length if none"

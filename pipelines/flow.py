@@ -74,7 +74,7 @@ def _tokenizer(config: TokenizerConfig, files: Files) -> dict[str, list[dict[str
 
 def task_settings(config: TaskConfig) -> dict[str, Any]:
     """What decides the examples beside the data. A field that came later counts where it is set: what was made stays made."""
-    settings = _json(config, "source", "validation_source", "test_source")
+    settings = _json(config, "source", "validation_source", "test_source", "benchmark_source")
     return {name: value for name, value in settings.items() if value or name not in ADDED_TO_TASK}
 
 
@@ -124,10 +124,7 @@ def _data(recipe: Recipe, files: Files) -> list[Step]:
     if recipe.task:
         labelled = {group: files(source) for group, source in recipe.task.sources.items()}
         steps.append(Step("prepare_task", prepare_task.STAGE, task_settings(recipe.task), {}, labelled))
-        evaluation = {
-            "test": Input("prepare_task", "test.jsonl"),
-            "validation": Input("prepare_task", "validation.jsonl"),
-        }
+        evaluation = _examples("validation", *recipe.task.test_sets)
     if recipe.shard is None:
         return steps
     corpus = {"corpus": _all(recipe.shard.sources, files)}
@@ -189,7 +186,7 @@ def _task(recipe: Recipe) -> list[Step]:
     made, how = _weights(recipe)
     start = Input("pretrain", made) if recipe.pretrain else Input("import", "export/")
     base = {"base": start} if recipe.finetune.init == "base" else {}
-    examples = {name: Input("prepare_task", f"{name}.jsonl") for name in ("train", "validation", "test")}
+    examples = _examples("train", "validation", *recipe.task.test_sets)
     form = form_of(recipe)
     labels = {"labels": Input("prepare_task", "labels.json")} if form == "classification" else {}
     named = {} if form == "classification" else {"form": form}  # it was the only one: what was made stays made
@@ -206,6 +203,10 @@ def _task(recipe: Recipe) -> list[Step]:
         *(_released("task", recipe.register_as.task, _json(recipe.register_as)["task_gates"], "finetune") if recipe.release else []),
         *(_adapter(recipe) if recipe.register_as.adapter else []),
     ]  # fmt: skip
+
+
+def _examples(*names: str) -> dict[str, Input]:
+    return {name: Input("prepare_task", f"{name}.jsonl") for name in names}
 
 
 def _finetuning(config: FinetuneConfig) -> dict[str, Any]:

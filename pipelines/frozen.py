@@ -36,6 +36,7 @@ _READ = (
     "labelled",
     "labelled_validation",
     "labelled_test",
+    "labelled_benchmark",
 )  # the groups of sources that can be new; the tokenizer is pinned
 
 

@@ -149,7 +149,7 @@ def _data_job(step_name: str, planned: dict[str, Planned], workspace: Workspace,
     form.of(kind).encode(
         folder / "outputs" / "train.jsonl", tokenizer / "outputs" / "tokenizer", settings, scratch / "examples.arrow"
     )
-    objective = "classification" if kind == "classification" else "causal_lm"
+    objective = kind if kind in ("classification", "span") else "causal_lm"
     data = {"examples": str(scratch / "examples.arrow")} | training_pool(settings)
     return {"train": train, "objective": objective, "data": data}
 

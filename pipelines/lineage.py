@@ -131,6 +131,7 @@ def in_words(use: Use, known: Known) -> str:
         return "labelled examples, of which the held-out ones were taken out of its text; it has not learned from them"
     said = {"corpus": "text that it was pre-trained on, or held out for", _LABELLED: "examples that it was fine-tuned and tested on",
             f"{_LABELLED}_validation": "examples that it was validated on", f"{_LABELLED}_test": "examples that it was tested on",
+            f"{_LABELLED}_benchmark": "a benchmark that it was measured on and has not learned from",
             _TEXT: "text that its tokenizer was trained on", _PINNED: "its tokenizer"}  # fmt: skip
     return said.get(group, f"{group} of {step}") + through
 

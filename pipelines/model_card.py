@@ -16,7 +16,7 @@ class Card:
     """What a package says about itself. `lineage` goes to MANIFEST.json, the rest to README.md."""
 
     name: str  # registered name
-    task: Literal["text-classification", "text-generation", "fill-mask"]
+    task: Literal["text-classification", "text-generation", "fill-mask", "question-answering"]
     summary: str  # one or two sentences
     data: Sequence[str] = ()  # one line for each source or split: what, how much, which digest
     training: Mapping[str, Any] = field(default_factory=dict)  # shape and hyperparameters, flat
@@ -42,6 +42,20 @@ from transformers import AutoModelForPreTraining, AutoTokenizer, pipeline
 model, tokenizer = AutoModelForPreTraining.from_pretrained(DIR), AutoTokenizer.from_pretrained(DIR)
 print(tokenizer("A sentence.", "And the next one?"))
 print(pipeline("fill-mask", DIR)("a film that stays with [MASK]"))""",
+    "question-answering": """\
+import torch
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+model, tokenizer = AutoModelForQuestionAnswering.from_pretrained(DIR), AutoTokenizer.from_pretrained(DIR)
+question, context = "Who built the bridge?", "The bridge over the river was built by Ada Brook in 1888."
+inputs = tokenizer(question, context, truncation="only_second", return_offsets_mapping=True, return_tensors="pt")
+places, inside = inputs.pop("offset_mapping")[0], torch.tensor([part == 1 for part in inputs.sequence_ids(0)])
+with torch.inference_mode():
+    said = model(**inputs)
+starts, ends = (scores[0].masked_fill(~inside, -1e9) for scores in (said.start_logits, said.end_logits))
+near = torch.ones(len(starts), len(starts)).triu().tril(29)  # it begins before it ends, and has at most 30 tokens
+scores = starts[:, None] + ends[None, :] + (near - 1) * 1e9
+first, last = divmod(int(scores.argmax()), len(starts))
+print(context[places[first][0] : places[last][1]])""",
     "text-generation": """\
 from transformers import GPT2LMHeadModel, GPT2Tokenizer
 model, tokenizer = GPT2LMHeadModel.from_pretrained(DIR), GPT2Tokenizer.from_pretrained(DIR)
@@ -91,13 +105,14 @@ def _front_matter(card: Card) -> str:
 def _loading(card: Card) -> str:
     if card.base is not None:
         return _loading_adapter(card, card.base)
+    asked = '{"question": "...", "context": "..."}' if card.task == "question-answering" else "some text"
     return (
         "With `transformers`, from the folder `DIR` that this package was pulled to:\n\n"
         f"```python\n{_CHAT if card.chat else _loaded(card)}\n```\n\n"
         "With `mlflow`, straight from the registry that MLFLOW_TRACKING_URI names (same predictions; a reserved token "
         "in the text stays text):\n\n"
         "```python\nimport mlflow\n"
-        f'model = mlflow.pyfunc.load_model("models:/{card.name}@champion")\nprint(model.predict(["some text"]))\n```'
+        f'model = mlflow.pyfunc.load_model("models:/{card.name}@champion")\nprint(model.predict([{asked!r}]))\n```'
     )
 
 

@@ -165,6 +165,13 @@ def _signature(card: Card) -> dict[str, Any]:
     if card.task == "text-classification":
         outputs = [{"type": "string", "name": "label"}, {"type": "double", "name": "score"}]
         params = None
+    elif card.task == "question-answering":
+        outputs = [
+            {"type": "string", "name": "answer"},
+            {"type": "long", "name": "start"},
+            {"type": "double", "name": "score"},
+        ]
+        params = None
     elif card.task == "fill-mask":
         outputs, params = [{"type": "string"}], None
     else:

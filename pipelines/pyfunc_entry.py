@@ -19,13 +19,20 @@ from typing import Any
 import mlflow
 import pandas as pd  # type: ignore[import-untyped]
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 
 _BATCH = 32  # texts in one forward pass; bounds memory, does not change predictions
 
 
 class Export(mlflow.pyfunc.PythonModel):
-    """A Hugging Face directory: classifies texts, continues prompts, fills in [MASK], or (with a chat template) replies, as its files say."""
+    """A Hugging Face directory: classifies texts, continues prompts, fills in [MASK], finds answers, or (with a chat template)
+    replies, as its files say."""
 
     def load_context(self, context: Any) -> None:
         """Load tokenizer and weights from the directory that holds the package."""
@@ -34,7 +41,8 @@ class Export(mlflow.pyfunc.PythonModel):
         self.classifies = "SequenceClassification" in config["architectures"][0]
         self.fills = config["architectures"][0].endswith(("ForPreTraining", "ForMaskedLM"))
         kind = AutoModelForSequenceClassification if self.classifies else AutoModelForCausalLM
-        kind = AutoModelForMaskedLM if self.fills else kind
+        self.finds = config["architectures"][0].endswith("ForQuestionAnswering")
+        kind = AutoModelForMaskedLM if self.fills else AutoModelForQuestionAnswering if self.finds else kind
         self.model = kind.from_pretrained(folder, local_files_only=True).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         # The beginning of a long text is classified; the end of a long prompt is continued.
@@ -43,6 +51,9 @@ class Export(mlflow.pyfunc.PythonModel):
 
     def predict(self, context: Any, model_input: list[str], params: dict[str, Any] | None = None) -> Any:
         """A label and its probability for each text (DataFrame); or the continued prompts, or the replies (list of str).
+
+        A model that finds answers takes JSON objects {"question", "context"}, and gives for each the answer, the character
+        of the context that it begins at, and its probability (DataFrame).
 
         A model with a chat template takes a text as what a user says, or a JSON list of turns, each {"role", "content"}.
 
@@ -55,6 +66,8 @@ class Export(mlflow.pyfunc.PythonModel):
                 raise ValueError(f"row {row} of the input is {text!r} ({type(text).__name__}), not a text; pass str")
         if self.classifies:
             return pd.DataFrame(self._classified(model_input), columns=["label", "score"])
+        if self.finds:
+            return pd.DataFrame(map(self._found, model_input), columns=["answer", "start", "score"])
         if self.fills:
             return [self._filled(text) for text in model_input]
         if self.tokenizer.chat_template:
@@ -103,6 +116,33 @@ class Export(mlflow.pyfunc.PythonModel):
         ids, hidden = tokens["input_ids"][0], tokens["input_ids"][0] == self.tokenizer.mask_token_id  # (T,), (T,)
         best = self.model(**tokens).logits[0].argmax(-1)  # (T,)
         return str(self.tokenizer.decode(ids.where(~hidden, best), skip_special_tokens=True))
+
+    @torch.inference_mode()
+    def _found(self, text: str) -> tuple[str, int, float]:
+        """The best stretch of at most 30 tokens of a context, which is read in windows where it is long."""
+        asked = json.loads(text)
+        if not isinstance(asked, dict) or not all(isinstance(asked.get(name), str) for name in ("question", "context")):
+            raise ValueError(f"{text[:80]!r} is no JSON object with the texts question and context")
+        plain = {"add_special_tokens": False, "split_special_tokens": True, "return_offsets_mapping": True}
+        question = self.tokenizer(asked["question"], **plain)
+        kept = question["offset_mapping"][: self.longest // 2 - 2]
+        how: dict[str, Any] = {"truncation": "only_second", "max_length": self.longest, "stride": self.longest // 4}
+        how |= {"return_overflowing_tokens": True, "return_offsets_mapping": True, "split_special_tokens": True}
+        inputs = self.tokenizer(
+            asked["question"][: kept[-1][1] if kept else 0], asked["context"], padding=True, return_tensors="pt", **how
+        )
+        places, _ = inputs.pop("offset_mapping"), inputs.pop("overflow_to_sample_mapping")  # (W, T, 2)
+        inside = torch.tensor(
+            [[part == 1 for part in inputs.sequence_ids(row)] for row in range(len(places))]
+        )  # (W, T)
+        said = self.model(**inputs)
+        starts, ends = (one.masked_fill(~inside, -torch.inf) for one in (said.start_logits, said.end_logits))  # (W, T)
+        scores = starts[:, :, None] + ends[:, None, :]  # (W, T, T)
+        near = torch.ones(scores.shape[1:], dtype=torch.bool).triu().tril(29)  # (T, T)
+        chances = scores.masked_fill(~near, -torch.inf).flatten().softmax(0)
+        row, first, last = (int(place) for place in torch.unravel_index(chances.argmax(), scores.shape))
+        begin, end = int(places[row, first, 0]), int(places[row, last, 1])
+        return asked["context"][begin:end].strip(), begin, float(chances.max())
 
     @torch.inference_mode()
     def _generated(

@@ -149,13 +149,19 @@ def _is_masked(planned: Mapping[str, Planned]) -> bool:
 
 
 def after_pull(folder: Path) -> str:
-    """A command that uses the model in `folder`, which was just pulled: classifiers classify, the others continue."""
+    """A command that uses the model in `folder`, which was just pulled: classifiers classify, readers answer, the others continue."""
     architectures = json.loads((folder / "config.json").read_text()).get("architectures") or [""]
     if architectures[0].endswith("ForSequenceClassification"):
         code = f'from transformers import pipeline; print(pipeline("text-classification", {json.dumps(str(folder.absolute()))})("a film that stays with you"))'
         return f"{shlex.quote(sys.executable)} -c {shlex.quote(code)}"
     if architectures[0].endswith(("ForPreTraining", "ForMaskedLM")):
         code = f'from transformers import pipeline; print(pipeline("fill-mask", {json.dumps(str(folder.absolute()))})("I like [MASK]."))'
+        return f"{shlex.quote(sys.executable)} -c {shlex.quote(code)}"
+    if architectures[0].endswith("ForQuestionAnswering"):
+        asked = json.dumps({"question": "Who built the bridge?", "context": "Ada Brook built the bridge in 1888."})
+        code = (
+            f"import mlflow; print(mlflow.pyfunc.load_model({json.dumps(str(folder.absolute()))}).predict([{asked!r}]))"
+        )
         return f"{shlex.quote(sys.executable)} -c {shlex.quote(code)}"
     return f'make generate MODEL={shlex.quote(str(folder))} PROMPT="To be"'
 

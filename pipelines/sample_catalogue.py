@@ -25,6 +25,10 @@ class Sample:
     licence: str
     describes: str
     convert: Callable[[bytes], bytes] | None = None  # member's bytes -> JSON lines with a `text` column
+    platform: tuple[str, ...] = ()  # of a wheel for one platform: pip's arguments that name it. Only its data are read
+    keep_package: bool = (
+        True  # whether the package's file stays in the cache; false for one that is large beside its data
+    )
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,30 @@ SAMPLES: dict[str, Sample | AptSample] = {
             licence="Natural Questions (CC BY-SA 3.0) and WebQuestions (CC BY 4.0); package Apache-2.0",
             describes="14,399 questions with their answers, without passages (a package of 75 MB)",
             convert=conversions.open_questions,
+        ),
+        Sample(
+            name="encyclopedia",
+            package="gensim",
+            version="4.3.3",
+            filename="gensim-4.3.3-cp311-cp311-manylinux_2_17_x86_64.manylinux2014_x86_64.whl",
+            sha256="d662bf96e3d741b6ab61a54be842a7cbf5e45193008b2f4225c758cafd7f9cdc",
+            members=("gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2",),
+            licence="CC BY-SA 3.0 (the English Wikipedia, its articles' authors); package LGPL-2.1, of which nothing is used",
+            describes="101 articles of the English Wikipedia as paragraphs of prose, 2.4 MB",
+            convert=conversions.encyclopedia,
+            platform=("--python-version", "3.11", "--implementation", "cp", "--platform", "manylinux_2_17_x86_64"),
+        ),
+        Sample(
+            name="squad",
+            package="bigbench",
+            version="1.0.0",
+            filename="bigbench-1.0.0.tar.gz",
+            sha256="1bb398a5512c6d798cdebe0dfa0ac03f67f6033fa6b39c6ef71df978c7cbc5c2",
+            members=("*/benchmark_tasks/squad_shifts/squaddev_v1.1.json",),
+            licence="CC BY-SA 4.0 (SQuAD 1.1, Rajpurkar et al. 2016); package Apache-2.0. The file bears a canary: it is for "
+            "evaluation (task.benchmark_source) and must never be trained on",
+            describes="10,565 questions on 2,067 paragraphs of 48 articles with their answers (fetches a package of 358 MB once)",
+            keep_package=False,
         ),
         _CHINESE_REVIEWS,
         replace(

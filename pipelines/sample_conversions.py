@@ -16,6 +16,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import IO, Any
 
+from pipelines.wikitext import articles
+
 LARGEST = 256 << 20  # bytes of one unpacked file
 
 
@@ -100,6 +102,12 @@ def untagged(data: bytes) -> bytes:
     return json_lines(
         "".join(tagged.rpartition("/")[0] for tagged in line.split()) for line in data.decode("utf-8").splitlines()
     )
+
+
+def encyclopedia(data: bytes) -> bytes:
+    """Every article of a Wikipedia dump (XML, bz2) as a document of its paragraphs."""
+    dump = bounded("encyclopedia", "its dump", bz2.BZ2File(io.BytesIO(data))).decode("utf-8")
+    return _records({"title": title, "text": text} for title, text in articles(dump))
 
 
 def tab_texts(data: bytes) -> bytes:

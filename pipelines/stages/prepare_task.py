@@ -23,7 +23,8 @@ _COLUMNS = ("text_column", "label_column", "group_column", "prompt_column", "res
 
 
 def run(attempt: Attempt) -> dict[str, Any]:
-    """Write train.jsonl, validation.jsonl, test.jsonl, report.json and a classification's labels.json; return the counts."""
+    """Write train.jsonl, validation.jsonl, test.jsonl, report.json, a classification's labels.json, and benchmark.jsonl where
+    the recipe has one; return the counts."""
     config = attempt.config
     drafts: dict[Path, str] = {}
     files = {group: _drafts(attempt, group, drafts) for group in sorted(attempt.sources)}
@@ -35,9 +36,12 @@ def run(attempt: Attempt) -> dict[str, Any]:
     except ValueError as error:  # the task names file and line of what it cannot read
         raise SourceError(_as_given(str(error), drafts)) from error
     if config["max_examples"]:
-        prepared = dataclasses.replace(prepared, splits=examples.first(prepared.splits, config["max_examples"]))
+        every = prepared.splits | {examples.BENCHMARK: prepared.benchmark}
+        splits = examples.first(every, config["max_examples"])
+        prepared = dataclasses.replace(prepared, benchmark=splits.pop(examples.BENCHMARK), splits=splits)
     examples.write(prepared, attempt.outputs)
-    return {f"{name}_examples": len(part) for name, part in prepared.splits.items()}
+    counts = {f"{name}_examples": len(part) for name, part in prepared.splits.items()}
+    return counts | ({"benchmark_examples": len(prepared.benchmark)} if prepared.benchmark else {})
 
 
 def _drafts(attempt: Attempt, group: str, drafts: dict[Path, str]) -> list[Path]:

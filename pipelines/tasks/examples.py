@@ -13,13 +13,14 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from model import durable
 
 SPLITS = ("train", "validation", "test")
+BENCHMARK = "benchmark"
 KEEP_ORDER = ("test", "validation", "train")  # of equal examples, the one furthest from training is kept
 _SHOWN = 20  # dropped examples that a report shows, of which it counts all
 _WORD = re.compile(r"\w+")
@@ -89,12 +90,16 @@ class Prepared:
     splits: dict[str, list[Any]]
     report: dict[str, Any]
     labels: tuple[str, ...] = ()
+    benchmark: list[Any] = field(default_factory=list)  # somebody else's test set, of which nothing is ever trained on
 
 
 def write(prepared: Prepared, outputs: Path) -> None:
-    """Write train.jsonl, validation.jsonl, test.jsonl, report.json and, for a classification, labels.json into `outputs`."""
-    for name in SPLITS:
-        lines = [json.dumps(asdict(example), sort_keys=True, ensure_ascii=False) for example in prepared.splits[name]]
+    """Write train.jsonl, validation.jsonl, test.jsonl, report.json into `outputs`, and where there are any labels.json
+    (of a classification) and benchmark.jsonl."""
+    parts = {name: prepared.splits[name] for name in SPLITS}
+    parts |= {BENCHMARK: prepared.benchmark} if prepared.benchmark else {}
+    for name, part in parts.items():
+        lines = [json.dumps(asdict(example), sort_keys=True, ensure_ascii=False) for example in part]
         durable.write_bytes(outputs / f"{name}.jsonl", "".join(line + "\n" for line in lines).encode())
     if prepared.labels:
         durable.write_json(outputs / "labels.json", list(prepared.labels))

