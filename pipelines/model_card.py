@@ -54,7 +54,10 @@ _CHAT = """\
 from transformers import pipeline
 generate = pipeline("text-generation", DIR)
 messages = [{"role": "user", "content": "..."}]
-print(generate(messages, max_new_tokens=50, do_sample=False)[0]["generated_text"][-1]["content"].strip())"""
+# "hole": what is longer than the window loses its beginning
+said = generate(messages, max_new_tokens=NEW_TOKENS, do_sample=False, handle_long_generation="hole")
+print(said[0]["generated_text"][-1]["content"].strip())"""
+_NEW_TOKENS = 50  # that a model is let say where its evaluation has no figure
 
 
 def render(card: Card) -> str:
@@ -93,7 +96,7 @@ def _loading(card: Card) -> str:
         return _loading_adapter(card, card.base)
     return (
         "With `transformers`, from the folder `DIR` that this package was pulled to:\n\n"
-        f"```python\n{_CHAT if card.chat else _loaded(card)}\n```\n\n"
+        f"```python\n{_loaded(card)}\n```\n\n"
         "With `mlflow`, straight from the registry that MLFLOW_TRACKING_URI names (same predictions; a reserved token "
         "in the text stays text):\n\n"
         "```python\nimport mlflow\n"
@@ -102,7 +105,9 @@ def _loading(card: Card) -> str:
 
 
 def _loaded(card: Card) -> str:
-    """How `transformers` loads it, by the classes of its family."""
+    """How `transformers` loads it, by the classes of its family, and as its evaluation asked it."""
+    if card.chat:
+        return _CHAT.replace("NEW_TOKENS", str(card.metrics.get("max_new_tokens", _NEW_TOKENS)))
     code = _LOAD[card.task]
     if card.family == "gpt2":
         return code

@@ -10,11 +10,14 @@ from typing import Any
 import pytest
 
 from model import durable
-from pipelines.engine.step import Attempt
+from pipelines.engine.step import Attempt, resolve
 from pipelines.forms import form
+from pipelines.model_card import Card
+from pipelines.package import build_package
 from pipelines.stages import compare, evaluate
 from pipelines.tasks import dialogue, examples, generation, questions, translation
 from pipelines.tasks.examples import SPLITS
+from tests import alone
 from tests.model.training_runs import finish, start
 from tests.pipelines import data_attempts
 from tests.pipelines.test_tokenizer import train as train_tokenizer
@@ -249,19 +252,56 @@ def test_evaluating_again_gives_the_same_bytes(
         assert durable.sha256(again.outputs / name) == durable.sha256(measured["response"].outputs / name)
 
 
-def test_plain_transformers_chats_with_the_export(exports: dict[str, Path]) -> None:
-    from transformers import pipeline
+@pytest.fixture(scope="module")
+def packages(measured: dict[str, Attempt], exports: dict[str, Path], prepared: dict[str, Path]) -> dict[str, Path]:
+    """Each export as it is registered, with a card."""
+    for name, folder in exports.items():
+        said, metrics = form.of(name), measured[name].metrics
+        card = Card(name=name, task=said.PIPELINE, chat=said.CHAT, summary=said.SUMMARY, metrics=metrics)
+        build_package(folder / "export", folder / "package", card)
+    return {name: folder / "package" for name, folder in exports.items()}
 
-    generate = pipeline("text-generation", str(exports["dialogue"] / "export"))
-    messages = [{"role": "user", "content": "one it is 5"}, {"role": "assistant", "content": "two it is 5"}]
-    messages += [{"role": "user", "content": "three it is 5"}]
-    said = generate(messages, max_new_tokens=8, do_sample=False)[0]["generated_text"]
-    assert said[:-1] == messages and said[-1]["role"] == "assistant" and said[-1]["content"]
-    translate = pipeline("text-generation", str(exports["response"] / "export"))
-    asked = "one two three"
-    plain = translate(asked + "\n", max_new_tokens=12, do_sample=False, return_full_text=False)[0]["generated_text"]
-    chat = translate([{"role": "user", "content": asked}], max_new_tokens=12, do_sample=False)[0]["generated_text"]
-    assert chat[-1]["content"] == plain
+
+def test_plain_transformers_answers_what_evaluation_says_where_we_are_not_installed(
+    measured: dict[str, Attempt], packages: dict[str, Path], prepared: dict[str, Path], tmp_path: Path
+) -> None:
+    said = [json.loads(line) for line in (measured["response"].outputs / "predictions.jsonl").read_text().splitlines()]
+    samples = durable.read_json(measured["dialogue"].outputs / "samples.json")
+    said, samples = said[:12], [*samples[:8], *sorted(samples, key=lambda one: -len(str(one["messages"])))[:4]]
+    how = {"do_sample": False, "handle_long_generation": "hole"}
+    how_long = {name: how | {"max_new_tokens": measured[name].metrics.get("max_new_tokens")} for name in measured}
+    documents = [one.text[:40] for one in examples.read(prepared["text"] / "test.jsonl", "text")[:4]]
+
+    def question(name: str, inputs: list[Any], **more: Any) -> alone.Question:
+        return alone.Question("text-generation", str(packages[name]), inputs, how_long[name] | more)
+
+    chats, plain, replies, texts = alone.ask(
+        [
+            question("response", [[{"role": "user", "content": one["prompt"]}] for one in said]),
+            question("response", [one["prompt"] + "\n" for one in said], return_full_text=False),
+            question("dialogue", [one["messages"] for one in samples]),
+            question("text", documents, return_full_text=False, max_new_tokens=10),
+        ],
+        tmp_path,
+    )
+    assert [chat[0]["generated_text"][-1]["content"].strip() for chat in chats] == [one["predicted"] for one in said]
+    assert [text[0]["generated_text"].strip() for text in plain] == [one["predicted"] for one in said]
+    for reply, one in zip(replies, samples, strict=True):
+        assert reply[0]["generated_text"][:-1] == one["messages"]
+        assert reply[0]["generated_text"][-1]["content"].strip() == one["model"]
+    job = {"export": str(packages["text"]), "prompts": documents, "max_new_tokens": 10, "seed": 0, "temperature": 0.0}
+    assert [text[0]["generated_text"] for text in texts] == resolve("model.generate:generate")(job | {"threads": 2})
+
+
+@pytest.mark.parametrize("name", ["response", "dialogue"])
+def test_the_card_s_code_runs_as_it_stands_where_we_are_not_installed(
+    packages: dict[str, Path], name: str, tmp_path: Path
+) -> None:
+    code, _ = alone.card_code(packages[name])
+    asked = "one two three " * 20  # longer than the window
+    assert alone.run(f"DIR = {str(packages[name])!r}\n{code}", tmp_path).endswith("\n")
+    said = alone.run(f"DIR = {str(packages[name])!r}\n{code.replace('...', asked)}", tmp_path)
+    assert said.strip() and asked.strip() not in said
 
 
 def test_the_package_s_own_entry_replies_to_a_text_and_to_turns(exports: dict[str, Path]) -> None:

@@ -1,0 +1,123 @@
+"""What lm-eval is asked about a model, by the form of the task: its data file, and our own figures for the same rows.
+
+The one idea: the rows are texts, as the task's test file has them, and lm-eval makes tokens and prompts of them by itself;
+our figures come from the functions that evaluate the line's models, on the same texts. Each form has a task file of its
+name in `lm_eval_tasks/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pipelines.config import ConfigError
+from pipelines.engine.step import resolve
+from pipelines.forms import form, replies
+from pipelines.harness_data import PERPLEXITY, Made
+from pipelines.tasks import examples, generation_metrics, language_modelling, task
+
+Job = dict[str, Any]  # {"export", "threads", "device"}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One task of lm-eval, whose data are written: its name, our figures, and which of them are compared."""
+
+    name: str
+    ours: Callable[[Job], Mapping[str, float]]
+    metrics: tuple[str, ...]
+    options: tuple[str, ...] = ()  # of lm-eval's command
+
+
+def asked(name: str, made: Made, export: Path, scratch: Path) -> Asked:
+    """What `name`, "perplexity" or one of our tasks, asks of the model in the folder `export`.
+
+    ConfigError for an unknown task, for one that causal models are not scored by, or where its data are not made.
+    """
+    if name == PERPLEXITY:
+        return _texts([{"text": text} for text in _heldout(made)], scratch)
+    if name not in task.names():
+        raise ConfigError(f"TASKS={name}: no such task; there are {PERPLEXITY}, {', '.join(_generative())}")
+    if name not in _generative():
+        raise ConfigError(
+            f"TASKS={name}: lm-eval scores causal language models and this task is of the form {task.form_of(name)}; there are "
+            f"{PERPLEXITY}, {', '.join(_generative())}"
+        )
+    if name != made.task:
+        raise ConfigError(
+            f"TASKS={name}: the examples of {made.whose} are of {made.task or 'no task'}; name a recipe: RECIPE=..."
+        )
+    return _FORMS[task.form_of(name)](made, export, scratch)
+
+
+def _generative() -> list[str]:
+    return [name for name in task.names() if task.form_of(name) in _FORMS]
+
+
+def _heldout(made: Made) -> list[str]:
+    """The held-out documents that a base model is measured on."""
+    step = made.read("shard", "heldout.json")
+    step.check_units(made.root, "heldout.json")
+    return [text.decode() for text in language_modelling.texts(made.root, step.path("heldout.json"))]
+
+
+def _texts(rows: list[dict[str, Any]], scratch: Path) -> Asked:
+    ours = partial(_surprise, {"texts": str(_data(scratch, rows))})
+    return Asked("gptline_text", ours, ("bits_per_byte", "byte_perplexity"))
+
+
+def _data(scratch: Path, rows: list[dict[str, Any]]) -> Path:
+    """The file that lm-eval's task reads."""
+    replies.write_lines(scratch / "data.jsonl", rows)
+    return scratch / "data.jsonl"
+
+
+def _surprise(job: Job, how: Job) -> Mapping[str, float]:
+    return dict(resolve("model.rolling:evaluate_texts")(job | how))
+
+
+def _text(made: Made, export: Path, scratch: Path) -> Asked:
+    """The test documents of continued pre-training."""
+    return _texts([{"text": one.text} for one in examples.read(_split(made, "test"), "text")], scratch)
+
+
+def _split(made: Made, split: str) -> Path:
+    return made.read("prepare_task", f"{split}.jsonl").path(f"{split}.jsonl")
+
+
+def _response(made: Made, export: Path, scratch: Path) -> Asked:
+    """The test prompts, each with all responses that are right; the first is repeated where another prompt has more.
+
+    lm-eval takes as many references for each, and one that comes twice changes no figure.
+    """
+    of = form.of("response")
+    train, test = (of.conversations(of.read(_split(made, split))) for split in ("train", "test"))
+    new, most = replies.longest_reply(train, export), max(len(one.references) for one in test)
+    repeated = [[*one.references, *[one.references[0]] * (most - len(one.references))] for one in test]
+    _data(
+        scratch,
+        [
+            {"prompt": one.messages[0]["content"], "references": right}
+            for one, right in zip(test, repeated, strict=True)
+        ],
+    )
+    held = [replies.Asked(one.messages[:1], list(one.references), one.group) for one in test]
+    return Asked(
+        "gptline_response",
+        partial(_answers, held, new, scratch),
+        ("bleu", "chrf", "exact_match", "f1"),
+        ("--apply_chat_template", "--gen_kwargs", f"max_gen_toks={new}"),
+    )
+
+
+def _answers(held: Sequence[replies.Asked], new: int, scratch: Path, how: Job) -> Mapping[str, float]:
+    job = replies.asking(held, Path(how["export"]), new, scratch)
+    resolve("model.generate:answer")(job | how)
+    texts = [line["text"] for line in replies.json_lines(Path(job["output"]))]
+    return generation_metrics.report(texts, [one.references for one in held], [one.group for one in held])
+
+
+_FORMS: Mapping[str, Callable[[Made, Path, Path], Asked]] = {"text": _text, "response": _response}
