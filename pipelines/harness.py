@@ -38,6 +38,7 @@ class Compared:
     metric: str
     ours: float
     theirs: float
+    left_out: int = 0  # examples that neither was asked about
 
     @property
     def agrees(self) -> bool:
@@ -58,7 +59,7 @@ def evaluate(execution: Execution, made: Made, export: Path, names: Sequence[str
         ours = asked.ours({"export": str(export), "threads": threads, "device": device})
         theirs = _lm_eval(export, asked, folder, device, threads)
         for metric in asked.metrics:
-            yield Compared(name, metric, ours[metric], theirs[metric])
+            yield Compared(name, metric, ours[metric], theirs[metric], asked.left_out)
 
 
 def _lm_eval(export: Path, asked: harness_tasks.Asked, folder: Path, device: str, threads: int) -> dict[str, float]:

@@ -55,6 +55,8 @@ def evaluate(
         for one in found:
             table.add_row(one.task, one.metric, f"{one.ours:.6g}", f"{one.theirs:.6g}", "yes" if one.agrees else "NO")
         out.print(table)
+        for task, count in {one.task: one.left_out for one in found if one.left_out}.items():
+            out.print(f"{task}: {count:,} replies are left out, whose text alone does not give their tokens (cut ones)")
     different = [one for one in found if not one.agrees]
     for one in different:
         err.print(

@@ -7,12 +7,15 @@ name in `lm_eval_tasks/`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pipelines import chat
 from pipelines.config import ConfigError
 from pipelines.engine.step import resolve
 from pipelines.forms import form, replies
@@ -30,6 +33,7 @@ class Asked:
     ours: Callable[[Job], Mapping[str, float]]
     metrics: tuple[str, ...]
     options: tuple[str, ...] = ()  # of lm-eval's command
+    left_out: int = 0  # replies that lm-eval cannot be asked about, by both
 
 
 def asked(name: str, made: Made, export: Path, scratch: Path) -> Asked:
@@ -120,4 +124,56 @@ def _answers(held: Sequence[replies.Asked], new: int, scratch: Path, how: Job) -
     return generation_metrics.report(texts, [one.references for one in held], [one.group for one in held])
 
 
-_FORMS: Mapping[str, Callable[[Made, Path, Path], Asked]] = {"text": _text, "response": _response}
+def _dialogue(made: Made, export: Path, scratch: Path) -> Asked:
+    """The replies of the test conversations, each after the turns that our evaluation has before it."""
+    from tokenizers import Tokenizer
+
+    said, encoder = chat.Chat(export), Tokenizer.from_file(str(export / "tokenizer.json"))
+    test = form.of("dialogue").read(_split(made, "test"))
+    rows = [row for several in replies.rows(test, said, replies.positions(export)) for row in several]
+    lines, masks, left_out = list[dict[str, Any]](), [[False] * len(row.tokens) for row in rows], 0
+    for row, mask in zip(rows, masks, strict=True):
+        for start, end in _learned(row.mask):
+            line = _reply(encoder, row.tokens, start, end)
+            left_out += line is None
+            if line:
+                lines.append(line)
+                mask[start:end] = [True] * (end - start)
+    _data(scratch, lines)
+    replies.write(scratch / "replies.arrow", [row.tokens for row in rows], export, masks)
+    ours = partial(_likelihood, scratch / "replies.arrow", sum(line["bytes"] for line in lines))
+    return Asked("gptline_dialogue", ours, ("perplexity", "bits_per_byte"), left_out=left_out)
+
+
+def _learned(mask: Sequence[bool]) -> Iterator[tuple[int, int]]:
+    """Where replies begin and end. A sequence's first token is predicted from nothing, and belongs to what is before."""
+    for learned, places in itertools.groupby(range(1, len(mask)), key=mask.__getitem__):
+        if learned:
+            run = list(places)
+            yield run[0], run[-1] + 1
+
+
+def _reply(encoder: Any, tokens: Sequence[int], start: int, end: int) -> dict[str, Any] | None:
+    """A reply as text after its context; None where the text would not give these tokens, as where one was cut."""
+    context, reply = (
+        encoder.decode(list(part), skip_special_tokens=False) for part in (tokens[:start], tokens[start:end])
+    )
+    as_text = (encoder.encode(text, add_special_tokens=False).ids for text in (context, context + reply))
+    if not context.strip() or list(as_text) != [list(tokens[:start]), list(tokens[:end])]:
+        return None
+    size = len(encoder.decode(list(tokens[start:end]), skip_special_tokens=True).encode())
+    choices = [reply, ""] if context != context.rstrip() else [reply]
+    return {"context": context, "choices": choices, "tokens": end - start, "bytes": size}
+
+
+def _likelihood(examples_file: Path, size: int, how: Job) -> Mapping[str, float]:
+    found = resolve("model.likelihood:example_nats")(how | {"examples": str(examples_file)})
+    nats, count = sum(nats for nats, _ in found), sum(count for _, count in found)
+    return {"perplexity": math.exp(nats / count), "bits_per_byte": nats / math.log(2) / size}
+
+
+_FORMS: Mapping[str, Callable[[Made, Path, Path], Asked]] = {
+    "text": _text,
+    "response": _response,
+    "dialogue": _dialogue,
+}

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from model import durable
-from pipelines.engine.step import Attempt, resolve
+from pipelines import harness
+from pipelines.engine.record import RECORD, Record, to_json
+from pipelines.engine.step import Attempt, Damaged, resolve
+from pipelines.engine.units import UnitFile
+from pipelines.execution import Execution
 from pipelines.forms import form
+from pipelines.harness_data import Made
 from pipelines.model_card import Card
 from pipelines.package import build_package
 from pipelines.stages import compare, evaluate
@@ -250,6 +257,43 @@ def test_evaluating_again_gives_the_same_bytes(
     evaluate.run(again)
     for name in ("metrics.json", "report.json", "predictions.jsonl"):
         assert durable.sha256(again.outputs / name) == durable.sha256(measured["response"].outputs / name)
+
+
+@pytest.fixture
+def held_out(prepared: dict[str, Path]) -> Callable[[str, str], Made]:
+    """The examples of a form as the finished step that a version's manifest would name."""
+
+    def found(kind: str, task: str) -> Made:
+        folder = prepared["root"] / "steps" / f"prepare_task-{kind}"
+        outputs = [f"{folder.relative_to(prepared['root'])}/outputs/{name}.jsonl" for name in SPLITS]
+        if not folder.exists():
+            shutil.copytree(prepared[kind], folder / "outputs")
+            files = [UnitFile(path, 0, durable.sha256(prepared["root"] / path)) for path in outputs]
+            made = Record("prepare_task", "prepare_task", 1, "", {}, {}, files, {}, {}, {}, {}, "", "", 0.0, "")
+            durable.write_bytes(folder / RECORD, to_json(made))
+        return Made(prepared["root"], {"prepare_task": folder}, task, task, task)
+
+    return found
+
+
+@pytest.mark.parametrize(("name", "task"), [("response", "translation"), ("dialogue", "dialogue")])
+def test_lm_eval_finds_the_figures_of_evaluation(
+    measured: dict[str, Attempt], exports: dict[str, Path], held_out: Callable[[str, str], Made], name: str, task: str,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    execution = Execution(work=str(tmp_path), workers=2, device="cpu")
+    found = list(harness.evaluate(execution, held_out(name, task), exports[name] / "export", [task], tmp_path))
+    assert {one.metric for one in found} >= {"response": {"bleu", "f1"}, "dialogue": {"perplexity"}}[name]
+    for one in found:
+        assert one.agrees and not one.left_out, one
+        assert one.ours == pytest.approx(measured[name].metrics[one.metric], rel=1e-5)
+
+
+def test_changed_test_data_are_damage(held_out: Callable[[str, str], Made], prepared: dict[str, Path]) -> None:
+    made = held_out("text", "generation")
+    (made.folders["prepare_task"] / "outputs" / "test.jsonl").write_text("")
+    with pytest.raises(Damaged, match=r"test\.jsonl"):
+        made.read("prepare_task", "test.jsonl")
 
 
 @pytest.fixture(scope="module")
