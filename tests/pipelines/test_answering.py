@@ -337,15 +337,15 @@ def test_plain_transformers_answers_what_evaluation_says_where_we_are_not_instal
     assert [text[0]["generated_text"] for text in texts] == resolve("model.generate:generate")(job | {"threads": 2})
 
 
-@pytest.mark.parametrize("name", ["response", "dialogue"])
-def test_the_card_s_code_runs_as_it_stands_where_we_are_not_installed(
-    packages: dict[str, Path], name: str, tmp_path: Path
-) -> None:
-    code, _ = alone.card_code(packages[name])
+def test_the_cards_code_runs_as_it_stands_where_we_are_not_installed(packages: dict[str, Path], tmp_path: Path) -> None:
     asked = "one two three " * 20  # longer than the window
-    assert alone.run(f"DIR = {str(packages[name])!r}\n{code}", tmp_path).endswith("\n")
-    said = alone.run(f"DIR = {str(packages[name])!r}\n{code.replace('...', asked)}", tmp_path)
-    assert said.strip() and asked.strip() not in said
+    codes = []
+    for name in ("response", "dialogue"):
+        code, _ = alone.card_code(packages[name])
+        codes += [f"DIR = {str(packages[name])!r}\n{text}\nprint('--')" for text in (code, code.replace("...", asked))]
+    said = alone.run("\n".join(codes), tmp_path).split("--\n")
+    assert len(said) == len(codes) + 1 and said[1].strip() and said[3].strip()
+    assert asked.strip() not in "".join(said)
 
 
 def test_the_package_s_own_entry_replies_to_a_text_and_to_turns(exports: dict[str, Path]) -> None:
