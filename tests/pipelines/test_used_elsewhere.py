@@ -18,7 +18,7 @@ import pytest
 from model import durable
 from pipelines.engine.step import resolve
 from tests import alone
-from tests.pipelines.test_answering import NUMBERS, NUMERI, lines
+from tests.pipelines.inventions import NUMBERS, NUMERI, lines
 
 ROOT = Path(__file__).parents[2]
 GREEDY = {"do_sample": False, "handle_long_generation": "hole"}
