@@ -162,8 +162,10 @@ def _reply(encoder: Any, tokens: Sequence[int], start: int, end: int) -> dict[st
     if not context.strip() or list(as_text) != [list(tokens[:start]), list(tokens[:end])]:
         return None
     size = len(encoder.decode(list(tokens[start:end]), skip_special_tokens=True).encode())
-    choices = [reply, ""] if context != context.rstrip() else [reply]
-    return {"context": context, "choices": choices, "tokens": end - start, "bytes": size}
+    asked = context.rstrip()
+    blanks = context[len(asked) :]
+    choices = [blanks + reply, blanks] if blanks else [reply]
+    return {"context": asked, "choices": choices, "tokens": end - start, "bytes": size}
 
 
 def _likelihood(examples_file: Path, size: int, how: Job) -> Mapping[str, float]:
