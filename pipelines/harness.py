@@ -15,12 +15,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from model import durable
-from pipelines import harness_tasks
-from pipelines import run as runs
-from pipelines.execution import Execution, cores
-from pipelines.harness_data import Made
+
+if TYPE_CHECKING:  # every command imports this module, for its error
+    from pipelines.execution import Execution
+    from pipelines.harness_data import Made
+    from pipelines.harness_tasks import Asked
 
 _FILES = Path(__file__).parent / "lm_eval_tasks"
 _SAME = 5e-4  # relative: equal to the third digit
@@ -51,6 +53,10 @@ def evaluate(execution: Execution, made: Made, export: Path, names: Sequence[str
 
     ConfigError for an unknown task, or where the line has not made its data yet; HarnessFailed.
     """
+    from pipelines import harness_tasks
+    from pipelines import run as runs
+    from pipelines.execution import cores
+
     device, threads = runs.settings(execution)["device"], execution.workers or cores()
     for name in names:
         folder = scratch / name
@@ -62,7 +68,7 @@ def evaluate(execution: Execution, made: Made, export: Path, names: Sequence[str
             yield Compared(name, metric, ours[metric], theirs[metric], asked.left_out)
 
 
-def _lm_eval(export: Path, asked: harness_tasks.Asked, folder: Path, device: str, threads: int) -> dict[str, float]:
+def _lm_eval(export: Path, asked: Asked, folder: Path, device: str, threads: int) -> dict[str, float]:
     """Run lm-eval on one task, in a process of its own; its metrics by name. It litters `folder`."""
     for file in _FILES.iterdir():  # a task file reads what stands beside it
         if file.is_file():
