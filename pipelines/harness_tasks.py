@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from model import durable
 from pipelines import chat
 from pipelines.config import ConfigError
 from pipelines.engine.step import resolve
@@ -41,31 +42,37 @@ def asked(name: str, made: Made, export: Path, scratch: Path) -> Asked:
 
     ConfigError for an unknown task, for one that causal models are not scored by, or where its data are not made.
     """
-    if name == PERPLEXITY:
-        return _texts([{"text": text} for text in _heldout(made)], scratch)
-    if name not in task.names():
-        raise ConfigError(f"TASKS={name}: no such task; there are {PERPLEXITY}, {', '.join(_generative())}")
-    if name not in _generative():
-        raise ConfigError(
-            f"TASKS={name}: lm-eval scores causal language models and this task is of the form {task.form_of(name)}; there are "
-            f"{PERPLEXITY}, {', '.join(_generative())}"
-        )
-    if name != made.task:
+    forms = {PERPLEXITY: _documents} | {known: _FORMS[task.form_of(known)] for known in _generative()}
+    if name not in forms:
+        seen = f"this task is of the form {task.form_of(name)}" if name in task.names() else "no such task"
+        raise ConfigError(f"TASKS={name}: {seen}; lm-eval scores causal language models on {', '.join(forms)}")
+    if name not in (PERPLEXITY, made.task):
         raise ConfigError(
             f"TASKS={name}: the examples of {made.whose} are of {made.task or 'no task'}; name a recipe: RECIPE=..."
         )
-    return _FORMS[task.form_of(name)](made, export, scratch)
+    kind = _architecture(export)
+    if not kind.endswith(("ForCausalLM", "LMHeadModel")):
+        raise ConfigError(
+            f"{export} holds {kind}: lm-eval scores causal language models; make status tells our figures"
+        )
+    return forms[name](made, export, scratch)
+
+
+def _architecture(export: Path) -> str:
+    config = export / "config.json"
+    return str(durable.read_json(config)["architectures"][0]) if config.exists() else "no whole model (an adapter?)"
 
 
 def _generative() -> list[str]:
     return [name for name in task.names() if task.form_of(name) in _FORMS]
 
 
-def _heldout(made: Made) -> list[str]:
+def _documents(made: Made, export: Path, scratch: Path) -> Asked:
     """The held-out documents that a base model is measured on."""
     step = made.read("shard", "heldout.json")
     step.check_units(made.root, "heldout.json")
-    return [text.decode() for text in language_modelling.texts(made.root, step.path("heldout.json"))]
+    found = language_modelling.texts(made.root, step.path("heldout.json"))
+    return _texts([{"text": text.decode()} for text in found], scratch)
 
 
 def _texts(rows: list[dict[str, Any]], scratch: Path) -> Asked:

@@ -282,6 +282,8 @@ def test_a_version_and_its_recipe_name_the_same_held_out_data(finished: Line, tm
     assert (theirs.task, theirs.measured, ours.measured) == ("sentiment", "sentiment", "perplexity")
     with pytest.raises(ConfigError, match="lm-eval scores causal language models"):
         harness_tasks.asked(theirs.measured, theirs, package, tmp_path)
+    with pytest.raises(ConfigError, match="GPT2ForSequenceClassification: lm-eval scores causal"):
+        harness_tasks.asked("perplexity", theirs, package, tmp_path)
     with pytest.raises(ConfigError, match="the examples of sentiment are of sentiment"):
         harness_tasks.asked("translation", theirs, package, tmp_path)
     with pytest.raises(ConfigError, match="is not made in"):
