@@ -57,7 +57,7 @@ def task(name: str, path: Path) -> tuple[str, str, str]:
 
 
 def the_cards_code_runs(folder: str, tmp_path: Path) -> None:
-    assert alone.run(f"DIR = {folder!r}\n" + alone.card_code(Path(folder))[0], tmp_path).strip()
+    alone.run(f"DIR = {folder!r}\n" + alone.card_code(Path(folder))[0], tmp_path)  # it fails if the code does
 
 
 ADAPTER_SCORES = """
