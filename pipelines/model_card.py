@@ -28,6 +28,7 @@ class Card:
     language: str = "en"  # none: nobody said
     license: str = "other"
     family: str = "gpt2"
+    labels: int = 0  # classes of an adapter that classifies
     base: Mapping[str, str] | None = None  # of an adapter: the registered name and package digest of what it stands on
 
 
@@ -116,7 +117,7 @@ def _loaded(card: Card) -> str:
 
 def _loading_adapter(card: Card, base: Mapping[str, str]) -> str:
     kind = "AutoModelForSequenceClassification" if card.task == "text-classification" else "AutoModelForCausalLM"
-    labels = ", num_labels=N" if card.task == "text-classification" else ""
+    labels = f", num_labels={card.labels}" if card.task == "text-classification" else ""
     return (
         f"Its base is `{base['name']}`, package `{base['digest']}`; `gptline pull {card.name}@champion DIR --base BASE` "
         "fetches both. With `peft`:\n\n"
