@@ -15,11 +15,13 @@ override HOST :=
 endif
 # A default would send every node to a folder that is not shared.
 SHARED := $(if $(filter command line environment,$(origin WORK)),yes)
+# The default recipe is no answer to whose data a model is to be measured on: its own, unless a recipe was said.
+CHOSEN := $(if $(filter command line environment,$(origin RECIPE)),yes)
 
 # What people give goes to the shell as environment variables, byte for byte: quotes, spaces and dollars in it are theirs.
 GIVEN := RECIPE WORK SET UNTIL MODEL DEST PROMPT WHAT KILLS SEED OFFLINE NEWER_THAN WHY
 GIVEN += TASKS DONE JOB FOLLOW RETRAIN AUTOSCALING KEEP_DAYS KEEP YES WEIGHTS EVERY
-GIVEN += SITE HOST HEAD TOKEN NAME REMOVE REGISTRY MLFLOW_DB MLFLOW_ARTIFACTS RAY_PORT DASHBOARD_PORT MLFLOW_PORT CPUS GPUS PREPARE SHARED
+GIVEN += SITE HOST HEAD TOKEN NAME REMOVE REGISTRY MLFLOW_DB MLFLOW_ARTIFACTS RAY_PORT DASHBOARD_PORT MLFLOW_PORT CPUS GPUS PREPARE SHARED CHOSEN
 $(foreach name,$(GIVEN),$(eval override $(name) := $$(value $(name))))
 export $(GIVEN)
 SETTINGS = $${SITE:+--set "execution.site=$$SITE"} $${SET:+--set "$$SET"}
@@ -87,8 +89,8 @@ lineage: setup ## WHAT=sentiment@champion: what it was made from; WHAT=file or S
 generate: setup ## continue a text: MODEL=base@champion PROMPT="To be"
 	@$(PY) -m pipelines generate $(SETTINGS) -- "$${MODEL:-base@champion}" "$${PROMPT:?say what to continue: make generate PROMPT=\"To be\"}"
 
-evaluate: setup ## lm-eval's figures beside ours: MODEL=base@champion TASKS=perplexity
-	@$(PY) -m pipelines evaluate $(OPTIONS) $${TASKS:+--tasks "$$TASKS"} -- "$${MODEL:-base@champion}"
+evaluate: setup ## lm-eval's figures beside ours: MODEL=translation@champion (TASKS=perplexity; RECIPE=questions: on its data)
+	@$(PY) -m pipelines evaluate --work "$$WORK" $(SETTINGS) $${CHOSEN:+--recipe "$$RECIPE"} $${TASKS:+--tasks "$$TASKS"} -- "$${MODEL:-base@champion}"
 
 inspect: setup ## decode a shard, examples or batch: WHAT=path or batch:STEP
 	@$(PY) -m pipelines inspect $(OPTIONS) -- "$${WHAT:?say what: make inspect WHAT=batch:0, or a path below WORK}"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from model.evaluate import BATCH_SIZE, encode, load_tokenizer
+from model.evaluate import BATCH_SIZE, by_length, encode, load_tokenizer
 from model.export import load_export
 
 if TYPE_CHECKING:
@@ -41,15 +41,11 @@ def rolling_windows(tokens: list[int], opening: int, length: int) -> Iterator[tu
 def text_nats(model: PreTrainedModel, rows: list[list[int]], opening: int, length: int, batch_size: int) -> list[float]:
     """-ln p of each row of token ids, summed in float64, in the order of `rows`."""
     windows = [(row, *window) for row, ids in enumerate(rows) for window in rolling_windows(ids, opening, length)]
-    order = sorted(range(len(windows)), key=lambda place: (-len(windows[place][1]), place))  # little padding
     found = [0.0] * len(windows)
-    for start in range(0, len(order), batch_size):
-        places = order[start : start + batch_size]
+    for places in by_length([ids for _, ids, _ in windows], batch_size):
         width = len(windows[places[0]][1])
-        ids = torch.tensor(
-            [windows[place][1] + [opening] * (width - len(windows[place][1])) for place in places]
-        )  # (B, T + 1)
-        inputs, targets = ids[:, :-1].to(model.device), ids[:, 1:].to(model.device)
+        ids = torch.tensor([windows[place][1] + [opening] * (width - len(windows[place][1])) for place in places])
+        inputs, targets = ids[:, :-1].to(model.device), ids[:, 1:].to(model.device)  # (B, T), (B, T)
         # Padded on the right, where causal attention never looks: no mask is needed for what is real.
         logits = model(inputs, attention_mask=torch.ones_like(inputs), use_cache=False).logits  # (B, T, V)
         losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none").view_as(targets)
@@ -74,7 +70,7 @@ def evaluate_texts(job: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"{job['texts']} holds no text")
     model, tokenizer = load_export(export, job.get("device", "cpu")), load_tokenizer(export)
     opening = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    length = min(model.config.max_position_embeddings, job.get("length") or 1 << 30)
+    length = model.config.max_position_embeddings
     nats = math.fsum(text_nats(model, encode(tokenizer, texts), opening, length, job.get("batch_size", BATCH_SIZE)))
     size = sum(len(text.encode()) for text in texts)
     return {

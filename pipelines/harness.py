@@ -3,44 +3,33 @@
 The one idea: both read the pulled folder and the same file of held-out texts, and follow the same rules (windows,
 prompts, greedy decoding), so that a difference in the third digit means that one of them is wrong.
 
-The task files are in `lm_eval_tasks/`; each reads a JSONL file that stands beside it. `TASKS` says which of the line's
-outputs the file is made of.
+`harness_data.py` finds the held-out texts, `harness_tasks.py` says what is asked; the task files in `lm_eval_tasks/` are
+what lm-eval reads.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from model import durable
-from pipelines import run as runs
-from pipelines.config import ConfigError
-from pipelines.engine.step import Planned, resolve
-from pipelines.execution import cores
-from pipelines.run import Workspace
 
-_OURS = Path(__file__).parent / "lm_eval_tasks"
+if TYPE_CHECKING:  # every command imports this module, for its error
+    from pipelines.execution import Execution
+    from pipelines.harness_data import Made
+    from pipelines.harness_tasks import Asked
+
+_FILES = Path(__file__).parent / "lm_eval_tasks"
 _SAME = 5e-4  # relative: equal to the third digit
 
 
 class HarnessFailed(RuntimeError):
     """lm-eval is not installed, or ended with an error. The message has its last words."""
-
-
-@dataclass(frozen=True)
-class HarnessTask:
-    """A task of the harness: the step that has its data, that data as JSON lines, and our own function for its figures."""
-
-    step: str
-    rows: Callable[[Planned, dict[str, Planned], Path], Iterator[dict[str, Any]]]
-    ours: str
-    metrics: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -51,6 +40,7 @@ class Compared:
     metric: str
     ours: float
     theirs: float
+    left_out: int = 0  # examples that neither was asked about
 
     @property
     def agrees(self) -> bool:
@@ -58,64 +48,35 @@ class Compared:
         return abs(self.ours - self.theirs) <= _SAME * max(abs(self.ours), abs(self.theirs))
 
 
-def _documents(planned: Planned, plan: dict[str, Planned], root: Path) -> Iterator[dict[str, Any]]:
-    """The held-out documents that the base model is measured on."""
-    from pipelines.tasks import language_modelling
-
-    shards = plan[planned.step.inputs["text_heldout"].step]
-    assert shards.folder is not None
-    for text in language_modelling.texts(root, shards.folder / "outputs" / "heldout.json"):
-        yield {"text": text.decode()}
-
-
-TASKS = {
-    "perplexity": HarnessTask(
-        "evaluate-base", _documents, "model.rolling:evaluate_texts", ("bits_per_byte", "byte_perplexity")
-    ),
-}
-
-
-def evaluate(workspace: Workspace, export: Path, names: list[str], scratch: Path) -> Iterator[Compared]:
+def evaluate(execution: Execution, made: Made, export: Path, names: Sequence[str], scratch: Path) -> Iterator[Compared]:
     """Measure the model in the folder `export` on each task, by our own code and by lm-eval.
 
     ConfigError for an unknown task, or where the line has not made its data yet; HarnessFailed.
     """
-    plan = runs.plan(workspace)
+    from pipelines import harness_tasks
+    from pipelines import run as runs
+    from pipelines.execution import cores
+
+    device, threads = runs.settings(execution)["device"], execution.workers or cores()
     for name in names:
-        if name not in TASKS:
-            raise ConfigError(f"TASKS={name}: no such task; there are {', '.join(TASKS)}")
-        task = TASKS[name]
-        planned = plan.get(task.step)
-        if planned is None or planned.fingerprint is None:
-            raise ConfigError(
-                f"TASKS={name} needs the data of {task.step}, which is not made in {workspace.root}; next: make run"
-            )
         folder = scratch / name
         folder.mkdir(parents=True)
-        data = _task_files(folder, f"gptline_{name}", task.rows(planned, plan, workspace.root))
-        device = runs.settings(workspace.execution)["device"]
-        threads = workspace.execution.workers or cores()
-        ours = resolve(task.ours)({"export": str(export), "texts": str(data), "threads": threads, "device": device})
-        theirs = _lm_eval(export, f"gptline_{name}", folder, device, threads)
-        for metric in task.metrics:
-            yield Compared(name, metric, ours[metric], theirs[metric])
+        asked = harness_tasks.asked(name, made, export, folder)
+        ours = asked.ours({"export": str(export), "threads": threads, "device": device})
+        theirs = _lm_eval(export, asked, folder, device, threads)
+        for metric in asked.metrics:
+            yield Compared(name, metric, ours[metric], theirs[metric], asked.left_out)
 
 
-def _task_files(folder: Path, task: str, rows: Iterator[dict[str, Any]]) -> Path:
-    """Put a task's YAML file and its data into `folder`; returns the data's path."""
-    durable.write_bytes(folder / f"{task}.yaml", (_OURS / f"{task}.yaml").read_bytes())
-    data = folder / "data.jsonl"
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-    durable.write_bytes(data, "".join(lines).encode())
-    return data
-
-
-def _lm_eval(export: Path, task: str, folder: Path, device: str, threads: int) -> dict[str, float]:
-    """Run lm-eval on one task, in a process of its own; its metrics by name."""
+def _lm_eval(export: Path, asked: Asked, folder: Path, device: str, threads: int) -> dict[str, float]:
+    """Run lm-eval on one task, in a process of its own; its metrics by name. It litters `folder`."""
+    for file in _FILES.iterdir():  # a task file reads what stands beside it
+        if file.is_file():
+            durable.write_bytes(folder / file.name, file.read_bytes())
     command = [
         sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--model_args", f"pretrained={export},dtype=float32",
-        "--include_path", str(folder), "--tasks", task, "--batch_size", "16", "--device", device,
-        "--output_path", str(folder / "results.json"),
+        "--include_path", str(folder), "--tasks", asked.name, "--batch_size", "16", "--device", device,
+        "--output_path", str(folder / "results.json"), *asked.options,
     ]  # fmt: skip
     offline = {
         "HF_HUB_OFFLINE": "1",
@@ -129,6 +90,6 @@ def _lm_eval(export: Path, task: str, folder: Path, device: str, threads: int) -
     if done.returncode or not found:
         missing = "No module named lm_eval" in done.stderr
         advice = "install it: pip install -c constraints.txt -e '.[eval]'" if missing else done.stderr.strip()[-3000:]
-        raise HarnessFailed(f"lm-eval ended with {done.returncode} on {task}: {advice}")
-    results = durable.read_json(found[-1])["results"][task]
+        raise HarnessFailed(f"lm-eval ended with {done.returncode} on {asked.name}: {advice}")
+    results = durable.read_json(found[-1])["results"][asked.name]
     return {name.partition(",")[0]: value for name, value in results.items() if isinstance(value, float)}

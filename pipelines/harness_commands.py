@@ -16,34 +16,51 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from pipelines.options import AsJson, RecipeName, Settings, WorkDir, configured, out
+from pipelines.options import AsJson, Settings, WorkDir, configured, err, execution_of, out
 
 DIFFERENT = 1
 
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="name@alias, name@version, or a folder with an export")],
-    tasks: Annotated[str, typer.Option("--tasks", help="with commas between them")] = "perplexity",
-    recipe: RecipeName = "default",
+    tasks: Annotated[
+        str | None, typer.Option("--tasks", help="with commas between them; the model's own task if not given")
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", "-r", help="whose held-out data; those that the version stands on if not given"),
+    ] = None,
     work: WorkDir = "work",
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a model with lm-eval on the recipe's held-out data, beside our own figures."""
-    from pipelines import harness, inspection, run
+    """Measure a model with lm-eval on its own held-out data, or on a recipe's, beside our own figures."""
+    from pipelines import harness, harness_data, inspection, run
 
-    made, execution = configured(recipe, work, settings)
-    workspace = run.open_workspace(made, execution, fetch=False)
+    execution = execution_of(work, settings)
     with tempfile.TemporaryDirectory() as scratch:
         folder = inspection.export_folder(execution, model, Path(scratch))
-        found = list(harness.evaluate(workspace, folder, tasks.split(","), Path(scratch) / "tasks"))
+        if recipe:
+            made = harness_data.of_recipe(run.open_workspace(*configured(recipe, work, settings), fetch=False))
+        else:
+            made = harness_data.of_version(folder, Path(execution.work))
+        names = tasks.split(",") if tasks else [made.measured]
+        found = list(harness.evaluate(execution, made, folder, names, Path(scratch) / "tasks"))
     if as_json:
         rows = [asdict(one) | {"agrees": one.agrees} for one in found]
-        sys.stdout.write(json.dumps({"model": model, "figures": rows}, indent=1) + "\n")
+        sys.stdout.write(json.dumps({"model": model, "data": made.whose, "figures": rows}, indent=1) + "\n")
     else:
+        out.print(f"{model} on the held-out data of {made.whose} in {work}:", markup=False)
         table = Table("task", "metric", "gptline", "lm-eval", "equal to the third digit", box=None)
         for one in found:
             table.add_row(one.task, one.metric, f"{one.ours:.6g}", f"{one.theirs:.6g}", "yes" if one.agrees else "NO")
         out.print(table)
-    if not all(one.agrees for one in found):
+        for task, count in {one.task: one.left_out for one in found if one.left_out}.items():
+            out.print(f"{task}: {count:,} replies are left out, whose text alone does not give their tokens (cut ones)")
+    different = [one for one in found if not one.agrees]
+    for one in different:
+        err.print(
+            f"gptline: {one.metric} of {one.task} is {one.ours:.6g} here and {one.theirs:.6g} by lm-eval", style="red"
+        )
+    if different:
         raise typer.Exit(DIFFERENT)

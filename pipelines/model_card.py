@@ -28,6 +28,7 @@ class Card:
     language: str = "en"  # none: nobody said
     license: str = "other"
     family: str = "gpt2"
+    labels: int = 0  # classes of an adapter that classifies
     base: Mapping[str, str] | None = None  # of an adapter: the registered name and package digest of what it stands on
 
 
@@ -68,7 +69,10 @@ _CHAT = """\
 from transformers import pipeline
 generate = pipeline("text-generation", DIR)
 messages = [{"role": "user", "content": "..."}]
-print(generate(messages, max_new_tokens=50, do_sample=False)[0]["generated_text"][-1]["content"].strip())"""
+# "hole": what is longer than the window loses its beginning
+said = generate(messages, max_new_tokens=NEW_TOKENS, do_sample=False, handle_long_generation="hole")
+print(said[0]["generated_text"][-1]["content"].strip())"""
+_NEW_TOKENS = 50  # that a model is let say where its evaluation has no figure
 
 
 def render(card: Card) -> str:
@@ -108,7 +112,7 @@ def _loading(card: Card) -> str:
     asked = '{"question": "...", "context": "..."}' if card.task == "question-answering" else "some text"
     return (
         "With `transformers`, from the folder `DIR` that this package was pulled to:\n\n"
-        f"```python\n{_CHAT if card.chat else _loaded(card)}\n```\n\n"
+        f"```python\n{_loaded(card)}\n```\n\n"
         "With `mlflow`, straight from the registry that MLFLOW_TRACKING_URI names (same predictions; a reserved token "
         "in the text stays text):\n\n"
         "```python\nimport mlflow\n"
@@ -117,7 +121,9 @@ def _loading(card: Card) -> str:
 
 
 def _loaded(card: Card) -> str:
-    """How `transformers` loads it, by the classes of its family."""
+    """How `transformers` loads it, by the classes of its family, and as its evaluation asked it."""
+    if card.chat:
+        return _CHAT.replace("NEW_TOKENS", str(card.metrics.get("max_new_tokens", _NEW_TOKENS)))
     code = _LOAD[card.task]
     if card.family == "gpt2":
         return code
@@ -126,7 +132,7 @@ def _loaded(card: Card) -> str:
 
 def _loading_adapter(card: Card, base: Mapping[str, str]) -> str:
     kind = "AutoModelForSequenceClassification" if card.task == "text-classification" else "AutoModelForCausalLM"
-    labels = ", num_labels=N" if card.task == "text-classification" else ""
+    labels = f", num_labels={card.labels}" if card.task == "text-classification" else ""
     return (
         f"Its base is `{base['name']}`, package `{base['digest']}`; `gptline pull {card.name}@champion DIR --base BASE` "
         "fetches both. With `peft`:\n\n"

@@ -107,8 +107,8 @@ def sentiment_minilm() -> Recipe:
         pretrained=Pretrained(sample="minilm"),
         task=TaskConfig(source=REVIEWS, test_fraction=0.15),
         finetune=FinetuneConfig(
-            max_steps=600, global_batch_size=32, sequence_length=64, learning_rate=1e-4, min_learning_rate=1e-5,
-            warmup_steps=60, weight_decay=0.01, length_pool=64,
+            max_steps=300, global_batch_size=32, sequence_length=64, learning_rate=1e-4, min_learning_rate=1e-5,
+            warmup_steps=30, weight_decay=0.01, length_pool=64,
         ),
         register_as=RegisterConfig(
             task="sentiment-minilm", task_gates=(Gate(metric="accuracy", baseline="tfidf_accuracy", minimum=0.0),)

@@ -22,6 +22,11 @@ import psutil
 import pytest
 
 from model import durable
+from pipelines import harness_data, harness_tasks, recipes, run
+from pipelines.config import ConfigError
+from pipelines.engine.step import resolve
+from pipelines.execution import Execution
+from tests import alone
 from tests.chaos import site
 from tests.chaos.ledger import Ledger
 from tests.chaos.moments import Aim, Plan
@@ -156,14 +161,35 @@ def test_the_pulled_model_predicts_what_evaluation_recorded(finished: Line) -> N
         assert scores == pytest.approx(predicted["scores"], abs=1e-5)
 
 
-def test_the_base_model_runs_the_code_that_its_users_have(finished: Line) -> None:
-    from transformers import GPT2LMHeadModel, GPT2Tokenizer
+def test_both_models_answer_as_evaluation_did_where_we_are_not_installed(finished: Line, tmp_path: Path) -> None:
+    base, task = (next(finished.work.glob(f"steps/pull-{kind}-*/outputs/model")) for kind in ("base", "task"))
+    (examples,) = finished.work.glob("steps/prepare_task-*/outputs/test.jsonl")
+    (predictions,) = finished.work.glob("steps/evaluate-task-*/outputs/predictions.jsonl")
+    texts = [json.loads(line)["text"] for line in examples.open()][:20]
+    expected = [json.loads(line) for line in predictions.open()][:20]
+    prompts = ["To be, or not", "First Citizen:", "What light"]
+    labels, continued = alone.ask(
+        [
+            alone.Question("text-classification", str(task), texts, options={"truncation": True}),
+            alone.Question(
+                "text-generation", str(base), prompts,
+                {"max_new_tokens": 12, "do_sample": False, "return_full_text": False},
+            ),
+        ],
+        tmp_path,
+    )  # fmt: skip
+    names = durable.read_json(task / "config.json")["id2label"]
+    for (said,), one in zip(labels, expected, strict=True):
+        assert said["label"] == names[str(one["predicted"])]
+        assert said["score"] == pytest.approx(one["scores"][one["predicted"]], abs=1e-4)
+    job = {"export": str(base), "prompts": prompts, "max_new_tokens": 12, "seed": 0, "temperature": 0.0, "threads": 2}
+    assert [said["generated_text"] for (said,) in continued] == resolve("model.generate:generate")(job)
 
-    (folder,) = finished.work.glob("steps/pull-base-*/outputs/model")
-    model, tokenizer = GPT2LMHeadModel.from_pretrained(folder), GPT2Tokenizer.from_pretrained(folder)
-    inputs = tokenizer.encode("To be, or not", return_tensors="pt")
-    outputs = model.generate(inputs, max_length=50, num_return_sequences=1)
-    assert tokenizer.decode(outputs[0], skip_special_tokens=True).startswith("To be, or not")
+
+def test_the_code_on_the_cards_runs_as_it_stands_where_we_are_not_installed(finished: Line, tmp_path: Path) -> None:
+    folders = [next(finished.work.glob(f"steps/pull-{kind}-*/outputs/model")) for kind in ("base", "task")]
+    said = alone.run("\n".join(f"DIR = {str(folder)!r}\n{alone.card_code(folder)[0]}" for folder in folders), tmp_path)
+    assert said.startswith("Once upon a time") and any(f"'label': '{name}'" in said for name in ("fresh", "rotten"))
 
 
 def test_a_second_run_does_nothing_and_says_so(finished: Line) -> None:
@@ -236,10 +262,34 @@ def test_a_registered_model_is_pulled_by_alias(finished: Line, tmp_path: Path) -
 
 
 def test_lm_eval_finds_the_figures_that_we_find(finished: Line) -> None:
-    found = json.loads(finished("evaluate", "base@champion", "--json"))["figures"]
+    command = [sys.executable, "-m", "pipelines", "evaluate", "base@champion", "--work", str(finished.work), "--json"]
+    command += ["--set", f"execution.registry={finished.registry}"]  # no recipe: the version says what it was made from
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    found = json.loads(said.stdout)["figures"]
     assert {one["metric"] for one in found} == {"bits_per_byte", "byte_perplexity"}
     assert all(one["agrees"] and abs(one["ours"] / one["theirs"] - 1) < 1e-5 for one in found)
     assert "TASKS=nothing: no such task" in _refused(finished, "evaluate", "base@champion", "--tasks", "nothing")
+
+
+def test_a_version_and_its_recipe_name_the_same_held_out_data(finished: Line, tmp_path: Path) -> None:
+    (package,) = finished.work.glob("steps/pull-task-*/outputs/model")
+    theirs = harness_data.of_version(package, finished.work)
+    execution = Execution(work=str(finished.work), registry=str(finished.registry))
+    ours = harness_data.of_recipe(run.open_workspace(recipes.tiny(), execution, fetch=False))
+    for step, name in (("shard", "heldout.json"), ("prepare_task", "test.jsonl")):
+        assert theirs.read(step, name).path(name) == ours.read(step, name).path(name).absolute()
+    assert (theirs.task, theirs.measured, ours.measured) == ("sentiment", "sentiment", "perplexity")
+    with pytest.raises(ConfigError, match="lm-eval scores causal language models"):
+        harness_tasks.asked(theirs.measured, theirs, package, tmp_path)
+    with pytest.raises(ConfigError, match="GPT2ForSequenceClassification: lm-eval scores causal"):
+        harness_tasks.asked("perplexity", theirs, package, tmp_path)
+    with pytest.raises(ConfigError, match="the examples of sentiment are of sentiment"):
+        harness_tasks.asked("translation", theirs, package, tmp_path)
+    with pytest.raises(ConfigError, match="is not made in"):
+        harness_data.of_version(package, tmp_path).read("prepare_task", "test.jsonl")
+    with pytest.raises(ConfigError, match=r"has no MANIFEST\.json"):
+        harness_data.of_version(tmp_path, finished.work)
 
 
 def test_plan_names_the_field_and_a_run_redoes_only_what_is_downstream(copy: Line) -> None:

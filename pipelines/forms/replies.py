@@ -160,12 +160,17 @@ def answered(attempt: Attempt, train: Sequence[Conversation], asked: Sequence[As
 
 def said_by(attempt: Attempt, asked: Sequence[Asked], export: Path, new: int) -> list[str]:
     """The greedy answers of the step's export, at most `new` tokens each."""
-    prompts, output = attempt.scratch / "prompts.arrow", attempt.scratch / "answers.jsonl"
-    said = chat.Chat(export)
+    job = asking(asked, export, new, attempt.scratch)
+    compute(attempt, "model.generate:answer", **job)
+    return [line["text"] for line in json_lines(Path(job["output"]))]
+
+
+def asking(asked: Sequence[Asked], export: Path, new: int, scratch: Path) -> dict[str, Any]:
+    """The job of `model.generate:answer` for greedy answers of at most `new` tokens each; its prompts are written to `scratch`."""
+    prompts, said = scratch / "prompts.arrow", chat.Chat(export)
     write(prompts, [said.prompt(one.messages) for one in asked], export)
-    settings: dict[str, Any] = {"max_new_tokens": new, "seed": 0, "temperature": 0.0, "top_k": 0}
-    compute(attempt, "model.generate:answer", prompts=str(prompts), output=str(output), **settings)
-    return [line["text"] for line in json_lines(output)]
+    greedy: dict[str, Any] = {"max_new_tokens": new, "seed": 0, "temperature": 0.0, "top_k": 0}
+    return {"prompts": str(prompts), "output": str(scratch / "answers.jsonl")} | greedy
 
 
 def json_lines(path: Path) -> list[dict[str, Any]]:
@@ -175,8 +180,13 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
 
 def write_predictions(attempt: Attempt, lines: Sequence[Mapping[str, Any]]) -> None:
     """predictions.jsonl, a line for each test example."""
+    write_lines(attempt.outputs / "predictions.jsonl", lines)
+
+
+def write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """A file of objects, one a line."""
     texts = [json.dumps(line, ensure_ascii=False, sort_keys=True) + "\n" for line in lines]
-    durable.write_bytes(attempt.outputs / "predictions.jsonl", "".join(texts).encode())
+    durable.write_bytes(path, "".join(texts).encode())
 
 
 def longest_reply(train: Sequence[Conversation], export: Path) -> int:

@@ -197,7 +197,15 @@ def card(attempt: Attempt, metrics: Mapping[str, Any]) -> Any:
         family=_family(attempt.ancestors, trained),
         base=durable.read_json(attempt.inputs["base"].path("registered.json")) if "base" in attempt.inputs else None,
         language=_language(attempt.ancestors),
+        labels=_classes(_weights(attempt)) if kind == "adapter" else 0,
     )
+
+
+def _classes(adapter: Path) -> int:
+    """How many classes an adapter's head has, by the header of its safetensors file; 0 without a head."""
+    data = (adapter / "adapter_model.safetensors").read_bytes()
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return next((one["shape"][0] for name, one in header.items() if name.endswith("score.weight")), 0)
 
 
 def _family(ancestors: Mapping[str, Record], trained: Record) -> str:

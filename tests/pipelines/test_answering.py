@@ -3,61 +3,34 @@
 from __future__ import annotations
 
 import json
-import random
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from model import durable
-from pipelines.engine.step import Attempt
+from pipelines import harness
+from pipelines.engine.record import RECORD, Record, to_json
+from pipelines.engine.step import Attempt, Damaged, resolve
+from pipelines.engine.units import UnitFile
+from pipelines.execution import Execution
 from pipelines.forms import form
+from pipelines.harness_data import Made
+from pipelines.model_card import Card
+from pipelines.package import build_package
 from pipelines.stages import compare, evaluate
 from pipelines.tasks import dialogue, examples, generation, questions, translation
 from pipelines.tasks.examples import SPLITS
+from tests import alone
 from tests.model.training_runs import finish, start
 from tests.pipelines import data_attempts
+from tests.pipelines.inventions import NUMBERS, WORDS, conversations, descriptions, lines, story
 from tests.pipelines.test_tokenizer import train as train_tokenizer
 
-NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight"]
-NUMERI = ["uno", "due", "tre", "quattro", "cinque", "sei", "sette", "otto"]
-WORDS = "\n".join([*NUMBERS, *NUMERI, " ".join(["", *NUMBERS, *NUMERI, "it", "is"]), *map(str, range(100))]) * 30
 SHAPE = {"n_positions": 32, "n_embd": 32, "n_layer": 2, "n_head": 4}
 STEPS = {"response": 400, "dialogue": 60, "text": 60}
-
-
-def lines(path: Path, records: list[dict[str, Any]]) -> list[Path]:
-    durable.write_bytes(path, "".join(json.dumps(record) + "\n" for record in records).encode())
-    return [path]
-
-
-def descriptions(folder: Path) -> list[Path]:
-    """Packages of numbers: their descriptions in two languages, word by word the same."""
-    chance = random.Random(0)
-    records = []
-    for place in range(400):
-        words = [chance.randrange(8) for _ in range(3)]
-        text, other = (" ".join(names[word] for word in words) for names in (NUMBERS, NUMERI))
-        records.append({"source": f"package{place % 80}", "package": f"p{place}", "text": text, "it": other})
-    return lines(folder / "debian.jsonl", records)
-
-
-def conversations(folder: Path) -> list[Path]:
-    """Conversations in which each answers with the next number."""
-    chance = random.Random(1)
-    records = []
-    for place in range(80):
-        first = chance.randrange(8)
-        turns = [f"{NUMBERS[(first + turn) % 8]} it is {place}" for turn in range(chance.randint(3, 9))]
-        records.append({"conversation": f"c{place}", "turns": turns})
-    return lines(folder / "chitchat.jsonl", records)
-
-
-def story(folder: Path) -> list[Path]:
-    chance = random.Random(2)
-    text = "\n\n".join(" ".join(chance.choices(NUMBERS, k=3) * 12) + f" {place}" for place in range(120))
-    durable.write_bytes(folder / "story.txt", text.encode())
-    return [folder / "story.txt"]
 
 
 def groups(part: list[Any]) -> set[str]:
@@ -249,19 +222,93 @@ def test_evaluating_again_gives_the_same_bytes(
         assert durable.sha256(again.outputs / name) == durable.sha256(measured["response"].outputs / name)
 
 
-def test_plain_transformers_chats_with_the_export(exports: dict[str, Path]) -> None:
-    from transformers import pipeline
+@pytest.fixture
+def held_out(prepared: dict[str, Path]) -> Callable[[str, str], Made]:
+    """The examples of a form as the finished step that a version's manifest would name."""
 
-    generate = pipeline("text-generation", str(exports["dialogue"] / "export"))
-    messages = [{"role": "user", "content": "one it is 5"}, {"role": "assistant", "content": "two it is 5"}]
-    messages += [{"role": "user", "content": "three it is 5"}]
-    said = generate(messages, max_new_tokens=8, do_sample=False)[0]["generated_text"]
-    assert said[:-1] == messages and said[-1]["role"] == "assistant" and said[-1]["content"]
-    translate = pipeline("text-generation", str(exports["response"] / "export"))
-    asked = "one two three"
-    plain = translate(asked + "\n", max_new_tokens=12, do_sample=False, return_full_text=False)[0]["generated_text"]
-    chat = translate([{"role": "user", "content": asked}], max_new_tokens=12, do_sample=False)[0]["generated_text"]
-    assert chat[-1]["content"] == plain
+    def found(kind: str, task: str) -> Made:
+        folder = prepared["root"] / "steps" / f"prepare_task-{kind}"
+        outputs = [f"{folder.relative_to(prepared['root'])}/outputs/{name}.jsonl" for name in SPLITS]
+        if not folder.exists():
+            shutil.copytree(prepared[kind], folder / "outputs")
+            files = [UnitFile(path, 0, durable.sha256(prepared["root"] / path)) for path in outputs]
+            made = Record("prepare_task", "prepare_task", 1, "", {}, {}, files, {}, {}, {}, {}, "", "", 0.0, "")
+            durable.write_bytes(folder / RECORD, to_json(made))
+        return Made(prepared["root"], {"prepare_task": folder}, task, task, task)
+
+    return found
+
+
+@pytest.mark.parametrize(("name", "task"), [("response", "translation"), ("dialogue", "dialogue")])
+def test_lm_eval_finds_the_figures_of_evaluation(
+    measured: dict[str, Attempt], exports: dict[str, Path], held_out: Callable[[str, str], Made], name: str, task: str,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    execution = Execution(work=str(tmp_path), workers=2, device="cpu")
+    found = list(harness.evaluate(execution, held_out(name, task), exports[name] / "export", [task], tmp_path))
+    assert {one.metric for one in found} >= {"response": {"bleu", "f1"}, "dialogue": {"perplexity"}}[name]
+    for one in found:
+        assert one.agrees and not one.left_out, one
+        assert one.ours == pytest.approx(measured[name].metrics[one.metric], rel=1e-5)
+
+
+def test_changed_test_data_are_damage(held_out: Callable[[str, str], Made], prepared: dict[str, Path]) -> None:
+    made = held_out("text", "generation")
+    (made.folders["prepare_task"] / "outputs" / "test.jsonl").write_text("")
+    with pytest.raises(Damaged, match=r"test\.jsonl"):
+        made.read("prepare_task", "test.jsonl")
+
+
+@pytest.fixture(scope="module")
+def packages(measured: dict[str, Attempt], exports: dict[str, Path], prepared: dict[str, Path]) -> dict[str, Path]:
+    """Each export as it is registered, with a card."""
+    for name, folder in exports.items():
+        said, metrics = form.of(name), measured[name].metrics
+        card = Card(name=name, task=said.PIPELINE, chat=said.CHAT, summary=said.SUMMARY, metrics=metrics)
+        build_package(folder / "export", folder / "package", card)
+    return {name: folder / "package" for name, folder in exports.items()}
+
+
+def test_plain_transformers_answers_what_evaluation_says_where_we_are_not_installed(
+    measured: dict[str, Attempt], packages: dict[str, Path], prepared: dict[str, Path], tmp_path: Path
+) -> None:
+    said = [json.loads(line) for line in (measured["response"].outputs / "predictions.jsonl").read_text().splitlines()]
+    samples = durable.read_json(measured["dialogue"].outputs / "samples.json")
+    said, samples = said[:12], [*samples[:8], *sorted(samples, key=lambda one: -len(str(one["messages"])))[:4]]
+    how = {"do_sample": False, "handle_long_generation": "hole"}
+    how_long = {name: how | {"max_new_tokens": measured[name].metrics.get("max_new_tokens")} for name in measured}
+    documents = [one.text[:40] for one in examples.read(prepared["text"] / "test.jsonl", "text")[:4]]
+
+    def question(name: str, inputs: list[Any], **more: Any) -> alone.Question:
+        return alone.Question("text-generation", str(packages[name]), inputs, how_long[name] | more)
+
+    chats, plain, replies, texts = alone.ask(
+        [
+            question("response", [[{"role": "user", "content": one["prompt"]}] for one in said]),
+            question("response", [one["prompt"] + "\n" for one in said], return_full_text=False),
+            question("dialogue", [one["messages"] for one in samples]),
+            question("text", documents, return_full_text=False, max_new_tokens=10),
+        ],
+        tmp_path,
+    )
+    assert [chat[0]["generated_text"][-1]["content"].strip() for chat in chats] == [one["predicted"] for one in said]
+    assert [text[0]["generated_text"].strip() for text in plain] == [one["predicted"] for one in said]
+    for reply, one in zip(replies, samples, strict=True):
+        assert reply[0]["generated_text"][:-1] == one["messages"]
+        assert reply[0]["generated_text"][-1]["content"].strip() == one["model"]
+    job = {"export": str(packages["text"]), "prompts": documents, "max_new_tokens": 10, "seed": 0, "temperature": 0.0}
+    assert [text[0]["generated_text"] for text in texts] == resolve("model.generate:generate")(job | {"threads": 2})
+
+
+def test_the_cards_code_runs_as_it_stands_where_we_are_not_installed(packages: dict[str, Path], tmp_path: Path) -> None:
+    asked = "one two three " * 20  # longer than the window
+    codes = []
+    for name in ("response", "dialogue"):
+        code, _ = alone.card_code(packages[name])
+        codes += [f"DIR = {str(packages[name])!r}\n{text}\nprint('--')" for text in (code, code.replace("...", asked))]
+    said = alone.run("\n".join(codes), tmp_path).split("--\n")
+    assert len(said) == len(codes) + 1 and said[1].strip() and said[3].strip()
+    assert asked.strip() not in "".join(said)
 
 
 def test_the_package_s_own_entry_replies_to_a_text_and_to_turns(exports: dict[str, Path]) -> None:
