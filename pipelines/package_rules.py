@@ -24,7 +24,12 @@ TEXT = {".json", ".txt", ".md", ".yaml", ".jinja"}
 # changes one of them adds the digest that it had, so that versions that were registered before can still be pulled.
 OURS = (ENTRY, "requirements.txt", "python_env.yaml", "conda.yaml")
 EARLIER: Mapping[str, frozenset[str]] = {
-    ENTRY: frozenset(("e8d993f8dc5f2b9f7fae323f0b1484edd8b346b291bb8bf8be9d77700da2013b",)),
+    ENTRY: frozenset(
+        (
+            "e8d993f8dc5f2b9f7fae323f0b1484edd8b346b291bb8bf8be9d77700da2013b",
+            "a22e1554dd1f338215fdd12d6fde68290ead7b17224b634734b190bd732d8e5c",
+        )
+    ),
 }
 
 MANIFEST_BYTES = 4 << 20  # the longest manifest

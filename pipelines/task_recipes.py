@@ -242,17 +242,17 @@ def generation() -> Recipe:
 
 
 def finetune_smollm2() -> Recipe:
-    """SmolLM2, which answers in English, learns to chat from 300 conversations through low-rank adapters."""
+    """SmolLM2, which answers in English, learns to chat from 60 conversations through low-rank adapters."""
     return Recipe(
         name="finetune_smollm2",
         pretrained=Pretrained(sample="smollm2"),
         task=TaskConfig(
             name="dialogue", source=Source(sample="chitchat", label="chitchat"), validation_fraction=0.03,
-            test_fraction=0.03, max_examples=300,
+            test_fraction=0.03, max_examples=60,
         ),
         finetune=FinetuneConfig(
-            max_steps=60, global_batch_size=8, sequence_length=128, learning_rate=2e-4, min_learning_rate=2e-5,
-            warmup_steps=6, dropout=0.0, tune="lora",
+            max_steps=40, global_batch_size=8, sequence_length=128, learning_rate=2e-4, min_learning_rate=2e-5,
+            warmup_steps=4, dropout=0.0, tune="lora",
         ),
         register_as=RegisterConfig(task="smollm2-chitchat", task_gates=_fewer("perplexity", "unigram", "trigram")),
     )  # fmt: skip

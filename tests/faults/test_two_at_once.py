@@ -217,7 +217,7 @@ def test_an_owner_whose_process_cannot_be_seen_is_overtaken_when_it_makes_no_sig
         sys.executable,
         "-m",
         "tests.faults.commands",
-        "frail",
+        "lasting",
         str(root),
     ]
     first = subprocess.Popen(alone, cwd=ROOT, stderr=subprocess.PIPE, text=True)

@@ -131,7 +131,7 @@ def start(
 
 def finish(process: subprocess.Popen[str]) -> tuple[list[dict[str, Any]], str]:
     """What rank 0 returned for each job, and the log of all ranks. AssertionError with the log if a rank failed."""
-    out, log = process.communicate(timeout=240)
+    out, log = process.communicate(timeout=600)
     assert process.returncode == 0, log[-5000:]
     return [json.loads(line) for line in out.splitlines() if line.startswith("{")], log
 

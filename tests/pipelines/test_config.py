@@ -120,7 +120,7 @@ def test_a_users_own_recipe_is_loaded_from_a_file(tmp_path: Path) -> None:
     assert recipes.load(f"{file}:small").name == "tiny"
     with pytest.raises(ConfigError, match="no function 'large'"):
         recipes.load(f"{file}:large")
-    with pytest.raises(ConfigError, match="no such recipe; known are default, tiny, gpt2_124m"):
+    with pytest.raises(ConfigError, match="no such recipe; known are default, tiny, labels, gpt2_124m"):
         recipes.load("huge")
 
 

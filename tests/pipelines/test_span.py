@@ -293,7 +293,7 @@ def attempt(root: Path, config: dict[str, Any], inputs: dict[str, Path]) -> Atte
 
 
 def test_what_learned_to_find_answers_beats_the_baselines_on_both_sets(
-    prepared: dict[str, Path], trained: Path, local_ray: None
+    prepared: dict[str, Path], trained: Path, ray_apart: None
 ) -> None:
     inputs = {"export": trained} | dict.fromkeys((*SPLITS, "benchmark"), prepared["examples"])
     config = {"kind": "span", "window": 32, "stride": 8}
