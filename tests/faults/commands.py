@@ -74,11 +74,6 @@ def frail(root: Path) -> None:
     flow(root, seconds=0.5)
 
 
-def lasting(root: Path) -> None:
-    """`frail`, at work until it is killed."""
-    flow(root, seconds=60)
-
-
 def slow_abc(root: Path) -> None:
     """Like `slow`, of other units."""
     flow(root, "abc", PATIENT, seconds=0.3)

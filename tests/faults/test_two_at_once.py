@@ -217,10 +217,11 @@ def test_an_owner_whose_process_cannot_be_seen_is_overtaken_when_it_makes_no_sig
         sys.executable,
         "-m",
         "tests.faults.commands",
-        "lasting",
+        "frail",
         str(root),
     ]
-    first = subprocess.Popen(alone, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    busy = os.environ | {"TOY_SECONDS": "60"}
+    first = subprocess.Popen(alone, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=busy)
     try:
         until(lambda: at_work(root))
         with running("impatient", root) as second:

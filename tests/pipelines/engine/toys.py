@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -28,7 +29,8 @@ def letters(attempt: Attempt) -> dict[str, Any]:
         if unit is None:
             draft = attempt.scratch / f"{letter}.draft"
             durable.write_bytes(draft, letter.encode() * 1000)
-            time.sleep(attempt.config.get("seconds", 0))
+            # From outside where a process has to be met at work: no setting, so the step stays the same one.
+            time.sleep(float(os.environ.get("TOY_SECONDS", attempt.config.get("seconds", 0))))
             unit = attempt.units.publish("toy", key, {"txt": draft}, {"letter": letter})
         attempt.add_outputs(list(unit.files.values()))
         units.append(unit.files["txt"].path)
