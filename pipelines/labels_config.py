@@ -19,6 +19,9 @@ class Start(Config):
     name: str = Field(pattern=r"^[\w-]+$", description="the curve, as tables and step names have it")
     pretrained: Pretrained | None = Field(None, description="somebody else's model; none: what the recipe pre-trains")
     finetune: FinetuneConfig | None = Field(None, description="how it is fine-tuned; none: as the recipe says")
+    draws: int | None = Field(
+        None, ge=1, description="the first so many draws only, of a curve that takes long; none: all"
+    )
 
 
 class FewLabels(Config):

@@ -36,7 +36,8 @@ def points(config: FewLabels) -> Iterator[Point]:
     """All points, the cheap ones first: a table with few draws is there early."""
     for draw in range(1, config.draws + 1):
         for count in (*config.labels, None):
-            yield from (Point(start, count, draw) for start in config.starts)
+            drawn = (start for start in config.starts if draw <= (start.draws or draw))
+            yield from (Point(start, count, draw) for start in drawn)
 
 
 def build(recipe: Recipe, whole: Build) -> list[Step]:

@@ -242,42 +242,19 @@ def generation() -> Recipe:
 
 
 def finetune_smollm2() -> Recipe:
-    """SmolLM2, which answers in English, learns to chat from 60 conversations through low-rank adapters."""
+    """SmolLM2, which knows a little of the world, learns from 480 questions to answer in a word or two, through LoRA."""
     return Recipe(
         name="finetune_smollm2",
         pretrained=Pretrained(sample="smollm2"),
         task=TaskConfig(
-            name="dialogue", source=Source(sample="chitchat", label="chitchat"), validation_fraction=0.03,
-            test_fraction=0.03, max_examples=60,
+            name="questions", source=Source(sample="open_questions", label="open_questions"), max_examples=480
         ),
         finetune=FinetuneConfig(
-            max_steps=40, global_batch_size=8, sequence_length=128, learning_rate=2e-4, min_learning_rate=2e-5,
-            warmup_steps=4, dropout=0.0, tune="lora",
-        ),
-        register_as=RegisterConfig(task="smollm2-chitchat", task_gates=_fewer("perplexity", "unigram", "trigram")),
-    )  # fmt: skip
-
-
-def cloze() -> Recipe:
-    """Answers found in a text, learned from questions that are made of an encyclopedia; measured on
-    held-out ones and on SQuAD, of which nothing is learned. It begins with a BERT that others trained."""
-    return Recipe(
-        name="cloze",
-        pretrained=Pretrained(sample="minilm"),
-        task=TaskConfig(
-            name="cloze",
-            source=Source(sample="encyclopedia", label="encyclopedia"),
-            benchmark_source=Source(sample="squad", label="squad"),
-            validation_fraction=0.02,
-            test_fraction=0.06,
-            options={"passage_words": 70, "benchmark_questions": 1000, "benchmark_left_out": 10},
-        ),
-        finetune=FinetuneConfig(
-            max_steps=220, global_batch_size=16, sequence_length=192, learning_rate=1.5e-4, warmup_steps=22, length_pool=64,
-            long_texts="windows", window_stride=96, weight_decay=0.01, dropout=0.0,
+            max_steps=60, global_batch_size=8, sequence_length=128, learning_rate=2e-4, min_learning_rate=2e-5,
+            warmup_steps=6, dropout=0.0, tune="lora",
         ),
         register_as=RegisterConfig(
-            task="cloze", task_gates=_better("f1", "frequent", "overlap") + _better("exact_match", "frequent", "overlap")
+            task="smollm2-questions", task_gates=_better("f1", "frequent") + _fewer("perplexity", "trigram")
         ),
     )  # fmt: skip
 

@@ -77,6 +77,19 @@ def test_another_draw_is_a_new_point_and_changes_no_other() -> None:
     assert two.items() <= three.items()
 
 
+def test_a_curve_may_have_fewer_draws_than_the_others() -> None:
+    made = _recipe(draws=3)
+    assert made.few_labels
+    ours, scratch, minilm = made.few_labels.starts
+    few = made.few_labels.model_copy(update={"starts": (ours, scratch, minilm.model_copy(update={"draws": 1}))})
+    names = {step.name for step in flow.build(made.model_copy(update={"few_labels": few}), _files)}
+    assert {name for name in names if name.startswith("finetune-minilm-")} == {
+        "finetune-minilm-100-1",
+        "finetune-minilm-all-1",
+    }
+    assert "finetune-ours-100-3" in names
+
+
 def test_what_is_measured_has_no_model_to_retrain() -> None:
     with pytest.raises(ConfigError, match="measures few_labels"):
         challenge.retraining(_recipe(), {}, _files)
