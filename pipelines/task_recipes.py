@@ -259,4 +259,28 @@ def finetune_smollm2() -> Recipe:
     )  # fmt: skip
 
 
+def cloze() -> Recipe:
+    """Answers found in a text, learned from questions that are made of an encyclopedia; measured on
+    held-out ones and on SQuAD, of which nothing is learned. It begins with a BERT that others trained."""
+    return Recipe(
+        name="cloze",
+        pretrained=Pretrained(sample="minilm"),
+        task=TaskConfig(
+            name="cloze",
+            source=Source(sample="encyclopedia", label="encyclopedia"),
+            benchmark_source=Source(sample="squad", label="squad"),
+            validation_fraction=0.02,
+            test_fraction=0.06,
+            options={"passage_words": 70, "benchmark_questions": 1000, "benchmark_left_out": 10},
+        ),
+        finetune=FinetuneConfig(
+            max_steps=220, global_batch_size=16, sequence_length=192, learning_rate=1.5e-4, warmup_steps=22, length_pool=64,
+            long_texts="windows", window_stride=96, weight_decay=0.01, dropout=0.0,
+        ),
+        register_as=RegisterConfig(
+            task="cloze", task_gates=_better("f1", "frequent", "overlap") + _better("exact_match", "frequent", "overlap")
+        ),
+    )  # fmt: skip
+
+
 ANSWERING = (finetune_smollm2, translation, translation_french, questions, dialogue, generation, cloze)
