@@ -49,6 +49,7 @@ def output(work: Path, step: str, name: str) -> Path:
     return found
 
 
+@pytest.mark.thorough  # a whole run: a minute; its parts are in tests/model and tests/pipelines
 def test_a_small_bert_runs_from_text_to_a_pulled_model_that_others_can_use(work: Path) -> None:
     measured = durable.read_json(output(work, "evaluate-base", "metrics.json"))
     assert measured["pairs"] > 100 and measured["masked_tokens"] > 1000

@@ -239,6 +239,7 @@ def held_out(prepared: dict[str, Path]) -> Callable[[str, str], Made]:
     return found
 
 
+@pytest.mark.thorough  # importing lm-eval twice takes a minute
 @pytest.mark.parametrize(("name", "task"), [("response", "translation"), ("dialogue", "dialogue")])
 def test_lm_eval_finds_the_figures_of_evaluation(
     measured: dict[str, Attempt], exports: dict[str, Path], held_out: Callable[[str, str], Made], name: str, task: str,
