@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # every command imports this module, for its error
     from pipelines.harness_data import Made
     from pipelines.harness_tasks import Asked
 
+_OF_A_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _FILES = Path(__file__).parent / "lm_eval_tasks"
 _SAME = 5e-4  # relative: equal to the third digit
 
@@ -85,7 +86,9 @@ def _lm_eval(export: Path, asked: Asked, folder: Path, device: str, threads: int
         "TOKENIZERS_PARALLELISM": "false",
         "OMP_NUM_THREADS": str(threads),
     }
-    done = subprocess.run(command, cwd=folder, env=os.environ | offline, capture_output=True, text=True)
+    # A rank's variables, of a torchrun that this runs under or of one that was in this process, would have it wait for others.
+    alone = {name: value for name, value in os.environ.items() if name not in _OF_A_RANK}
+    done = subprocess.run(command, cwd=folder, env=alone | offline, capture_output=True, text=True)
     found = sorted(folder.glob("results*.json"))
     if done.returncode or not found:
         missing = "No module named lm_eval" in done.stderr
