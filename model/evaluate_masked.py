@@ -25,6 +25,7 @@ import torch.nn.functional as F
 
 from model.config import ObjectiveConfig
 from model.cross_entropy import IGNORE_INDEX
+from model.evaluate import BATCH_SIZE
 from model.export import load_export
 from model.objectives import Batch
 from model.pretraining import Order, Pretraining
@@ -32,7 +33,6 @@ from model.token_shards import TokenShards
 from model.vocabulary import load
 
 SEED = 20_261_125  # of the questions
-BATCH_SIZE = 16  # sequences at a time where the job does not say
 
 
 def evaluate(job: dict[str, Any]) -> dict[str, Any]:

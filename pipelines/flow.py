@@ -7,6 +7,7 @@ reads. What it does not read cannot make it stale.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ def build(recipe: Recipe, files: Files) -> list[Step]:
     `files` resolves a source to its files, each with its digest and how it is read.
     """
     if recipe.few_labels:
-        return labels_flow.build(recipe, lambda one: build(one, files))
+        known = cache(files)  # its many points read the same sources
+        return labels_flow.build(recipe, lambda one: build(one, known))
     steps = [*_imported(recipe, files), *_data(recipe, files)]
     if recipe.pretrain:
         steps += _base(recipe)

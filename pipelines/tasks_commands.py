@@ -37,15 +37,17 @@ def tasks(
         store.assert_readable(execution.registry)
         if not done:
             out.print(f"\n== {name}", markup=False)
+        workspace = run.open_workspace(made, execution, fetch=not done)
+        if done:
+            planned = run.plan(workspace)
+        else:
             try:
-                narrate.run(
-                    run.open_workspace(made, execution, fetch=True), out, err, Given(name, work, pairs(settings))
-                )
+                outcomes = narrate.run(workspace, out, err, Given(name, work, pairs(settings)))
             except StepFailed as error:
                 err.print(f"gptline: {told(error)}", markup=False, style="red")
                 failed.append(name)
                 continue
-        planned = run.plan(run.open_workspace(made, execution, fetch=False))
+            planned = {outcome.record.step: outcome.planned for outcome in outcomes}
         if planned["evaluate-task"].done:
             found += task_table.rows(name, made.task.name, planned)
         else:
