@@ -96,6 +96,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return LoadGroups(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_handlecrashitem(crashitem: str, report: pytest.TestReport, sched: Any) -> None:
+    """Say at once which test took its process with it: xdist may fail to replace that process, and then says nothing."""
+    print(f"\na process of the tests died in {crashitem}", file=sys.stderr, flush=True)
+
+
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
     """A real local Ray with room for two tasks or ranks, or four on bigger machines."""

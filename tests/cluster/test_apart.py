@@ -77,9 +77,9 @@ def test_nothing_of_a_ray_outlives_a_killed_driver() -> None:
 
 
 def killed(victim: str, after: float) -> float:
-    """Kill this process of the Ray that starts, when it has lived for so long; when that was."""
+    """Kill this process of the child's Ray, when it has lived for so long; when that was. Tests before may have joined another."""
     while True:
-        for process in psutil.Process().children(recursive=True):
+        for process in [one for child in list(apart._children) for one in session(child.process.pid)]:
             try:
                 if process.name().startswith(victim) and time.time() - process.create_time() >= after:
                     process.kill()
