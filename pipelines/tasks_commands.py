@@ -30,19 +30,20 @@ def tasks(
     from pipelines import narrate, recipes, store, task_table
 
     failed, missing, found = [], [], list[task_table.Row]()
+    progress = err if as_json else out
     for name in names.replace(",", " ").split() or recipes.TASKS:
         made, execution = configured(name, work, settings)
         if made.task is None or made.few_labels is not None:
             raise ConfigError(f"recipe {name} has no task; choose of {', '.join(recipes.TASKS)}")
         store.assert_readable(execution.registry)
         if not done:
-            out.print(f"\n== {name}", markup=False)
+            progress.print(f"\n== {name}", markup=False)
         workspace = run.open_workspace(made, execution, fetch=not done)
         if done:
             planned = run.plan(workspace)
         else:
             try:
-                outcomes = narrate.run(workspace, out, err, Given(name, work, pairs(settings)))
+                outcomes = narrate.run(workspace, progress, err, Given(name, work, pairs(settings)))
             except StepFailed as error:
                 err.print(f"gptline: {told(error)}", markup=False, style="red")
                 failed.append(name)
@@ -60,11 +61,11 @@ def tasks(
         out.print()
         for line in task_table.markdown(found):
             out.print(line, markup=False, soft_wrap=True)
-        if missing:
-            out.print(
-                f"\nnot done: {', '.join(missing)}\nnext: {Given(work=work, settings=pairs(settings)).make('tasks')}",
-                markup=False,
-            )
+    if missing:
+        progress.print(
+            f"\nnot done: {', '.join(missing)}\nnext: {Given(work=work, settings=pairs(settings)).make('tasks')}",
+            markup=False,
+        )
     if failed:
         err.print(f"gptline: failed: {', '.join(failed)}; the reasons stand above", markup=False, style="red")
         raise typer.Exit(1)

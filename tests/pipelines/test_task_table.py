@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -62,6 +63,9 @@ def test_without_runs_the_table_is_empty_and_says_what_is_not_done(tmp_path: Pat
     assert "not done: default, topics" in said.output
     assert "`default`" not in said.output
     assert not (tmp_path / "work" / "steps").exists()
+    as_json = CliRunner().invoke(app, [*given, "--json"])
+    assert json.loads(as_json.stdout) == []
+    assert "not done: default, topics" in as_json.stderr
 
 
 def test_a_recipe_without_a_task_is_refused_with_those_that_have_one() -> None:

@@ -149,7 +149,11 @@ def test_a_bad_record_is_named_by_file_line_and_field(line: bytes, message: str,
         ("mine.csv", b"text,label\nFine\xe9,good\n", r"mine.csv:2: byte 5 of the line \(0xe9\) is not valid UTF-8"),
         ("mine.csv", b"text,label\n", r"mine.csv: no record in the file"),
         ("mine.parquet", b"PAR1 not really", r"mine.parquet: not a readable Parquet file"),
-        ("mine.jsonl.gz", gzip.compress(b'{"text": "Fine."}', mtime=0)[:-9], r"mine.jsonl.gz: the packed data is damaged"),
+        (
+            "mine.jsonl.gz",
+            gzip.compress(b'{"text": "Fine."}', mtime=0)[:-9],
+            r"mine.jsonl.gz: the packed data is damaged",
+        ),
         ("mine.docx", b"PK", r"mine.docx: not a file of records by its ending; readable are jsonl"),
     ],
 )
