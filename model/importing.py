@@ -111,6 +111,8 @@ def _write_tokenizer(folder: Path, target: Path, config: ModelConfig) -> None:
     state = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
     special = {name: str(token) for name in _SPECIAL if (token := getattr(tokenizer, name, None)) is not None}
     special["eos_token"] = _ending(tokenizer, config, folder)
+    if config.family == "bert":
+        _require_frame(tokenizer, folder)
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_input_names": ["input_ids", *(["token_type_ids"] if config.family == "bert" else []), "attention_mask"],
@@ -131,3 +133,13 @@ def _ending(tokenizer: Any, config: ModelConfig, folder: Path) -> str:
             f"{folder}: its tokenizer has {len(tokenizer)} ids, its model only {config.vocab_size}; they do not belong together"
         )
     return str(tokenizer.convert_ids_to_tokens(config.eot_token_id))
+
+
+def _require_frame(tokenizer: Any, folder: Path) -> None:
+    """UnsupportedModel for a BERT's tokenizer that puts no [CLS] and [SEP] around texts: downstream would leave them out."""
+    made = tokenizer("a", "a")["input_ids"]
+    if [made[0], made[-1]] != [tokenizer.cls_token_id, tokenizer.sep_token_id] or made.count(made[-1]) < 2:
+        raise UnsupportedModel(
+            f"{folder}: of a pair of texts its tokenizer makes {' '.join(tokenizer.convert_ids_to_tokens(made))}; "
+            "give its tokenizer.json a post_processor that makes [CLS] A [SEP] B [SEP], as the model has learned to read"
+        )

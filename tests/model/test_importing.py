@@ -118,6 +118,22 @@ def test_a_bare_bert_gets_its_ids_from_its_tokenizer_and_that_cuts_and_pads_no_m
     assert (found - expected).abs().max() < 1e-5
 
 
+def test_a_bert_whose_tokenizer_would_leave_out_its_marks_is_refused(tmp_path: Path) -> None:
+    folder = wordpiece(tmp_path / "theirs")
+    transformers.BertModel(
+        transformers.BertConfig(
+            vocab_size=90, hidden_size=24, intermediate_size=50, num_hidden_layers=1, num_attention_heads=4
+        )
+    ).save_pretrained(folder)
+    for name, change in (
+        ("tokenizer", {"post_processor": None}),
+        ("tokenizer_config", {"tokenizer_class": "PreTrainedTokenizerFast"}),
+    ):
+        durable.write_json(folder / f"{name}.json", durable.read_json(folder / f"{name}.json") | change)
+    with pytest.raises(UnsupportedModel, match=r"makes a a; give its tokenizer.json a post_processor that makes"):
+        imported(folder, tmp_path / "ours")
+
+
 def test_a_tokenizer_with_more_ids_than_the_model_is_not_its_own(tmp_path: Path) -> None:
     llama(tmp_path / "theirs")
     state = durable.read_json(tmp_path / "theirs" / "tokenizer.json")

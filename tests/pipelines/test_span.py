@@ -225,7 +225,9 @@ def word_tokenizer(folder: Path) -> Path:
     texts = [paragraph(random.Random(place))[0] + " who when built ?" for place in range(50)]
     tokenizer.train_from_iterator(texts, vocab_size=200, show_progress=False)
     marks = [(name, tokenizer.token_to_id(name)) for name in ("[SEP]", "[CLS]")]
-    tokenizer.post_processor = BertProcessing(*marks)  # what plain `transformers` puts around a question and its context
+    tokenizer.post_processor = BertProcessing(
+        *marks
+    )  # what plain `transformers` puts around a question and its context
     folder.mkdir()
     durable.write_bytes(folder / "tokenizer.json", tokenizer.to_str().encode())
     special = {
