@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psutil
@@ -31,6 +31,7 @@ _told: list[str] = []  # what Ray itself said about its own loss
 _DOOMED = 3.0  # seconds in which a start fails after one of its processes died; then this process hangs on it
 _HANGING = 15.0  # the same for the loss of a local Ray that was there, and of its control store
 _AWAY = 50.0  # the same for another's, which may come back; after 60 Ray itself ends this process
+_LOOK = 0.5  # seconds between two looks for one that is to be joined
 _store: list[control_store.Watch] = []
 
 
@@ -58,8 +59,7 @@ def connect(address: str, cpus: int, token_file: str = "") -> None:
     else:
         if token_file:
             _present_token(token_file, address.partition(":")[0])
-        with _own_sigterm():
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        _join(address)
     _told.clear()
     store = ray.get_runtime_context().gcs_address
     patience = _HANGING if address == "local" else _AWAY
@@ -77,6 +77,38 @@ def _present_token(file: str, host: str) -> None:
     compiled.AuthenticationTokenLoader.instance().reset_cache()
     if host in ("localhost", ray_node.LOOPBACK):
         ray_constants.ENABLE_RAY_CLUSTER = False  # or Ray looks for a head on loopback at the machine's outer address
+
+
+def _join(address: str) -> None:
+    """Join the Ray at "host:port", or at RAY_ADDRESS for "auto". ConnectionError if nothing answers there for a minute.
+
+    Ray itself would wait for a quarter of an hour, and silently, also where its head dies meanwhile: then this process
+    ends, and `apart.py` begins another one.
+    """
+    import ray
+
+    known = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
+    answers = (lambda: control_store.listens(known, timeout=5.0)) if ":" in known else (lambda: True)
+    _await(known, answers)
+    watch = control_store.Watch(lambda: not answers(), _AWAY)
+    try:
+        with _own_sigterm():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    finally:
+        watch.end()
+
+
+def _await(address: str, answers: Callable[[], bool]) -> None:
+    """Wait a minute for a Ray that is to be joined; ConnectionError."""
+    end = time.monotonic() + _PATIENCE
+    if not answers():
+        log.warning("no Ray answers at %s; waiting %.0f s for it", address, _PATIENCE)
+    while not answers():
+        if time.monotonic() > end:
+            raise ConnectionError(
+                f"no Ray answers at {address}; start one with `make up` on its head node, or name another by execution.ray_address"
+            )
+        time.sleep(_LOOK)
 
 
 def _start(cpus: int) -> None:
