@@ -33,9 +33,14 @@ def test_where_no_ray_answers_it_is_waited_for_and_then_named(
 
 
 def part(of: Head, name: str) -> psutil.Process:
-    """The head's process of that name."""
-    below = psutil.Process(of.process.pid).children(recursive=True)
-    return next(process for process in below if process.name().startswith(name))
+    """The head's process of that name, which may come up after the dashboard."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        for process in psutil.Process(of.process.pid).children(recursive=True):
+            if process.name().startswith(name):
+                return process
+        time.sleep(0.1)
+    raise AssertionError(f"the head has no {name}")
 
 
 @pytest.mark.thorough  # a minute each: so long a head that died is waited for
