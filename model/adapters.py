@@ -19,6 +19,7 @@ from model.tuning import ADAPTER
 from model.tuning_config import LoraConfig
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_TASKS = {"classification": "SEQ_CLS", "span": "QUESTION_ANS", "language_model": "CAUSAL_LM"}  # peft's, by our head
 _PREFIX = "base_model.model."  # peft's own: the model inside of its wrapper
 
 
@@ -69,7 +70,7 @@ def _config(config: ModelConfig, lora: LoraConfig, modules: list[str], tensors: 
     saved = {name.removeprefix(_PREFIX).rpartition(".")[0] for name in tensors if ".lora_" not in name}
     return {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM" if config.num_labels is None else "SEQ_CLS",
+        "task_type": _TASKS.get(config.head_kind),  # of what peft has no class for, the plain one: none
         "base_model_name_or_path": None,
         "r": lora.rank,
         "lora_alpha": lora.alpha,

@@ -140,13 +140,14 @@ def load_tokenizer(export: Path) -> PreTrainedTokenizerBase:
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
     """Each text's token ids, uncut. A reserved token in a stranger's text stays text; an empty text is one EOT."""
-    rows = (
-        tokenizer(texts, split_special_tokens=True, add_special_tokens=False, verbose=False)["input_ids"]
-        if texts
-        else []
-    )
     empty = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    return [row or empty for row in rows]
+    return [row or empty for row in _plain(tokenizer, texts)]
+
+
+def _plain(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """Each text's own token ids: none of an empty text."""
+    how = {"split_special_tokens": True, "add_special_tokens": False, "verbose": False}
+    return list(tokenizer(texts, **how)["input_ids"]) if texts else []
 
 
 def by_length(rows: list[list[int]], size: int) -> Iterator[list[int]]:
@@ -208,10 +209,14 @@ def classify(job: dict[str, Any]) -> dict[str, Any]:
     longest = model.config.max_position_embeddings
     limit = min(job.get("max_length") or longest, longest)
     tokenizer, stride = load_tokenizer(export), job.get("stride") or 0
-    rows = encode(tokenizer, [example["text"] for example in examples])
+    rows = _plain(tokenizer, [example["text"] for example in examples])
     before, after = surrounding(lambda special: list(tokenizer("a", add_special_tokens=special)["input_ids"]))
     limit -= len(before) + len(after)
-    parts = [[[*before, *one, *after] for one in text_windows(row, limit, stride)] for row in rows]
+    # A model needs a token to look at: of an empty text what its tokenizer puts around texts, or else one EOT.
+    parts = [
+        [[*before, *one, *after] or [tokenizer.eos_token_id] for one in text_windows(row, limit, stride)]
+        for row in rows
+    ]
     found = iter(class_probabilities(model, [one for part in parts for one in part], job.get("batch_size", BATCH_SIZE)))
     scores = [_mean([next(found) for _ in part]) for part in parts]
     predicted = [max(range(len(row)), key=row.__getitem__) for row in scores]

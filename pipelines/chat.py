@@ -1,8 +1,8 @@
 """How prompts, responses and turns become one sequence of tokens, of which the replies are learned.
 
 The one idea: there is one rendering, the tokenizer's chat template, and what is asked, what is learned and what downstream
-renders with `apply_chat_template` are the same tokens. A tokenizer that brings a template keeps it. To one of ours, which
-has no reserved token but end-of-text, this is given: what a user says ends with a line break, a reply ends with EOT,
+renders with `apply_chat_template` are the same tokens. A tokenizer that brings a template keeps it. To one that has none, as
+all of ours, this is given: what a user says ends with a line break, a reply ends with the end-of-text token,
 
     Hello, who are you?\\nNobody you know.<|endoftext|>And yet you answer.\\nI do.<|endoftext|>
 
@@ -13,16 +13,26 @@ a turn by writing its end.
 
 from __future__ import annotations
 
+import itertools
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from model import durable
-from pipelines.tokenizer_files import EOT, FILES
+from pipelines.tokenizer_files import EOT, FILES, ending
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 TEMPLATE = (
     "{% for message in messages %}{{ message['content'] | replace(eos_token, ' ') | trim }}"
+    "{{ eos_token if message['role'] == 'assistant' else '\\n' }}{% endfor %}"
+)
+_OF_SEVERAL = (  # the same where more tokens are reserved than the end of text; RESERVED is a list of them
+    "{% for message in messages %}{% set said = namespace(text=message['content']) %}"
+    "{% for token in RESERVED %}{% set said.text = said.text | replace(token, ' ') %}{% endfor %}{{ said.text | trim }}"
     "{{ eos_token if message['role'] == 'assistant' else '\\n' }}{% endfor %}"
 )
 _OWN, _SETTINGS = "chat_template.jinja", "tokenizer_config.json"
@@ -45,7 +55,8 @@ class Chat:
 
         self._folder = tokenizer
         self._encoder = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
-        self._own = _template_of(tokenizer) not in (None, TEMPLATE)
+        self._end = ending(tokenizer, self._encoder.token_to_id(EOT) is not None)
+        self._own = _template_of(tokenizer) not in (None, TEMPLATE, _ours(self._encoder))
         self._loaded: Any = None  # the tokenizer as `transformers` loads it: only a template of its own needs that
 
     def exchanges(self, messages: Sequence[dict[str, str]]) -> list[Exchange]:
@@ -62,8 +73,8 @@ class Chat:
                 replies.append(reply)
                 texts.append(self.clean(message["content"]))
                 begun, shown = place + 1, shown + head + reply
-        encoded = zip(self._encoded(heads), self._encoded(replies), texts, strict=True)
-        return [Exchange(head, reply, text) for head, reply, text in encoded]
+        encoded = zip(self._parts(heads, replies), texts, strict=True)
+        return [Exchange(head, reply, text) for (head, reply), text in encoded]
 
     def prompt(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """The tokens after which a reply to `messages` begins."""
@@ -73,17 +84,14 @@ class Chat:
 
     def clean(self, text: str) -> str:
         """A text as it is rendered: without blank ends, and without tokens that are reserved."""
-        for token in self._reserved():
+        for token in _reserved(self._encoder):
             text = text.replace(token, " ")
         return text.strip()
-
-    def _reserved(self) -> list[str]:
-        return sorted(token.content for token in self._encoder.get_added_tokens_decoder().values())
 
     def _rendered(self, messages: Sequence[dict[str, str]], begun: int, place: int, shown: str) -> tuple[str, str]:
         """What is new before the reply `place`, and the reply with its end. `shown` is what stands before message `begun`."""
         if not self._own:
-            return self._plain(messages[begun:place]), self.clean(messages[place]["content"]) + EOT
+            return self._plain(messages[begun:place]), self.clean(messages[place]["content"]) + self._end
         head, whole = self._template(messages[:place], True), self._template(messages[: place + 1], False)
         if not (head.startswith(shown) and whole.startswith(head)):
             raise ValueError(
@@ -95,7 +103,7 @@ class Chat:
 
     def _plain(self, messages: Sequence[dict[str, str]]) -> str:
         """Turns by our template: what it does in Jinja, word for word."""
-        ends = {"assistant": EOT}
+        ends = {"assistant": self._end}
         return "".join(self.clean(message["content"]) + ends.get(message["role"], "\n") for message in messages)
 
     def _template(self, messages: Sequence[dict[str, str]], asked: bool) -> str:
@@ -107,8 +115,37 @@ class Chat:
         cleaned = [{**message, "content": self.clean(message["content"])} for message in messages]
         return str(self._loaded.apply_chat_template(cleaned, tokenize=False, add_generation_prompt=asked))
 
+    def _parts(self, heads: Sequence[str], replies: Sequence[str]) -> list[tuple[list[int], list[int]]]:
+        """The tokens of what stands before each reply, and of the reply.
+
+        Some tokenizers begin whatever they encode with a blank (Llama 2's). Theirs are cut out of what they make of the whole,
+        where that begins with what they make of its beginning, as downstream renders it.
+        """
+        apart = list(zip(self._encoded(heads), self._encoded(replies), strict=True))
+        first, second, both = self._encoded(["a\n", "a", "a\na"])
+        if first + second == both:
+            return apart
+        turns = [text for pair in zip(heads, replies, strict=True) for text in pair]
+        before, parts = list[int](), list[list[int]]()
+        for whole in self._encoded(list(itertools.accumulate(turns))):
+            if whole[: len(before)] != before:
+                return apart
+            parts.append(whole[len(before) :])
+            before = whole
+        return list(zip(parts[::2], parts[1::2], strict=True))
+
     def _encoded(self, texts: Sequence[str]) -> list[list[int]]:
         return [row.ids for row in self._encoder.encode_batch(list(texts), add_special_tokens=False)]
+
+
+def _reserved(encoder: Tokenizer) -> list[str]:
+    return sorted(token.content for token in encoder.get_added_tokens_decoder().values())
+
+
+def _ours(encoder: Tokenizer) -> str:
+    """The template for a tokenizer that brings none."""
+    reserved = _reserved(encoder)
+    return TEMPLATE if len(reserved) == 1 else _OF_SEVERAL.replace("RESERVED", json.dumps(reserved, ensure_ascii=False))
 
 
 def _template_of(tokenizer: Path) -> str | None:
@@ -181,6 +218,8 @@ def with_template(source: Path, target: Path, *, several_turns: bool) -> Path:
     Where several turns are rendered, the EOT between them has to be read as the reserved token, so the copy does not
     split reserved tokens; that of a single prompt still does.
     """
+    from tokenizers import Tokenizer
+
     target.mkdir()
     for name in FILES:
         if (source / name).exists() and name != _SETTINGS:
@@ -189,5 +228,6 @@ def with_template(source: Path, target: Path, *, several_turns: bool) -> Path:
     brought = _template_of(source)
     if brought is None and several_turns:
         settings["split_special_tokens"] = False
-    durable.write_json(target / _SETTINGS, settings | {"chat_template": brought or TEMPLATE})
+    template = brought or _ours(Tokenizer.from_file(str(source / "tokenizer.json")))
+    durable.write_json(target / _SETTINGS, settings | {"chat_template": template})
     return target

@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from pipelines.options import AsJson, Settings, WorkDir, configured, err, execution_of, out
+from pipelines.options import AsJson, Settings, WorkDir, configured, err, execution_of, listed, out
 
 DIFFERENT = 1
 
@@ -24,7 +24,8 @@ DIFFERENT = 1
 def evaluate(
     model: Annotated[str, typer.Argument(help="name@alias, name@version, or a folder with an export")],
     tasks: Annotated[
-        str | None, typer.Option("--tasks", help="with commas between them; the model's own task if not given")
+        str | None,
+        typer.Option("--tasks", help="with commas or spaces between them; the model's own task if not given"),
     ] = None,
     recipe: Annotated[
         str | None,
@@ -44,7 +45,7 @@ def evaluate(
             made = harness_data.of_recipe(run.open_workspace(*configured(recipe, work, settings), fetch=False))
         else:
             made = harness_data.of_version(folder, Path(execution.work))
-        names = tasks.split(",") if tasks else [made.measured]
+        names = listed(tasks or "") or [made.measured]
         found = list(harness.evaluate(execution, made, folder, names, Path(scratch) / "tasks"))
     if as_json:
         rows = [asdict(one) | {"agrees": one.agrees} for one in found]

@@ -65,6 +65,10 @@ outputs = model.generate(inputs, max_length=50, num_return_sequences=1)
 print(tokenizer.decode(outputs[0], skip_special_tokens=True))""",
 }
 
+_ADAPTED = {
+    "text-classification": "AutoModelForSequenceClassification",
+    "question-answering": "AutoModelForQuestionAnswering",
+}  # the class of an adapter's base, where it is not AutoModelForCausalLM
 _CHAT = """\
 from transformers import pipeline
 generate = pipeline("text-generation", DIR)
@@ -131,7 +135,7 @@ def _loaded(card: Card) -> str:
 
 
 def _loading_adapter(card: Card, base: Mapping[str, str]) -> str:
-    kind = "AutoModelForSequenceClassification" if card.task == "text-classification" else "AutoModelForCausalLM"
+    kind = _ADAPTED.get(card.task, "AutoModelForCausalLM")
     labels = f", num_labels={card.labels}" if card.task == "text-classification" else ""
     return (
         f"Its base is `{base['name']}`, package `{base['digest']}`; `gptline pull {card.name}@champion DIR --base BASE` "

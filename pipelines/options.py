@@ -34,6 +34,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 _BETWEEN = re.compile(r"""\s+(?=[a-z_][a-z0-9_]*(?:\.[a-z0-9_]+)*=)(?=(?:[^"]*"[^"]*")*[^"]*$)""")
 
 
+def listed(names: str) -> list[str]:
+    """Names that are given with commas or blanks between them."""
+    return names.replace(",", " ").split()
+
+
 def pairs(settings: list[str] | None) -> tuple[str, ...]:
     """Each setting as "field=value", out of texts that may hold several. ConfigError if one has no "="."""
     found = [pair for text in settings or [] if text.strip() for pair in _BETWEEN.split(text.strip())]

@@ -85,8 +85,10 @@ class Export(mlflow.pyfunc.PythonModel):
         return [{"role": "user", "content": text}]
 
     def _encoded(self, text: str, longest: int) -> list[int]:
-        how = {"split_special_tokens": True, "add_special_tokens": False, "truncation": True, "max_length": longest}
-        tokens = self.tokenizer(text, **how)["input_ids"]
+        how: dict[str, Any] = {"split_special_tokens": True, "truncation": True, "max_length": longest}
+        # A text to classify stands between what its tokenizer puts around texts (BERT reads the class at [CLS]); a prompt
+        # is not at its end.
+        tokens = self.tokenizer(text, add_special_tokens=self.classifies, **how)["input_ids"]
         # No text at all is one end-of-text token: a model needs a position to look at.
         return tokens or [self.tokenizer.eos_token_id]
 
@@ -95,7 +97,7 @@ class Export(mlflow.pyfunc.PythonModel):
         for start in range(0, len(texts), _BATCH):
             rows = [self._encoded(text, self.longest) for text in texts[start : start + _BATCH]]
             width = max(map(len, rows))
-            pad = self.tokenizer.pad_token_id
+            pad = self.model.config.pad_token_id  # the tokenizer of an imported model may have none
             tokens = torch.tensor([row + [pad] * (width - len(row)) for row in rows])  # (B, T)
             mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])  # (B, T)
             logits = self.model(input_ids=tokens, attention_mask=mask).logits  # (B, labels)

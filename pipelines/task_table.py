@@ -14,7 +14,7 @@ from pipelines.engine.step import Planned
 from pipelines.forms import form
 from pipelines.tasks import task
 
-_LESS_IS_BETTER = ("perplexity", "bits_per_byte")
+_LESS_IS_BETTER = ("perplexity", "bits_per_byte", "repetition")
 _SHARES = ("accuracy", "exact_match")  # shown in percent
 _POINTS = ("bleu", "chrf", "perplexity")  # shown with one digit after the point
 _BENCHMARK = "_benchmark"  # after the name of a metric: on somebody else's test set, with its own number of examples

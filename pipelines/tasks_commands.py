@@ -16,7 +16,7 @@ import typer
 from pipelines import run
 from pipelines.config import ConfigError
 from pipelines.errors import StepFailed, told
-from pipelines.options import AsJson, Settings, WorkDir, configured, err, out, pairs
+from pipelines.options import AsJson, Settings, WorkDir, configured, err, listed, out, pairs
 from pipelines.results import Given
 
 Names = Annotated[str, typer.Option("--tasks", help="recipes, with commas or spaces between; all if none")]
@@ -31,7 +31,7 @@ def tasks(
 
     failed, missing, found = [], [], list[task_table.Row]()
     progress = err if as_json else out
-    for name in names.replace(",", " ").split() or recipes.TASKS:
+    for name in listed(names) or recipes.TASKS:
         made, execution = configured(name, work, settings)
         if made.task is None or made.few_labels is not None:
             raise ConfigError(f"recipe {name} has no task; choose of {', '.join(recipes.TASKS)}")

@@ -41,7 +41,7 @@ def tokenizer_facts(folder: Path) -> TokenizerFacts:
     if isinstance(vocabulary, list):  # of a Unigram model: pieces with their scores, in order of their ids
         vocabulary = {piece: index for index, (piece, _) in enumerate(vocabulary)}
     ids = vocabulary | {token["content"]: token["id"] for token in state["added_tokens"]}
-    end = _named_end(folder) or (EOT if EOT in ids else SEP)
+    end = ending(folder, EOT in ids)
     if end not in ids:
         wanted = f"{EOT} (or {SEP})" if end == SEP else end
         raise ValueError(f"{path} has no token {wanted}, which has to end each document; use a tokenizer that has it")
@@ -55,8 +55,8 @@ def special_ids(folder: Path) -> dict[str, int]:
     return {role: pieces.index(name) for role, name in roles.items() if name in pieces} if MASK in pieces else {}
 
 
-def _named_end(folder: Path) -> str | None:
-    """The end-of-text token that tokenizer_config.json names, if it names one."""
+def ending(folder: Path, knows_eot: bool) -> str:
+    """The token that ends documents: what tokenizer_config.json calls `eos_token`, or else <|endoftext|>, or [SEP]."""
     path = folder / "tokenizer_config.json"
     token = durable.read_json(path).get("eos_token") if path.exists() else None
-    return token["content"] if isinstance(token, dict) else token
+    return str(token["content"] if isinstance(token, dict) else token or (EOT if knows_eot else SEP))

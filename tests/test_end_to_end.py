@@ -269,7 +269,7 @@ def test_lm_eval_finds_the_figures_that_we_find(finished: Line) -> None:
     found = json.loads(said.stdout)["figures"]
     assert {one["metric"] for one in found} == {"bits_per_byte", "byte_perplexity"}
     assert all(one["agrees"] and abs(one["ours"] / one["theirs"] - 1) < 1e-5 for one in found)
-    assert "TASKS=nothing: no such task" in _refused(finished, "evaluate", "base@champion", "--tasks", "nothing")
+    assert "TASKS=nothing: no such task" in _refused(finished, "evaluate", "base@champion", "--tasks", "nothing more")
 
 
 def test_a_version_and_its_recipe_name_the_same_held_out_data(finished: Line, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ METRICS = {
     "accuracy": ("majority", "tfidf"),
     "macro_f1": ("majority", "tfidf"),
 }  # of the table: whose, beside which baselines
-SUMMARY = "A text classifier, fine-tuned from a pre-trained GPT on the labelled examples below by gptline."
+SUMMARY = "A text classifier, fine-tuned from a pre-trained Transformer on the labelled examples below by gptline."
 LIMITS = (
     "It was measured on sentences like those it was trained on; on other text it is a guess.",
     "Texts longer than its window lose their end.",
@@ -155,13 +155,10 @@ def _windows(attempt: Attempt) -> dict[str, Any]:
 
 def _figures(prefix: str, report: dict[str, Any]) -> dict[str, float]:
     """The figures of a report that gates and tables use; intervals are 95 %, over groups."""
-    low, high = report["accuracy_interval_by_group"]
-    figures = {
-        "accuracy": report["accuracy"],
-        "macro_f1": report["macro_f1"],
-        "accuracy_low": low,
-        "accuracy_high": high,
-    }
+    figures: dict[str, float] = {}
+    for name in ("accuracy", "macro_f1"):
+        low, high = report[f"{name}_interval_by_group"]
+        figures |= {name: report[name], f"{name}_low": low, f"{name}_high": high}
     return {prefix + name: value for name, value in figures.items()}
 
 

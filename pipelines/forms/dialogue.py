@@ -19,7 +19,10 @@ from pipelines.tasks import examples as example_files
 
 PIPELINE = "text-generation"
 CHAT = True  # whether the export's tokenizer has a chat template
-METRICS = {"perplexity": ("unigram", "trigram"), "distinct_2": ("retrieval",)}  # of the table
+METRICS = {
+    "perplexity": ("unigram", "trigram"),
+    **dict.fromkeys(("distinct_1", "distinct_2", "repetition"), ("retrieval",)),
+}  # of the table
 SUMMARY = (
     "A causal language model, fine-tuned by gptline to reply in conversations like those below; it has a chat template."
 )

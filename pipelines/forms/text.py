@@ -24,7 +24,10 @@ from pipelines.tasks.ngram import NGrams
 
 PIPELINE = "text-generation"
 CHAT = False  # whether the export's tokenizer has a chat template
-METRICS = {"bits_per_byte": ("unigram", "trigram", "base"), "distinct_2": ("trigram", "original")}  # of the table
+METRICS = {
+    "bits_per_byte": ("unigram", "trigram", "base"),
+    **dict.fromkeys(("distinct_1", "distinct_2", "repetition"), ("trigram", "original")),
+}  # of the table
 SUMMARY = "A causal language model, whose pre-training was continued by gptline on the documents below."
 LIMITS = (
     "It is small and has read little: it writes in the manner of its text and knows nothing of the world.",

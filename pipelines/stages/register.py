@@ -23,6 +23,7 @@ CODE_TAG = "gptline.code"  # on a version: which code made each step, JSON. Equa
 
 _SUMMARY = "A causal language model, pre-trained from scratch on the text below by gptline."
 _CONTINUED = "A causal language model that others trained, pre-trained further on the text below by gptline."
+_CLASSES = ("score.weight", "classifier.weight")  # of an adapter that classifies, by the families' names of the head
 _ADAPTER = " This is the adapter alone: it is used on top of its base model."
 _LIMITS = (
     "It is small and has read little: it writes in the manner of its text and knows nothing of the world.",
@@ -205,7 +206,7 @@ def _classes(adapter: Path) -> int:
     """How many classes an adapter's head has, by the header of its safetensors file; 0 without a head."""
     data = (adapter / "adapter_model.safetensors").read_bytes()
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    return next((one["shape"][0] for name, one in header.items() if name.endswith("score.weight")), 0)
+    return next((one["shape"][0] for name, one in header.items() if name.endswith(_CLASSES)), 0)
 
 
 def _family(ancestors: Mapping[str, Record], trained: Record) -> str:

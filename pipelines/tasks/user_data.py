@@ -138,13 +138,26 @@ def _csv(path: Path, data: bytes) -> Iterator[Record]:
     lines = (_decoded(path, number, line) for number, line in enumerate(io.BytesIO(data), start=1))
     reader = csv.DictReader(lines, strict=True)
     try:
-        for row in reader:
+        for row in _rows(reader, len(data)):
             place = f"{path}:{reader.line_num}"
             if None in row or None in row.values():
                 raise ValueError(f"{place}: not as many fields as the header has ({len(reader.fieldnames or ())}); quote fields that hold commas")  # fmt: skip
             yield Record(place, dict(row))
     except csv.Error as error:
         raise ValueError(f"{path}: the record after line {reader.line_num} is not valid CSV ({error})") from error
+
+
+def _rows(reader: csv.DictReader[str], longest: int) -> Iterator[dict[str, Any]]:
+    """The reader's rows, with fields of up to `longest` characters: the module's own bound (131,072) is for everybody at once."""
+    while True:
+        usual = csv.field_size_limit(longest)
+        try:
+            row = next(reader, None)
+        finally:
+            csv.field_size_limit(usual)
+        if row is None:
+            return
+        yield row
 
 
 def _parquet(path: Path) -> Iterator[Record]:

@@ -19,6 +19,8 @@ from model.job import RankJob
 from model.tuning import counts, merged, prepare
 from model.tuning_config import Tuning
 from model.validation import Best
+from pipelines.model_card import Card, render
+from pipelines.stages.register import _classes
 from tests.model import tiny
 from tests.model.training_runs import MIDDLE, finish, metrics, start, weights
 from tests.model.tuning_runs import EARLY, LORA, TuningJobs
@@ -122,15 +124,26 @@ def test_plain_peft_puts_the_adapter_on_the_base_and_computes_what_the_merged_ex
         assert float((adapted(input_ids=tokens, attention_mask=mask).logits - expected).abs().max()) > 1e-3
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "bert"])
-def test_an_adapter_of_every_family_is_the_merged_model_in_plain_peft(family: str, tmp_path: Path) -> None:
-    from peft import PeftModel
+OWN: dict[str, dict[str, Any]] = {
+    "gpt2": {},
+    "llama": {"n_kv_head": 2, "n_head": 4, "n_embd": 32},
+    "bert": {"type_vocab_size": 2, "pad_token_id": 3, "cls_token_id": 5, "sep_token_id": 7, "mask_token_id": 9},
+}
+HEADS = {"text-classification": {"num_labels": 3}, "question-answering": {"head": "span"}}
 
-    own = {"llama": {"n_kv_head": 2, "n_head": 4, "n_embd": 32}, "bert": {"type_vocab_size": 2, "pad_token_id": 3, "cls_token_id": 5, "sep_token_id": 7, "mask_token_id": 9}}  # fmt: skip
-    config = tiny.config(family=family, vocab_size=300, num_labels=3, **({"eot_token_id": 0} | own.get(family, {})))
+
+@pytest.mark.parametrize(
+    ("family", "task"), [*((family, "text-classification") for family in OWN), ("bert", "question-answering")]
+)
+def test_an_adapter_of_every_family_is_the_merged_model_by_the_code_of_its_card(
+    family: str, task: Any, tmp_path: Path
+) -> None:
+    shape = {"family": family, "vocab_size": 300, "eot_token_id": 0} | OWN[family]
+    config, pretrained = tiny.config(**shape, **HEADS[task]), tiny.config(**shape)
     tokenizer = tiny.write_tokenizer(tmp_path / "tokenizer")
+    # Weights are of (seed, name): the Transformer below the other head is the same.
+    write_export(tmp_path / "base", pretrained, build(pretrained, seed=1).state_dict(), tokenizer)
     model = build(config, seed=1)
-    write_export(tmp_path / "base", config, model.state_dict(), tokenizer)
     prepare(model, Tuning(**LORA), seed=2)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -142,13 +155,24 @@ def test_an_adapter_of_every_family_is_the_merged_model_in_plain_peft(family: st
     }
     write(tmp_path / "adapter", config, Tuning(**LORA).lora, trained)
     write_export(tmp_path / "merged", config, merged(model), tokenizer)
-    whole, base = load_export(tmp_path / "merged"), load_export(tmp_path / "base")
+    base = {"name": "base", "digest": "ab" * 32}
+    card = render(Card("adapter", task, "An adapter.", base=base, labels=_classes(tmp_path / "adapter")))
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    loaded: dict[str, Any] = {}
+    exec(code.replace("BASE", str(tmp_path / "base")).replace("DIR", str(tmp_path / "adapter")), loaded)
+    adapted, whole = loaded["model"].eval(), load_export(tmp_path / "merged")
     tokens, mask = probe_inputs(config)
-    before = base(tokens, attention_mask=mask).logits
-    adapted = PeftModel.from_pretrained(base, str(tmp_path / "adapter")).eval()
-    expected = whole(tokens, attention_mask=mask).logits
-    assert float((adapted(input_ids=tokens, attention_mask=mask).logits - expected).abs().max()) <= 1e-4
-    assert float((before - expected).abs().max()) > 1e-2
+    inputs = {"input_ids": tokens, "attention_mask": mask}
+
+    def said(one: Any) -> torch.Tensor:
+        found = one(**inputs)
+        return torch.stack((found.start_logits, found.end_logits)) if task == "question-answering" else found.logits
+
+    with torch.no_grad():
+        expected = said(whole)
+        assert float((said(adapted) - expected).abs().max()) <= 1e-4
+        with adapted.disable_adapter():
+            assert float((said(adapted) - expected).abs().max()) > 1e-2
 
 
 @pytest.mark.parametrize("name", STOPPED)

@@ -13,6 +13,7 @@ from pipelines.chat import Chat, Exchange, fitted, row
 from tests.model import tiny
 
 EOT = 0
+END = "<|endoftext|>"
 
 
 def turns(*contents: str) -> list[dict[str, str]]:
@@ -24,9 +25,19 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.write_tokenizer(tmp_path_factory.mktemp("tokenizer") / "tokenizer")
 
 
+@pytest.fixture(scope="module", params=[END, "</s>"])
+def end(request: pytest.FixtureRequest) -> str:
+    """What ends documents: our own token, and that of many a Llama."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def folder(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return chat.with_template(plain, tmp_path_factory.mktemp("chat") / "tokenizer", several_turns=True)
+def folder(plain: Path, end: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    source = tmp_path_factory.mktemp("chat") / "source"
+    source.mkdir()
+    for path in plain.iterdir():
+        durable.write_bytes(source / path.name, path.read_bytes().replace(END.encode(), end.encode()))
+    return chat.with_template(source, source.with_name("tokenizer"), several_turns=True)
 
 
 def decoded(folder: Path, tokens: list[int]) -> str:
@@ -43,16 +54,25 @@ CONVERSATIONS = [
 ]
 
 
+def ending_with(end: str, messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The same turns where another token is reserved."""
+    return [message | {"content": message["content"].replace(END, end)} for message in messages]
+
+
 @pytest.mark.parametrize("messages", CONVERSATIONS)
-def test_the_mask_covers_exactly_the_replies_and_the_end_of_each(folder: Path, messages: list[dict[str, str]]) -> None:
+def test_the_mask_covers_exactly_the_replies_and_the_end_of_each(
+    folder: Path, end: str, messages: list[dict[str, str]]
+) -> None:
+    messages = ending_with(end, messages)
     said = Chat(folder)
     groups, contexts = fitted(said.exchanges(messages), 200)
     (group,), (context,) = groups, contexts
     made = row(group, context, 200)
     learned = [token for token, on in zip(made.tokens, made.mask, strict=True) if on]
     wanted = [said.clean(turn["content"]) for turn in messages if turn["role"] == "assistant"]
-    assert decoded(folder, learned) == "".join(text + "<|endoftext|>" for text in wanted)
+    assert decoded(folder, learned) == "".join(text + end for text in wanted)
     assert learned.count(EOT) == len(wanted) == made.tokens.count(EOT), "an end that stands in a text ends nothing"
+    assert all(one.reply[-1] == EOT and one.reply.count(EOT) == 1 for one in group)
     hidden = [token for token, on in zip(made.tokens, made.mask, strict=True) if not on]
     heard = messages[: max(place for place, turn in enumerate(messages) if turn["role"] == "assistant")]
     assert decoded(folder, hidden) == "".join(
@@ -62,17 +82,47 @@ def test_the_mask_covers_exactly_the_replies_and_the_end_of_each(folder: Path, m
     assert not made.prompt_cut and not made.reply_cut
 
 
-@pytest.mark.parametrize("messages", CONVERSATIONS)
-def test_plain_transformers_renders_the_tokens_that_were_learned(folder: Path, messages: list[dict[str, str]]) -> None:
+def same_as_downstream(folder: Path, messages: list[dict[str, str]]) -> None:
+    """Plain `transformers` renders the tokens of each prompt, and those that were learned."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     said = Chat(folder)
-    for end in range(1, len(messages) + 1):
-        theirs: Any = tokenizer.apply_chat_template(messages[:end], add_generation_prompt=True, return_dict=True)
-        assert said.prompt(messages[:end]) == list(theirs["input_ids"])
+    for until in range(1, len(messages) + 1):
+        theirs: Any = tokenizer.apply_chat_template(messages[:until], add_generation_prompt=True, return_dict=True)
+        assert said.prompt(messages[:until]) == list(theirs["input_ids"])
     whole = [token for one in said.exchanges(messages) for token in one.head + one.reply]
     assert said.prompt(messages)[: len(whole)] == whole
+
+
+@pytest.mark.parametrize("messages", CONVERSATIONS)
+def test_plain_transformers_renders_the_tokens_that_were_learned(
+    folder: Path, end: str, messages: list[dict[str, str]]
+) -> None:
+    same_as_downstream(folder, ending_with(end, messages))
+
+
+def test_a_llama_s_tokenizer_with_more_reserved_tokens_and_a_blank_before_each_text_learns_what_is_rendered(
+    tmp_path: Path,
+) -> None:
+    from tokenizers import Tokenizer, decoders, models, normalizers, trainers
+
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    trainer = trainers.BpeTrainer(
+        special_tokens=["</s>", "<unk>", "<s>", '<"q\\>'], vocab_size=120, show_progress=False
+    )
+    tokenizer.train_from_iterator([tiny.TEXT + "é?\n"] * 3, trainer)
+    (tmp_path / "source").mkdir()
+    tokenizer.save(str(tmp_path / "source" / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>", "unk_token": "<unk>"}
+    durable.write_json(tmp_path / "source" / "tokenizer_config.json", settings)
+    folder = chat.with_template(tmp_path / "source", tmp_path / "chat", several_turns=True)
+    for messages in [*CONVERSATIONS, turns("no <s> ends </s> it", "<unk>dogs", 'nor <"q\\>that')]:
+        same_as_downstream(folder, ending_with("</s>", messages))
+        for one in Chat(folder).exchanges(ending_with("</s>", messages)):
+            assert decoded(folder, one.reply) == one.text + "</s>" and one.reply.count(EOT) == 1
 
 
 def test_a_template_that_the_tokenizer_brings_is_kept_and_masks_its_replies(plain: Path, tmp_path: Path) -> None:

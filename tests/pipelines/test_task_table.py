@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from pipelines import recipes, task_table
+from pipelines import harness_commands, recipes, task_table, tasks_commands
 from pipelines.__main__ import app
 from pipelines.config import ConfigError
-from pipelines.forms import form
-from pipelines.tasks import task
+from pipelines.forms import classification, form
+from pipelines.options import listed
+from pipelines.tasks import metrics, task
 
 ACCURACY: dict[str, Any] = {
     "accuracy": 0.75, "accuracy_low": 0.7, "accuracy_high": 0.8, "macro_f1": 0.7, "examples": 1234,
@@ -40,9 +41,35 @@ def test_a_row_has_ours_the_interval_the_baselines_the_examples_and_the_time() -
     ]
 
 
+def test_macro_f1_has_an_interval_as_accuracy_has() -> None:
+    labels, predicted = [0, 1, 2, 0, 1, 2, 0, 1], [0, 1, 2, 0, 2, 2, 1, 1]
+    report = metrics.report(labels, predicted, [str(place // 2) for place in range(8)], 3)
+    figures = classification._figures("", report) | {"examples": 8}
+    assert [figures["macro_f1_low"], figures["macro_f1_high"]] == report["macro_f1_interval_by_group"]
+    _, f1 = task_table.rows("topics", "topics", _done(figures))
+    assert f1.interval and f1.interval[0] < f1.ours < f1.interval[1]
+    low, high = (f"{end:.3f}" for end in f1.interval)
+    assert f"({low} to {high})" in list(task_table.markdown([f1]))[-1]
+
+
+@pytest.mark.parametrize(("name", "simple"), [("generation", "trigram"), ("dialogue", "retrieval")])
+def test_texts_are_measured_by_their_variety_and_by_their_repetition_of_which_less_is_better(
+    name: str, simple: str
+) -> None:
+    told = {"distinct_1": 0.3, "distinct_2": 0.6, "repetition": 0.2, "repetition_low": 0.1, "repetition_high": 0.3}
+    theirs = {f"{simple}_distinct_1": 0.2, f"{simple}_distinct_2": 0.5, f"{simple}_repetition": 0.25}
+    rows = {row.metric: row for row in task_table.rows(name, name, _done(told | theirs | {"examples": 5}))}
+    assert [rows[metric].beaten for metric in ("distinct_1", "distinct_2", "repetition")] == [[simple]] * 3
+    assert rows["repetition"].interval == (0.1, 0.3) and rows["distinct_1"].interval is None
+    worse = _done(told | theirs | {"repetition": 0.4, "examples": 5})
+    assert [row.beaten for row in task_table.rows(name, name, worse) if row.metric == "repetition"] == [[]]
+    old = {"distinct_2": 0.6, f"{simple}_distinct_2": 0.5, "examples": 5}
+    assert [row.metric for row in task_table.rows(name, name, _done(old))] == ["distinct_2"]
+
+
 def test_of_perplexity_less_is_better() -> None:
-    metrics = {"perplexity": 10.0, "unigram_perplexity": 20.0, "trigram_perplexity": 9.0, "examples": 5}
-    (row,) = task_table.rows("dialogue", "dialogue", _done(metrics))
+    found = {"perplexity": 10.0, "unigram_perplexity": 20.0, "trigram_perplexity": 9.0, "examples": 5}
+    (row,) = task_table.rows("dialogue", "dialogue", _done(found))
     assert row.beaten == ["unigram"]
 
 
@@ -66,6 +93,11 @@ def test_without_runs_the_table_is_empty_and_says_what_is_not_done(tmp_path: Pat
     as_json = CliRunner().invoke(app, [*given, "--json"])
     assert json.loads(as_json.stdout) == []
     assert "not done: default, topics" in as_json.stderr
+
+
+def test_names_of_tasks_have_commas_or_spaces_between_them_in_every_command() -> None:
+    assert listed("topics, dialogue  cloze,") == ["topics", "dialogue", "cloze"] and listed("") == []
+    assert harness_commands.listed is tasks_commands.listed is listed
 
 
 def test_a_recipe_without_a_task_is_refused_with_those_that_have_one() -> None:

@@ -163,6 +163,17 @@ def test_a_file_that_is_not_what_it_says_is_named(name: str, content: bytes, mes
         labelled.prepare([tmp_path / name], 0.1, 0.1)
 
 
+def test_a_field_of_a_csv_file_may_be_as_long_as_a_book(tmp_path: Path) -> None:
+    usual = csv.field_size_limit()
+    rows = [
+        row | {"text": f"{row['text']} {'and so on ' * (20_000 if place == 5 else 1)}"}
+        for place, row in enumerate(ROWS)
+    ]
+    prepared = labelled.prepare([as_csv(tmp_path / "mine.csv", rows)], 0.2, 0.2)
+    assert max(len(one.text) for part in prepared.splits.values() for one in part) > 200_000
+    assert csv.field_size_limit() == usual
+
+
 def test_data_of_one_class_are_refused(tmp_path: Path) -> None:
     rows = [row for row in ROWS if row["label"] == "good"]
     with pytest.raises(ValueError, match=r"training examples are of one class \(good\).*task.label_column"):
