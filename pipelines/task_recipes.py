@@ -189,7 +189,10 @@ def translation_french() -> Recipe:
 
 
 def questions() -> Recipe:
-    """Questions answered from memory, of which a model of this size has little: it has to beat the most frequent answer."""
+    """Questions answered from memory, of which a model of this size has little: it has to beat the most frequent answer.
+
+    22 times over the 11,580 questions that are learned, since what cannot be known can only be learned by heart.
+    """
     return _answering(
         "questions",
         corpus=(Source(sample="conversations", label="conversations"),),
@@ -197,10 +200,10 @@ def questions() -> Recipe:
         pretrain_steps=800,
         task=TaskConfig(name="questions", source=Source(sample="open_questions", label="open_questions")),
         finetune=FinetuneConfig(
-            max_steps=1200, global_batch_size=32, sequence_length=64, learning_rate=1e-3, min_learning_rate=1e-4,
-            warmup_steps=100, dropout=0.1,
+            max_steps=8000, global_batch_size=32, sequence_length=64, learning_rate=1e-3, min_learning_rate=1e-4,
+            warmup_steps=200, dropout=0.1,
         ),
-        gates=_better("f1", "frequent", "copy") + _fewer("perplexity", "trigram"),
+        gates=_better("f1", "frequent", "copy") + _better("exact_match", "frequent"),
     )  # fmt: skip
 
 
