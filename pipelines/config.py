@@ -158,6 +158,19 @@ class Recipe(Config):
         return self
 
     @model_validator(mode="after")
+    def _options_apply(self) -> Recipe:
+        if self.task is None or self.finetune is None:
+            return self
+        tuned = {"finetune": (self.finetune, self.model)}
+        for start in self.few_labels.starts if self.few_labels else ():
+            shape = None if start.pretrained else self.model
+            tuned |= {f"few_labels.starts {start.name}: finetune": (start.finetune or self.finetune, shape)}
+        for name, (finetune, shape) in tuned.items():
+            for misfit in capabilities.option_misfits(finetune, tasks.form_of(self.task.name), shape):
+                raise ValueError(f"{name}.{misfit}")
+        return self
+
+    @model_validator(mode="after")
     def _released_under_names(self) -> Recipe:
         if self.task is not None and self.register_as.base == self.register_as.task:
             raise ValueError(

@@ -88,3 +88,42 @@ def test_an_imported_model_is_refused_before_anything_is_trained(
     )
     with pytest.raises(SourceError, match=said):
         run(made)
+
+
+@pytest.mark.parametrize("form", ["response", "dialogue", "text", "span"])
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ({"finetune.class_weights": "balanced"}, "finetune.class_weights=balanced is of classes, and a task of form "),
+        ({"finetune.early_stopping": '{"metric":"accuracy"}'}, "finetune.early_stopping.metric=accuracy is of classes"),
+        ({"finetune.long_texts": "windows"}, "finetune.long_texts=windows is of forms classification and span"),
+    ],
+)
+def test_an_option_that_would_do_nothing_for_the_task_is_refused(form: str, option: dict[str, str], said: str) -> None:
+    begun = BEGINS_WITH | {"shard": "none", "pretrain": "none", "pretrained": '{"path":"/somebodys/model"}'}
+    if form == "span" and "finetune.long_texts" in option:
+        assert changed("tiny", begun | {"task": ANSWERS[form]} | option).finetune
+        return
+    with pytest.raises(ConfigError, match=said):
+        changed("tiny", begun | {"task": ANSWERS[form]} | option)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "said"),
+    [
+        ("default", {"finetune.tune": "last_layers", "finetune.last_layers": "9"}, "last_layers=9 .* model.n_layer=2"),
+        ("questions", {"finetune.tune": "head"}, "finetune.tune=head leaves nothing to train"),
+        ("labels", {"few_labels.starts": f'[{{"name":"a","finetune":{FINETUNE[:-1]},"tune":"last_layers","last_layers":3}}}}]'},
+         "few_labels.starts a: finetune.last_layers=3 is more than model.n_layer=2"),
+    ],
+)  # fmt: skip
+def test_an_option_that_the_model_lacks_is_refused(recipe: str, settings: dict[str, str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        changed(recipe, settings)
+
+
+def test_options_that_apply_are_taken() -> None:
+    assert changed("default", {"finetune.tune": "last_layers", "finetune.last_layers": "2"}).finetune
+    assert changed("questions", {"finetune.tune": "head", "model.tie_word_embeddings": "false"}).finetune
+    chosen = {"class_weights": "balanced", "long_texts": "windows", "early_stopping": '{"metric":"accuracy"}'}
+    assert changed("default", {f"finetune.{name}": value for name, value in chosen.items()}).finetune
