@@ -124,6 +124,11 @@ class Recipe(Config):
             raise ValueError(
                 "few_labels needs a task, finetune and release: it fine-tunes and measures what is exported"
             )
+        if self.few_labels is not None and self.task and tasks.form_of(self.task.name) != "classification":
+            raise ValueError(
+                f"few_labels draws accuracy over the number of labels, and task {self.task.name} (form "
+                f"{tasks.form_of(self.task.name)}) has no classes; leave it out, or choose a classification"
+            )
         return self
 
     @model_validator(mode="after")
