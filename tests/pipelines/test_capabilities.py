@@ -122,6 +122,21 @@ def test_an_option_that_the_model_lacks_is_refused(recipe: str, settings: dict[s
         changed(recipe, settings)
 
 
+def test_what_our_own_code_does_not_measure_has_to_be_released() -> None:
+    unreleased = {"release": "false"}
+    with pytest.raises(
+        ConfigError, match=r"release=false .* causal models .*, and not model.family='bert'; leave release on"
+    ):
+        changed("bert_tiny", unreleased)
+    with pytest.raises(ConfigError, match=r"and not pretrained\.sample=minilm"):
+        changed("sentiment_minilm", unreleased)
+    spans = BEGINS_WITH | {"shard": "none", "pretrain": "none", "pretrained": '{"path":"/a"}', "task": ANSWERS["span"]}
+    with pytest.raises(ConfigError, match="and the task is of form span; leave release on"):
+        changed("tiny", unreleased | spans)
+    for name in ("default", "questions", "dialogue", "generation", "finetune_smollm2"):
+        assert not changed(name, unreleased).release
+
+
 def test_options_that_apply_are_taken() -> None:
     assert changed("default", {"finetune.tune": "last_layers", "finetune.last_layers": "2"}).finetune
     assert changed("questions", {"finetune.tune": "head", "model.tie_word_embeddings": "false"}).finetune
