@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, model_serializer, model_validator
 
 from model.config import Config, ModelShape, accumulation_steps
-from pipelines import pretrain_config
+from pipelines import capabilities, pretrain_config
 from pipelines.execution import Execution
 from pipelines.finetune_config import FinetuneConfig as FinetuneConfig
 from pipelines.labels_config import FewLabels
@@ -20,6 +20,7 @@ from pipelines.pretrained import Pretrained
 from pipelines.release_config import Gate as Gate
 from pipelines.release_config import RegisterConfig, RetrainConfig
 from pipelines.task_config import Source, TaskConfig
+from pipelines.tasks import task as tasks
 
 
 class ShardConfig(Config):
@@ -123,6 +124,11 @@ class Recipe(Config):
             raise ValueError(
                 "few_labels needs a task, finetune and release: it fine-tunes and measures what is exported"
             )
+        if self.few_labels is not None and self.task and tasks.form_of(self.task.name) != "classification":
+            raise ValueError(
+                f"few_labels draws accuracy over the number of labels, and task {self.task.name} (form "
+                f"{tasks.form_of(self.task.name)}) has no classes; leave it out, or choose a classification"
+            )
         return self
 
     @model_validator(mode="after")
@@ -147,14 +153,26 @@ class Recipe(Config):
         return self
 
     @model_validator(mode="after")
-    def _answers_can_be_found(self) -> Recipe:
-        from pipelines.tasks import task
+    def _family_can(self) -> Recipe:
+        known = capabilities.known(self.model, self.pretrained, self.pretrain)
+        form = tasks.form_of(self.task.name) if self.task else ""
+        misfits = [*capabilities.form_misfits(form, self.release)]
+        misfits += capabilities.family_misfits(known, form, self.release) if known else []
+        if misfits:
+            raise ValueError(misfits[0])
+        return self
 
-        if self.task and self.model and task.form_of(self.task.name) == "span" and self.model.family != "bert":
-            raise ValueError(
-                f"task {self.task.name} finds answers in a text, which model.family={self.model.family!r} cannot; choose "
-                "family bert, or begin with one (pretrained.sample=minilm)"
-            )
+    @model_validator(mode="after")
+    def _options_apply(self) -> Recipe:
+        if self.task is None or self.finetune is None:
+            return self
+        tuned = {"finetune": (self.finetune, self.model)}
+        for start in self.few_labels.starts if self.few_labels else ():
+            shape = None if start.pretrained else self.model
+            tuned |= {f"few_labels.starts {start.name}: finetune": (start.finetune or self.finetune, shape)}
+        for name, (finetune, shape) in tuned.items():
+            for misfit in capabilities.option_misfits(finetune, tasks.form_of(self.task.name), shape):
+                raise ValueError(f"{name}.{misfit}")
         return self
 
     @model_validator(mode="after")
@@ -180,9 +198,10 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _objective_fits(self) -> Recipe:
-        if self.pretrain is not None and self.model is not None and self.tokenizer is not None:
-            trained = self.tokenizer.special_tokens if self.tokenizer.sources else None
-            pretrain_config.check_family(self.pretrain, self.model.family, trained)
+        known = capabilities.known(self.model, self.pretrained, self.pretrain)
+        if self.pretrain is not None and known is not None:
+            trained = self.tokenizer.special_tokens if self.tokenizer and self.tokenizer.sources else None
+            pretrain_config.check_family(self.pretrain, known.family, known.said, trained)
         if self.pretrain is not None and self.shard is not None and self.pretrain.mixture:
             sources = self.shard.sources
             labels = {one.label or one.sample or ("dataset" if one.dataset else "text") for one in sources}

@@ -60,13 +60,18 @@ def _recipe(recipe: Recipe, start: Start) -> Recipe:
     return recipe.model_copy(update={"pretrained": start.pretrained} | nothing | own)
 
 
+def _import(start: Start) -> str:
+    """The step that imports what a curve begins with: its own one, or the recipe's, which all other curves share."""
+    return f"import-{start.name}" if start.pretrained else "import"
+
+
 def _before(recipe: Recipe, start: Start, whole: Build) -> Iterator[Step]:
     """What stands before fine-tuning. Two curves may begin with two imported models, each its own step."""
     for step in whole(_recipe(recipe, start)):
         if step.name == "finetune":
             return
         if step.name == "import":
-            yield replace(step, name=f"import-{start.name}")
+            yield replace(step, name=_import(start))
         elif step.name not in ("evaluate-base", "register-base", "pull-base"):
             yield step
 
@@ -82,7 +87,7 @@ def _point(recipe: Recipe, point: Point, whole: Build) -> Iterator[Step]:
         drawn = f"labels-{point.labels}-{point.draw}"
         yield Step(drawn, few_examples.STAGE, {"labels": point.labels, "seed": point.draw}, {"train": train})
         train = Input(drawn, "train.jsonl")
-    renamed = {"import": f"import-{point.start.name}", "finetune": f"finetune-{point.name}"}
+    renamed = {"import": _import(point.start), "finetune": f"finetune-{point.name}"}
     for name, group in (("finetune", "examples"), ("evaluate-task", "train")):
         inputs = _renamed(steps[name].inputs, renamed) | {group: train}
         yield replace(steps[name], name=f"{name.removesuffix('-task')}-{point.name}", inputs=inputs)

@@ -47,19 +47,27 @@ class PretrainConfig(TrainConfig, ObjectiveConfig):
         return self
 
 
-def check_family(pretrain: PretrainConfig, family: str, special_tokens: str | None) -> None:
-    """ValueError if a family of models cannot learn the objective, or a tokenizer that is trained for it lacks its tokens."""
+def check_family(pretrain: PretrainConfig, family: str, said: str, special_tokens: str | None) -> None:
+    """ValueError if a family of models cannot learn the objective, or a tokenizer that is trained for it lacks its tokens.
+
+    `said`: what makes the model one of that family.
+    """
     if pretrain.objective not in OBJECTIVES[family]:
-        able = [name for name, known in OBJECTIVES.items() if pretrain.objective in known]
-        raise ValueError(
-            f"pretrain.objective={pretrain.objective!r} cannot be learned by model.family={family!r}, which learns "
-            f"{', '.join(OBJECTIVES[family])}; choose one of these, or family {' or '.join(able)}"
-        )
+        raise ValueError(objective_misfit(pretrain.objective, family, said))
     if special_tokens is not None and (special_tokens == "bert") != (family == "bert"):
         raise ValueError(
             f"tokenizer.special_tokens={special_tokens!r} does not go with model.family={family!r}; "
             f"say {'bert' if family == 'bert' else 'gpt2'}"
         )
+
+
+def objective_misfit(objective: str, family: str, said: str) -> str:
+    """What to say of an objective that a family does not learn."""
+    able = [name for name, known in OBJECTIVES.items() if objective in known]
+    return (
+        f"pretrain.objective={objective!r} cannot be learned by {said}, which learns {', '.join(OBJECTIVES[family])}; "
+        f"choose one of these, or family {' or '.join(able)}"
+    )
 
 
 def check_mixture(pretrain: PretrainConfig, labels: set[str]) -> None:

@@ -53,6 +53,11 @@ class Pretrained(Config):
         """What it is called: the sample's or the folder's name."""
         return self.sample or Path(str(self.path)).expanduser().absolute().name
 
+    @property
+    def family(self) -> str | None:
+        """The family of a sample; none: what a folder holds, the step `import` finds out."""
+        return FAMILIES[self.sample] if self.sample else None
+
 
 def described(spec: Pretrained, cache: Path, sha256: Callable[[Path], str], fetch: bool) -> list[dict[str, Any]]:
     """Its files as JSON, as steps pass them on: every key but "path" is identity. SourceError if it is no model's folder."""
@@ -108,3 +113,4 @@ WEIGHTS = {
         ),
     )
 }
+FAMILIES = {"smollm2": "llama", "minilm": "bert"}

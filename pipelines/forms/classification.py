@@ -17,6 +17,7 @@ from pipelines.engine.step import Attempt
 from pipelines.sources import SourceError
 from pipelines.stages import training as jobs
 from pipelines.stages.evaluate import compute
+from pipelines.stages.evaluate import weights as made_by
 from pipelines.tasks import examples as example_files
 
 PIPELINE = "text-classification"
@@ -188,7 +189,9 @@ def compare(attempt: Attempt, champion: Path) -> dict[str, Any]:
 
 
 def label_names(export: Path) -> list[str]:
-    """The names of a classifier's classes, by class index; none of another model."""
+    """The names of a classifier's classes, by class index; none of another model, or of weights that are released nowhere."""
+    if not (export / "config.json").exists():
+        return []
     config = durable.read_json(export / "config.json")
     if not str((config.get("architectures") or [""])[0]).endswith("ForSequenceClassification"):
         return []
@@ -206,7 +209,7 @@ def renamed(predicted: Mapping[str, int], theirs: Sequence[str], ours: Sequence[
 def _refuse_other_labels(attempt: Attempt, labels: Sequence[str]) -> None:
     """SourceError if training is to go on from a classifier of other classes: its head is not about these."""
     base = attempt.inputs.get("base")
-    known = label_names(base.path("export")) if base else []
+    known = label_names(made_by(base)) if base else []
     if known and known != list(labels):
         raise SourceError(
             f"training goes on from a classifier of the {len(known)} classes {', '.join(known[:10])}; the examples have the "

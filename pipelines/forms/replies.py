@@ -20,7 +20,7 @@ from model import durable
 from pipelines import chat
 from pipelines.engine.step import Attempt
 from pipelines.stages import training as jobs
-from pipelines.stages.evaluate import compute
+from pipelines.stages.evaluate import compute, weights
 from pipelines.tasks import answer_baselines, generation_metrics
 from pipelines.tasks.ngram import NGrams
 
@@ -95,8 +95,9 @@ def write(target: Path, tokens: Sequence[Any], tokenizer: Path, masks: Sequence[
 
 
 def positions(export: Path) -> int:
-    """The longest sequence that an export takes, in tokens."""
-    fields = durable.read_json(export / "config.json")
+    """The longest sequence that an export takes, or weights that are released nowhere, in tokens."""
+    config = export / "config.json"
+    fields = durable.read_json(config if config.exists() else export / "model.json")
     return int(fields.get("n_positions") or fields["max_position_embeddings"])
 
 
@@ -111,7 +112,7 @@ class Likelihood:
 
 def likelihood(attempt: Attempt, train: Sequence[Conversation], test: Sequence[Conversation]) -> Likelihood:
     """Perplexity and bits per byte of the test conversations' replies, for the export and for n-grams of the training ones."""
-    export = attempt.inputs["export"].path("export")
+    export = weights(attempt.inputs["export"])
     said, window = chat.Chat(export), positions(export)
     held = rows(test, said, window)
     flat = [(place, row) for place, several in enumerate(held) for row in several]
@@ -146,7 +147,7 @@ class Said:
 
 def answered(attempt: Attempt, train: Sequence[Conversation], asked: Sequence[Asked], baselines: Sequence[str]) -> Said:
     """The export's greedy answers beside the baselines', which know the last thing said and the reply to it."""
-    export = attempt.inputs["export"].path("export")
+    export = weights(attempt.inputs["export"])
     new = longest_reply(train, export)
     texts = said_by(attempt, asked, export, new)
     pairs = [pair for conversation in train for pair in _pairs(conversation.messages)]

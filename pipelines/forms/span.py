@@ -15,7 +15,6 @@ from typing import Any
 
 from model import durable
 from pipelines.engine.step import Attempt
-from pipelines.sources import SourceError
 from pipelines.stages import training as jobs
 from pipelines.stages.evaluate import compute
 from pipelines.tasks import examples as example_files
@@ -36,13 +35,7 @@ _ON = f"_{example_files.BENCHMARK}"  # after the name of a figure on the benchma
 
 
 def training(attempt: Attempt, tokenizer: Path, settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The job's objective, data and the model's head; how many questions and windows there are. SourceError for a model that is no BERT."""
-    family = jobs.shape(attempt, tokenizer).get("family", "gpt2")
-    if family != "bert":
-        raise SourceError(
-            f"finding answers in a text needs a bidirectional model, and this is of family {family}; begin with one of "
-            "family bert (pretrained.sample=minilm, or model.family=bert)"
-        )
+    """The job's objective, data and the model's head; how many questions and windows there are."""
     examples = attempt.scratch / "examples.arrow"
     counts = encode(attempt.inputs["examples"].path("train.jsonl"), tokenizer, settings, examples)
     return {"objective": "span", "model": {"head": "span"}, "data": {"examples": str(examples)}}, counts

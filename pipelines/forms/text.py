@@ -16,7 +16,7 @@ from model import durable
 from pipelines.engine.step import Attempt
 from pipelines.forms import replies
 from pipelines.stages import training as jobs
-from pipelines.stages.evaluate import compute
+from pipelines.stages.evaluate import compute, weights
 from pipelines.tasks import examples as example_files
 from pipelines.tasks import generation_metrics
 from pipelines.tasks.examples import Text
@@ -69,7 +69,7 @@ def windows(row: Sequence[int], length: int) -> list[list[int]]:
 
 def evaluate(attempt: Attempt) -> dict[str, Any]:
     """Bits per byte of the test documents and continuations of their beginnings, beside the n-grams'."""
-    export = attempt.inputs["export"].path("export")
+    export = weights(attempt.inputs["export"])
     train, test = (example_files.read(attempt.inputs[name].path(f"{name}.jsonl"), "text") for name in ("train", "test"))
     rows = documents(test, export)
     facts = jobs.vocabulary(export)
@@ -80,7 +80,7 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
     }
     nats = {"": _nats(attempt, rows, export)}
     if "base" in attempt.inputs:
-        nats["base"] = _nats(attempt, rows, attempt.inputs["base"].path("export"))
+        nats["base"] = _nats(attempt, rows, weights(attempt.inputs["base"]))
     nats |= {name: [float(table.nats(row[1:]).sum()) for row in rows] for name, table in tables.items()}
     counts, sizes = [len(row) - 1 for row in rows], [len(one.text.encode()) for one in test]
     groups = [one.group for one in test]
@@ -112,7 +112,7 @@ def _continuations(
     """What the export, the trigrams and the authors go on with, drawn from the whole distribution; written with samples.json."""
     from tokenizers import Tokenizer
 
-    export = attempt.inputs["export"].path("export")
+    export = weights(attempt.inputs["export"])
     new = replies.positions(export) // 2
     chosen = [place for place, row in enumerate(rows) if len(row) > _PROMPT + new][:_CONTINUED]
     if not chosen:

@@ -21,6 +21,7 @@ def run(attempt: Attempt) -> dict[str, Any]:
     """Train on train.jsonl; outputs export/, probe.safetensors, metrics.jsonl, and adapter/ where one is trained."""
     tokenizer = attempt.inputs["tokenizer"].path("tokenizer")
     settings = attempt.config["train"]
+    shape = training.shape(attempt, tokenizer)  # first: a model that cannot learn the task is refused here
     task = form.of(attempt.config.get("form", "classification"))
     job, counts = task.training(attempt, tokenizer, settings)
     validation = None
@@ -33,7 +34,7 @@ def run(attempt: Attempt) -> dict[str, Any]:
         {"tokenizer": str(tokenizer)}
         | job
         | {
-            "model": training.shape(attempt, tokenizer)
+            "model": shape
             | job["model"]
             | dict.fromkeys(("embd_pdrop", "resid_pdrop", "head_pdrop"), settings["dropout"]),
             "data": job["data"] | training.training_pool(settings),

@@ -16,7 +16,10 @@ from typing import Any
 from cluster import apart
 from model import durable
 from model.config import ObjectiveConfig, TrainConfig
+from pipelines import capabilities
 from pipelines.engine.step import Attempt, Damaged, untold
+from pipelines.pretrain_config import OBJECTIVES, objective_misfit
+from pipelines.sources import SourceError
 from pipelines.stages.budget import Budget
 from pipelines.stages.fan_out import connect
 from pipelines.stages.stop import STOP, Interrupted, Stop, signals_ask
@@ -35,16 +38,29 @@ def vocabulary(tokenizer: Path) -> dict[str, int]:
 def shape(attempt: Attempt, tokenizer: Path) -> dict[str, Any]:
     """What the model is, before its task is known: the recipe's shape with the tokenizer's vocabulary, or an imported model's.
 
-    An imported model may have more ids than its tokenizer.
+    An imported model may have more ids than its tokenizer. SourceError if it cannot learn what it is to: of such a model a
+    recipe does not know the family.
     """
     if "shape" in attempt.inputs:
         found: dict[str, Any] = durable.read_json(attempt.inputs["shape"].path("model.json"))
+        _refuse_what_it_cannot(found.get("family", "gpt2"), attempt.config)
     else:
         found = attempt.config["model"] | vocabulary(tokenizer)
     length = attempt.config["train"]["sequence_length"]
     if length > found["n_positions"]:
         raise ValueError(f"sequence_length={length} is longer than the {found['n_positions']} positions of the model")
     return found
+
+
+def _refuse_what_it_cannot(family: str, config: Mapping[str, Any]) -> None:
+    """SourceError unless an imported model of this family can learn the step's objective or form, and be measured."""
+    model = capabilities.Known(family, f"the imported model (of family {family})")
+    misfits = [*capabilities.family_misfits(model, config.get("form", ""), config.get("release", True))]
+    objective = config["train"].get("objective", OBJECTIVES[family][0])
+    if objective not in OBJECTIVES[family]:
+        misfits.append(objective_misfit(objective, family, model.said))
+    if misfits:
+        raise SourceError(misfits[0])
 
 
 def train_config(settings: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
@@ -177,8 +177,9 @@ def tfidf_predictions(
 ) -> tuple[list[int], dict[str, Any]]:
     """What TF-IDF with logistic regression says of `texts`, and how it was set.
 
-    Its terms are words and word pairs, or one to three characters where texts are written without spaces. The
-    regularisation is chosen on the validation split, of equal ones the strongest: the test split decides nothing.
+    Its terms are words and word pairs, or one to three characters where texts are written without spaces; of two texts at
+    least, or of one where no two share a term. The regularisation is chosen on the validation split, of equal ones the
+    strongest: the test split decides nothing. Where there is nothing to learn, it says the majority class.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -186,7 +187,11 @@ def tfidf_predictions(
     terms: dict[str, Any] = {"analyzer": "char", "ngram_range": (1, 3)} if by_character else {"ngram_range": (1, 2)}
     many = len(set(train[1])) > _FEW_CLASSES
     terms |= {"max_features": _MOST_TERMS} if many else {}
-    vectors = TfidfVectorizer(sublinear_tf=True, min_df=2, **terms)
+    least = _shared_by(train[0], TfidfVectorizer(**terms).build_analyzer())
+    if least == 0 or len(set(train[1])) == 1:
+        why = "no training text has a term" if least == 0 else "the training labels are of one class"
+        return majority_predictions(train[1], len(texts)), {"majority_class_instead": why}
+    vectors = TfidfVectorizer(sublinear_tf=True, min_df=least, **terms)
     features = vectors.fit_transform(train[0])  # (examples, terms), sparse
     fitted = {c: _logistic_regression(features, train[1], c) for c in (_FEWER_TRIED if many else _REGULARISATION)}
     held_out = vectors.transform(validation[0])
@@ -194,7 +199,19 @@ def tfidf_predictions(
     best = max(scores, key=lambda c: (scores[c], -c))
     setting = {"terms": features.shape[1], "C": best, "validation_accuracy": _rounded(scores[best])}
     setting |= {"terms_are": "1 to 3 characters"} if by_character else {}
+    setting |= {"terms_in": "one text or more: no two share a term"} if least == 1 else {}
     return [int(label) for label in fitted[best].predict(vectors.transform(texts))], setting
+
+
+def _shared_by(texts: Sequence[str], terms: Callable[[str], list[str]]) -> int:
+    """2 if a term is in two texts at least, 1 if terms are in one text each, 0 if there are none. Ends at the first shared one."""
+    seen = set[str]()
+    for text in texts:
+        found = set(terms(text))
+        if not seen.isdisjoint(found):
+            return 2
+        seen |= found
+    return 1 if seen else 0
 
 
 def written_without_spaces(texts: Sequence[str]) -> bool:

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from model import durable
+from model.export import write_own
+from model.hf import from_hugging_face
 from pipelines import harness
 from pipelines.engine.record import RECORD, Record, to_json
 from pipelines.engine.step import Attempt, Damaged, resolve
@@ -220,6 +222,20 @@ def test_evaluating_again_gives_the_same_bytes(
     evaluate.run(again)
     for name in ("metrics.json", "report.json", "predictions.jsonl"):
         assert durable.sha256(again.outputs / name) == durable.sha256(measured["response"].outputs / name)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_weights_that_are_released_nowhere_are_measured_as_their_export_is(
+    measured: dict[str, Attempt], exports: dict[str, Path], prepared: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    """With release=false a training step leaves weights/ in place of export/, and the figures are the same."""
+    export = exports[name] / "export"
+    write_own(tmp_path / "weights", *from_hugging_face(export), tokenizer=export)
+    inputs = (
+        {"export": tmp_path} | dict.fromkeys(SPLITS, prepared[name]) | ({"base": tmp_path} if name == "text" else {})
+    )
+    found = evaluate.run(attempt(prepared["root"], {"kind": name}, inputs))
+    assert found == pytest.approx(measured[name].metrics, abs=1e-3)
 
 
 @pytest.fixture

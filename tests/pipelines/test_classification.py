@@ -164,6 +164,7 @@ def test_a_champion_of_other_labels_is_compared_by_their_names_and_not_trained_o
         classification.training(one, tmp_path, SETTINGS)
     durable.write_json(export / "config.json", config | {"architectures": ["GPT2LMHeadModel"]})
     assert classification.label_names(export) == []
+    assert classification.label_names(tmp_path) == []  # weights of release=false have no config.json
 
 
 def test_what_is_not_set_enters_no_fingerprint_and_what_is_set_does() -> None:

@@ -14,6 +14,7 @@ from pipelines import challenge, flow, recipes
 from pipelines.config import ConfigError, Recipe
 from pipelines.labels_config import FewLabels, Start
 from pipelines.pretrained import Pretrained
+from pipelines.settings import override
 from pipelines.stages import few_examples, labels
 
 IDS = [f"{number:032x}" for number in range(500)]
@@ -68,6 +69,30 @@ def test_curves_share_what_stands_before_them_and_each_point_reads_its_own_draw(
     order = list(steps)
     for step in steps.values():
         assert all(order.index(source.step) < order.index(step.name) for source in step.inputs.values())
+
+
+@pytest.mark.parametrize("further", [True, False])
+def test_curves_that_begin_with_the_recipes_own_import_share_it(further: bool) -> None:
+    given, nothing = _recipe(), dict.fromkeys(("tokenizer", "model"))
+    nothing |= {} if further else dict.fromkeys(("shard", "pretrain"))
+    made = given.model_copy(update={"pretrained": Pretrained(path="/somebodys/gpt2")} | nothing)
+    flowed = flow.build(made, _files)
+    order = [step.name for step in flowed]
+    assert len(set(order)) == len(order)
+    assert [name for name in order if name.startswith("import")] == ["import", "import-minilm"]
+    for step in flowed:
+        assert all(order.index(source.step) < order.index(step.name) for source in step.inputs.values()), step.name
+    steps = {step.name: step for step in flowed}
+    assert steps["finetune-ours-100-2"].inputs["base"].step == ("pretrain" if further else "import")
+    assert steps["finetune-scratch-100-2"].inputs["shape"].step == "import"
+    assert steps["finetune-minilm-100-2"].inputs["base"].step == "import-minilm"
+
+
+def test_a_task_without_classes_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match=r"few_labels draws accuracy .* task questions \(form response\) has no classes"
+    ):
+        override(recipes.load("questions"), {"few_labels": '{"starts":[{"name":"ours"}]}'})
 
 
 def test_another_draw_is_a_new_point_and_changes_no_other() -> None:

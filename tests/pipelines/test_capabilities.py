@@ -1,0 +1,144 @@
+"""What a family, a form and an option cannot do together is refused when the recipe is read, or by the first training step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model import durable
+from pipelines import recipes
+from pipelines.config import ConfigError, Recipe
+from pipelines.pretrained import FAMILIES, WEIGHTS
+from pipelines.settings import override
+from pipelines.sources import SourceError
+from pipelines.stages import finetune, pretrain
+from tests.model import tiny
+from tests.pipelines.data_attempts import attempt
+
+FINETUNE = '{"max_steps":4,"global_batch_size":8,"sequence_length":32,"learning_rate":1e-4}'
+ANSWERS = {form: f'{{"name":"{name}","source":{{"path":"a.jsonl"}}}}' for form, name in (
+    ("response", "responses"), ("dialogue", "messages"), ("text", "generation"), ("span", "spans"),
+)}  # fmt: skip
+BEGINS_WITH = {"tokenizer": "none", "model": "none"}
+
+
+def changed(recipe: str, settings: dict[str, str]) -> Recipe:
+    made: Recipe = override(recipes.load(recipe), settings)
+    return made
+
+
+@pytest.mark.parametrize("form", ["response", "dialogue", "text"])
+def test_a_bert_is_given_no_task_that_goes_on_with_a_text(form: str) -> None:
+    task = {"task": ANSWERS[form], "finetune": FINETUNE}
+    with pytest.raises(ConfigError, match=r"which model.family='bert' cannot; choose family gpt2 or llama, or begin"):
+        changed("bert_tiny", task)
+    with pytest.raises(ConfigError, match=r"which pretrained.sample=minilm \(of family bert\) cannot"):
+        changed("sentiment_minilm", task)
+    folder = BEGINS_WITH | {"pretrained": '{"path":"/somebodys/bert"}'}
+    with pytest.raises(ConfigError, match=r"which a model that learns pretrain.objective='masked_lm' cannot"):
+        changed("tiny", task | folder | {"pretrain.objective": "masked_lm"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"pretrained": '{"sample":"minilm"}'}, r"'causal_lm' cannot be learned by pretrained.sample=minilm"),
+        ({"pretrained": '{"sample":"smollm2"}', "pretrain.objective": "masked_lm"}, "'masked_lm' cannot be learned by"),
+        ({"pretrained": '{"sample":"smollm2"}', "task": ANSWERS["span"]}, "smollm2 .of family llama. cannot; choose"),
+        (
+            {"pretrained": '{"path":"/a"}', "task": ANSWERS["span"]},
+            "a model that learns pretrain.objective='causal_lm' cannot",
+        ),
+    ],
+)
+def test_what_is_known_of_a_model_of_others_counts_when_the_recipe_is_read(settings: dict[str, str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        changed("tiny", BEGINS_WITH | settings)
+
+
+def test_every_sample_of_weights_says_its_family() -> None:
+    assert FAMILIES.keys() == WEIGHTS.keys()
+
+
+@pytest.mark.parametrize(
+    ("run", "family", "config", "said"),
+    [
+        (finetune.run, "bert", {"form": "response"}, r"answers prompts, which the imported model \(of family bert\)"),
+        (
+            finetune.run,
+            "gpt2",
+            {"form": "span"},
+            r"finds answers in a text, which the imported model \(of family gpt2\)",
+        ),
+        (finetune.run, "bert", {"release": False}, "release=false measures .* causal models .* leave release on"),
+        (pretrain.run, "bert", {"objective": "causal_lm"}, "'causal_lm' cannot be learned by the imported model"),
+        (pretrain.run, "llama", {"objective": "masked_lm"}, "'masked_lm' cannot be learned by the imported model"),
+    ],
+)
+def test_an_imported_model_is_refused_before_anything_is_trained(
+    tmp_path: Path, run: Any, family: str, config: dict[str, Any], said: str
+) -> None:
+    durable.write_json(tmp_path / "model.json", {"family": family, "n_positions": 64})
+    tiny.write_tokenizer(tmp_path / "tokenizer")
+    train = {"sequence_length": 16} | {name: config[name] for name in ("objective",) if name in config}
+    made = attempt(
+        tmp_path, {"model": {}, "train": train} | config, {}, dict.fromkeys(("shape", "tokenizer"), tmp_path)
+    )
+    with pytest.raises(SourceError, match=said):
+        run(made)
+
+
+@pytest.mark.parametrize("form", ["response", "dialogue", "text", "span"])
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ({"finetune.class_weights": "balanced"}, "finetune.class_weights=balanced is of classes, and a task of form "),
+        ({"finetune.early_stopping": '{"metric":"accuracy"}'}, "finetune.early_stopping.metric=accuracy is of classes"),
+        ({"finetune.long_texts": "windows"}, "finetune.long_texts=windows is of forms classification and span"),
+    ],
+)
+def test_an_option_that_would_do_nothing_for_the_task_is_refused(form: str, option: dict[str, str], said: str) -> None:
+    begun = BEGINS_WITH | {"shard": "none", "pretrain": "none", "pretrained": '{"path":"/somebodys/model"}'}
+    if form == "span" and "finetune.long_texts" in option:
+        assert changed("tiny", begun | {"task": ANSWERS[form]} | option).finetune
+        return
+    with pytest.raises(ConfigError, match=said):
+        changed("tiny", begun | {"task": ANSWERS[form]} | option)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "said"),
+    [
+        ("default", {"finetune.tune": "last_layers", "finetune.last_layers": "9"}, "last_layers=9 .* model.n_layer=2"),
+        ("questions", {"finetune.tune": "head"}, "finetune.tune=head leaves nothing to train"),
+        ("labels", {"few_labels.starts": f'[{{"name":"a","finetune":{FINETUNE[:-1]},"tune":"last_layers","last_layers":3}}}}]'},
+         "few_labels.starts a: finetune.last_layers=3 is more than model.n_layer=2"),
+    ],
+)  # fmt: skip
+def test_an_option_that_the_model_lacks_is_refused(recipe: str, settings: dict[str, str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        changed(recipe, settings)
+
+
+def test_what_our_own_code_does_not_measure_has_to_be_released() -> None:
+    unreleased = {"release": "false"}
+    with pytest.raises(
+        ConfigError, match=r"release=false .* causal models .*, and not model.family='bert'; leave release on"
+    ):
+        changed("bert_tiny", unreleased)
+    with pytest.raises(ConfigError, match=r"and not pretrained\.sample=minilm"):
+        changed("sentiment_minilm", unreleased)
+    spans = BEGINS_WITH | {"shard": "none", "pretrain": "none", "pretrained": '{"path":"/a"}', "task": ANSWERS["span"]}
+    with pytest.raises(ConfigError, match="and the task is of form span; leave release on"):
+        changed("tiny", unreleased | spans)
+    for name in ("default", "questions", "dialogue", "generation", "finetune_smollm2"):
+        assert not changed(name, unreleased).release
+
+
+def test_options_that_apply_are_taken() -> None:
+    assert changed("default", {"finetune.tune": "last_layers", "finetune.last_layers": "2"}).finetune
+    assert changed("questions", {"finetune.tune": "head", "model.tie_word_embeddings": "false"}).finetune
+    chosen = {"class_weights": "balanced", "long_texts": "windows", "early_stopping": '{"metric":"accuracy"}'}
+    assert changed("default", {f"finetune.{name}": value for name, value in chosen.items()}).finetune
