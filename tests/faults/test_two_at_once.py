@@ -69,8 +69,10 @@ def test_of_two_equal_runs_one_works_and_the_other_waits_and_has_nothing_to_do(t
         until(lambda: at_work(root))
         with running("slow", root) as second:
             assert ended(first).splitlines() == ["2 of 2 steps done now"]
-            waited, told = ended(second).splitlines()
-    assert waited.startswith(f"waiting: process {first.pid} on ") and waited.endswith("is at work on this step")
+            *waited, told = ended(second).splitlines()
+    assert waited, "once, and on the second step again where it comes to it while the first process is there"
+    for line in waited:
+        assert line.startswith(f"waiting: process {first.pid} on ") and line.endswith("is at work on this step")
     assert told == "0 of 2 steps done now"
     assert toys.digests(root) == undisturbed(tmp_path / "alone", commands.slow)
 
