@@ -65,7 +65,7 @@ import json
 from transformers import AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained("BASE")
 texts = json.loads(sys.stdin.read())
-print(json.dumps([model(**tokenizer(text, return_tensors="pt")).logits.softmax(-1)[0].tolist() for text in texts]))
+print(json.dumps([model(**tokenizer(text, truncation=True, return_tensors="pt")).logits.softmax(-1)[0].tolist() for text in texts]))
 """
 
 
