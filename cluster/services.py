@@ -100,9 +100,10 @@ def _join(address: str) -> None:
 
 def _await(address: str, answers: Callable[[], bool]) -> None:
     """Wait a minute for a Ray that is to be joined; ConnectionError."""
+    if answers():
+        return
+    log.warning("no Ray answers at %s; waiting %.0f s for it", address, _PATIENCE)
     end = time.monotonic() + _PATIENCE
-    if not answers():
-        log.warning("no Ray answers at %s; waiting %.0f s for it", address, _PATIENCE)
     while not answers():
         if time.monotonic() > end:
             raise ConnectionError(

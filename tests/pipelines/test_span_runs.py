@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from model import durable
+from tests.pipelines.killing import kill_while_it_learns
 from tests.pipelines.test_span import squad, word_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -84,13 +82,7 @@ def test_a_run_that_was_killed_while_it_learned_ends_with_the_same_bytes_and_its
     tmp_path: Path,
 ) -> None:
     write(tmp_path)
-    running = subprocess.Popen(command(tmp_path, "killed"), cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 400
-    while not list(tmp_path.glob("killed/steps/finetune-*/checkpoints/*")) and running.poll() is None:
-        assert time.monotonic() < deadline, "it never came to fine-tuning"
-        time.sleep(0.05)
-    os.killpg(running.pid, signal.SIGKILL)
-    running.wait()
+    kill_while_it_learns(command(tmp_path, "killed"), tmp_path / "killed", 400)
     for name in ("killed", "whole"):
         done = subprocess.run(command(tmp_path, name), cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr

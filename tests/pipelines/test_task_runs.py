@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ import pytest
 
 from pipelines import recipes
 from tests import alone
+from tests.pipelines.killing import kill_while_it_learns
 
 ROOT = Path(__file__).parents[2]
 SMALL = (
@@ -59,13 +57,7 @@ def test_every_recipe_of_the_table_has_a_slice() -> None:
 def test_a_recipe_killed_while_it_learns_goes_on_and_its_model_works_in_plain_transformers(
     recipe: str, tmp_path: Path
 ) -> None:
-    running = subprocess.Popen(command(recipe, tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 480
-    while not list(tmp_path.glob("work/steps/finetune-*/checkpoints/*")) and running.poll() is None:
-        assert time.monotonic() < deadline, "it never came to fine-tuning"
-        time.sleep(0.05)
-    os.killpg(running.pid, signal.SIGKILL)
-    running.wait()
+    kill_while_it_learns(command(recipe, tmp_path), tmp_path / "work", 480)
     done = subprocess.run(command(recipe, tmp_path), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     metrics = {step: measured(tmp_path / "work", step) for step in ("finetune", "evaluate-task")}
