@@ -17,7 +17,9 @@ from rich.table import Table
 
 from cluster import apart
 from cluster import site as sites
+from pipelines import outbox
 from pipelines import run as runs
+from pipelines.engine import lease as leases
 from pipelines.engine import record as records
 from pipelines.engine.fingerprint import digest
 from pipelines.engine.lease import Overtaken
@@ -55,13 +57,13 @@ def _run(workspace: Workspace, out: Console, err: Console, wait: bool = True) ->
             before = outcomes.get(outcome.record.step)
             done_now = outcome.done_now or (before is not None and before.done_now)
             outcomes[outcome.record.step] = replace(outcome, done_now=done_now)
-        if not trackers and _outbox(workspace).exists():
+        if not trackers and outbox.is_waiting(_outbox(workspace)):
             trackers.append(_tracker(workspace))  # an earlier run was killed, or MLflow was away: now is the time
         for tracker in trackers:
             for outcome in outcomes.values():
                 if not outcome.done_now:
                     _confirm(tracker, outcome, began)
-            if tracker.lost_outbox:
+            if tracker.has_more_to_tell:
                 _recover(tracker, workspace, {outcome.record.fingerprint for outcome in outcomes.values()})
     return list(outcomes.values())
 
@@ -70,7 +72,7 @@ def _confirm(tracker: Any, outcome: Outcome, began: str) -> None:
     """Tell MLflow of a step that was done before."""
     record, folder = outcome.record, outcome.planned.folder
     assert folder is not None
-    if record.finished >= began:  # by another process just now, which mirrors it itself
+    if record.finished >= began and not leases.is_dead(leases.latest_owner(folder)):  # who made it just now mirrors it
         tracker.reuse_step(record.step, record.fingerprint)
         return
     tags = {f"gptline.input.{name}": record.inputs[name] for name in outcome.planned.step.inputs}
@@ -81,7 +83,7 @@ def _confirm(tracker: Any, outcome: Outcome, began: str) -> None:
 
 
 def _recover(tracker: Any, workspace: Workspace, told: set[str]) -> None:
-    """The outbox is lost: tell MLflow of all finished steps that are on record here, other recipes' too."""
+    """Others were killed or their outbox is lost: tell MLflow of all finished steps that are on record here."""
     for folder in sorted((workspace.root / "steps").glob("*")):
         with contextlib.suppress(records.RecordDamaged):  # its own recipe's next run says so and makes it again
             record = records.read(folder)
@@ -143,7 +145,7 @@ def _execution_key(workspace: Workspace) -> str:
 
 
 def _outbox(workspace: Workspace) -> Path:
-    return workspace.root / "outbox.json"
+    return workspace.root / f"outbox-{_execution_key(workspace)[:16]}.json"
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,11 +50,22 @@ class GateResult:
     detail: str
 
 
+def _nothing_to_confirm() -> None:
+    """For callers that own nothing that could be taken over."""
+
+
 @names_damage
-def register(location: str | Path, name: str, package: Path, tags: Mapping[str, str]) -> ModelVersion:
+def register(
+    location: str | Path,
+    name: str,
+    package: Path,
+    tags: Mapping[str, str],
+    confirm: Callable[[], None] = _nothing_to_confirm,
+) -> ModelVersion:
     """The one version of `name` that holds the package in this folder, created if it is new.
 
-    Its files are kept with the run that has the tags `gptline.step` and `gptline.fingerprint` given here.
+    Its files are kept with the run that has the tags `gptline.step` and `gptline.fingerprint` given here. `confirm`
+    raises where the caller may not write any more; it is asked by whoever has the store's lock, before the first write.
     PackageDamaged if the folder is not what its manifest says.
     """
     manifest = verify_package(package)
@@ -63,6 +74,7 @@ def register(location: str | Path, name: str, package: Path, tags: Mapping[str, 
     identity = {key: tags[key] for key in ("gptline.step", "gptline.fingerprint") if key in tags}
     run = find_or_create_run(client, identity or {DIGEST_TAG: digest}, f"register {name}")
     with store.lock(str(client.tracking_uri)):
+        confirm()
         _ensure_name(client, name)
         found = _canonical(client, name, digest)
         run_id = (found and found.run_id) or str(run.info.run_id)
@@ -88,18 +100,24 @@ def promote(location: str | Path, version: ModelVersion, gates: Sequence[GateRes
 
 @names_damage
 def release(
-    location: str | Path, version: ModelVersion, gates: Sequence[GateResult], over: str | None = None
+    location: str | Path,
+    version: ModelVersion,
+    gates: Sequence[GateResult],
+    over: str | None = None,
+    confirm: Callable[[], None] = _nothing_to_confirm,
 ) -> list[GateResult]:
     """Point `candidate` at the version, and `champion` too if all gates passed; the reason goes on the version.
 
     `over` is the package digest of the champion that a challenger was compared with: another champion by now is one
     more gate that failed, and nothing is taken away. Without it, a champion that fails (its gates were tightened) is one
     no longer. PackageDamaged before any alias moves if the stored package is not whole. The gates as they came out.
+    `confirm` is that of `register`.
     """
     client, how = connect(location), "retrain" if over else "run"
     if all(gate.passed for gate in gates):
         verify_stored(location, version)
     with store.lock(str(client.tracking_uri)):
+        confirm()
         found = [*gates, *_still_champion(location, version, over)]
         passed, reason = all(gate.passed for gate in found), reason_of(found)
         number, results = str(version.version), json.dumps([vars(gate) for gate in found], sort_keys=True)

@@ -94,9 +94,9 @@ class Tracker:
         self._thread = threading.Thread(target=self._mirror, name="mlflow mirror", daemon=True)
 
     @property
-    def lost_outbox(self) -> bool:
-        """Whether what an earlier pipeline kept was damaged: `confirm_step` then tells what records still say."""
-        return self._outbox.lost
+    def has_more_to_tell(self) -> bool:
+        """Whether other killed pipelines had more to say than they kept: `confirm_step` then tells what records say."""
+        return self._outbox.incomplete
 
     def start_execution(self, key: str, recipe: Mapping[str, Any], tags: Mapping[str, str]) -> None:
         """Begin, or continue, the parent run of the execution `key`. Returns at once; MLflow is imported elsewhere."""
@@ -176,7 +176,7 @@ class Tracker:
         left = [run for run in self._runs if not run.closed]
         problems = [f"MLflow at {self._location} refused {refused}" for refused in self._refused]
         if left:
-            self._outbox.keep(left)
+            self._outbox.keep(left, ended=True)
             names, why = ", ".join(run.name for run in left), self._trouble or "it is slow"
             problems.append(
                 f"MLflow at {self._location} did not take all of: {names} ({why}); kept in {self._outbox.path} for the next run"

@@ -22,8 +22,10 @@ from pipelines.engine.step import Damaged, check_file
 from pipelines.engine.units import UnitFile
 from pipelines.package import PackageDamaged, verify_package
 
-# What lies in a work directory by design and is no step's output.
-_OWN = ("digests.json", "outbox.json")
+
+def _own_files(root: Path) -> list[Path]:
+    """What lies in a work directory by design and is no step's output."""
+    return [path for path in (root / "digests.json", *sorted(root.glob(outbox.FILES))) if path.exists()]
 
 
 @dataclass
@@ -63,11 +65,11 @@ def verify(root: Path) -> Report:
 
     ConfigError if `root` is no work directory.
     """
-    if not any((root / name).exists() for name in ("steps", "units", "retrain", *_OWN)):
+    if not _own_files(root) and not any((root / name).exists() for name in ("steps", "units", "retrain")):
         raise ConfigError(
             f"WORK={root}: {'no work directory' if root.exists() else 'there is no such folder'}; check the path"
         )
-    report, known = Report(root), set(_OWN)
+    report, known = Report(root), {path.name for path in _own_files(root)}
     _check_own(report)
     for folder in sorted(path for path in (root / "steps").glob("*") if path.is_dir()):
         _check_step(folder, report, known)
@@ -86,8 +88,8 @@ def verify(root: Path) -> Report:
 
 def _check_own(report: Report) -> None:
     """What lies beside the steps. Both state their own digest."""
-    for name, read in zip(_OWN, (sealed.unseal, outbox.read), strict=True):
-        _readable(report.root / name, read, report)
+    for path in _own_files(report.root):
+        _readable(path, outbox.read if path.match(outbox.FILES) else sealed.unseal, report)
 
 
 def _readable(path: Path, read: Callable[[Path], Any], report: Report) -> Any:

@@ -137,6 +137,11 @@ class Attempt:
         """Tell whoever watches: `done` of `total` `unit`s, and figures to show beside it."""
         self.report(done, total, unit, **figures)
 
+    def confirm_owned(self) -> None:
+        """That nobody has taken the step over. Overtaken; for what cannot be fenced, such as a registry's aliases."""
+        if not self.scratch.is_dir():
+            raise leases.Overtaken(f"{self.name} was given to another owner while this process made no sign of life")
+
     def add_outputs(self, files: list[UnitFile]) -> None:
         """List unit files among the step's outputs."""
         self.unit_files.extend(files)

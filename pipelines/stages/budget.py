@@ -65,8 +65,9 @@ class Budget:
 
 
 def newest_checkpoint(checkpoints: Path) -> int:
-    """The step of the newest published checkpoint, 0 if there is none."""
-    steps = (path.name.removeprefix("step-") for path in checkpoints.glob("step-*"))
+    """The step of the newest published checkpoint, permanent or not; 0 if there is none."""
+    folders = (checkpoints, checkpoints.with_name("permanent"))
+    steps = (path.name.removeprefix("step-") for folder in folders for path in folder.glob("step-*"))
     return max((int(step) for step in steps if step.isdigit()), default=0)
 
 

@@ -37,6 +37,7 @@ def supervised(attempt: Attempt, job: dict[str, Any]) -> Iterator[Told]:
     stop = Stop(attempt.scratch / STOP, attempt.execution["grace_seconds"])
     (attempt.scratch / "logs").mkdir(exist_ok=True)
     while True:
+        stop.resume()  # ranks that were lost while they paused for more room, or before this process was, paused for nothing
         try:
             with found_room(attempt, job, stop) as room:
                 result = yield from _trained(room, attempt, job, stop, budget)
@@ -49,7 +50,6 @@ def supervised(attempt: Attempt, job: dict[str, Any]) -> Iterator[Told]:
             if stop.asked or not result["stopped"]:
                 yield "result", result
                 return
-            stop.resume()
 
 
 def _again(attempt: Attempt, stop: Stop, loss: Exception | str, then: str) -> None:

@@ -62,9 +62,9 @@ def run(attempt: Attempt) -> dict[str, Any]:
         gates.append(registry.GateResult(registry.COMPARISON, against["better"], against["detail"]))
     over = str(against["champion_digest"]) if against else None
 
-    patience = attempt.execution["registry_patience"]
-    version = patiently(uri, patience, f"registering {name}", lambda: registry.register(uri, name, package, tags))
-    gates = patiently(uri, patience, f"promoting {name}", lambda: registry.release(uri, version, gates, over))
+    patience, ours = attempt.execution["registry_patience"], attempt.confirm_owned
+    version = patiently(uri, patience, f"registering {name}", lambda: registry.register(uri, name, package, tags, ours))
+    gates = patiently(uri, patience, f"promoting {name}", lambda: registry.release(uri, version, gates, over, ours))
     durable.write_json(attempt.outputs / "registered.json", {"name": name, "digest": digest})
     return {
         "name": name,

@@ -20,7 +20,7 @@ Facts = dict[str, Any]
 # Metrics of a record that tell how it was made, not what: they may differ.
 _HOW = re.compile(r"(_per_second|_reused|seconds|registry|resumed_from|(^|_)(re)?starts?|deaths)$")
 _COMES_AND_GOES = ("lease", "attempts", "checkpoints")
-_OWN = re.compile(r"digests\.json|\.(digests|outbox)\.json\.[0-9a-f]+\.tmp")
+_OWN = re.compile(r"digests\.json|\.(digests|outbox-[0-9a-f]+)\.json\.[0-9a-f]+\.tmp")
 # A draft of one of the two files in no owner's folder may be a living writer's: the product sweeps it when it is old.
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import narrate
-from pipelines.outbox import Outbox
+from pipelines.outbox import Outbox, is_waiting
 from pipelines.wanted_runs import Outcome, WantedRun
 from tests.faults.mlflow_life import ROOT
 from tests.pipelines.engine import toys
@@ -97,6 +97,54 @@ def test_two_pipelines_at_once_lose_nothing_of_each_other(tmp_path: Path) -> Non
     one.keep([run_of("more")])
     three.keep([run_of("third")])
     assert names(path) == ["undelivered", "more", "third"]
+
+
+def killed(path: Path, *waiting: str) -> None:
+    """Leave the outbox of a process that is gone."""
+    code = (
+        "import sys; from pathlib import Path; from pipelines.outbox import Outbox\n"
+        "from tests.faults.test_mlflow_outbox import run_of\n"
+        "Outbox(Path(sys.argv[1])).keep([run_of(name) for name in sys.argv[2:]])"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code, str(path), *waiting], cwd=ROOT, env=environment, check=True)
+
+
+def test_the_outbox_of_another_recipe_stays_while_it_lives_and_is_taken_over_whole_when_it_is_dead(
+    tmp_path: Path,
+) -> None:
+    ours, theirs = tmp_path / "outbox-ours.json", tmp_path / "outbox-theirs.json"
+    Outbox(theirs).keep([run_of("of a living one")])
+    one = Outbox(ours)
+    assert not is_waiting(ours) and one.take() == []
+    one.keep([])
+    one.clear()
+    assert names(theirs) == ["of a living one"], "neither taken nor removed by a pipeline that ended meanwhile"
+
+    killed(theirs, "of a dead one")
+    assert is_waiting(ours)
+    two = Outbox(ours)
+    assert [run.name for run in two.take()] == ["of a dead one"] and two.incomplete
+    assert theirs.exists(), "until what it holds is kept by somebody else"
+    two.keep([run_of("of a dead one")])
+    assert not theirs.exists()
+    three = Outbox(ours)
+    assert [run.name for run in three.take()] == ["of a dead one"] and three.incomplete, "also if we are killed as well"
+
+
+def test_what_a_pipeline_could_not_deliver_when_it_ended_is_anybodys(tmp_path: Path) -> None:
+    Outbox(tmp_path / "outbox-theirs.json").keep([run_of("undelivered")], ended=True)
+    box = Outbox(tmp_path / "outbox-ours.json")
+    assert [run.name for run in box.take()] == ["undelivered"] and not box.incomplete
+
+
+def test_a_recipe_that_is_never_run_again_is_told_by_the_next_one_after_a_kill(store: Path, tmp_path: Path) -> None:
+    mine, others = only("mine-after-a-kill", "curve"), only("others-before-a-kill", "curve")
+    toys.run(tmp_path, [mine, others])  # done, and MLflow knows nothing of it
+    killed(tmp_path / "outbox-others.json")
+    narrate._run(workspace(tmp_path, store, mine), QUIET, QUIET)  # has nothing to do itself
+    assert [run.info.status for run in runs(store, {"gptline.step": others.name})] == ["FINISHED"]
+    assert not list(tmp_path.glob("outbox*"))
 
 
 def test_a_run_that_is_being_written_may_lose_points_meanwhile() -> None:

@@ -7,6 +7,7 @@ and aliases; where the number of ranks changed meanwhile, the losses, within the
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -142,7 +143,15 @@ def test_the_head_loses_power_in_training_and_the_same_command_goes_on(expected:
         hosts.when_up(3, seconds=180)
         hosts.start()
         hosts.ended()
-        assert not lines.differences(hosts, expected)
+        # That the work directory is in use was marked by a process which no host can look up any more: gc's to remove.
+        marks = [f"file {path.relative_to(hosts.work)}: " for path in (hosts.work / "gc" / "lease").glob("user-*.json")]
+        left = [line for line in lines.differences(hosts, expected) if not line.startswith(tuple(marks))]
+        assert not left and len(marks) <= 1
+        command = [sys.executable, "-m", "pipelines", "gc", "--yes", "--work", str(hosts.work)]
+        options = {"execution.registry": hosts.registry, **hosts.settings}
+        options_given = [part for key, value in options.items() for part in ("--set", f"{key}={value}")]
+        hosts.hosts[1].run(*command, *options_given, env=hosts.environment(), timeout=120)
+        assert not list((hosts.work / "gc" / "lease").glob("user-*.json"))
 
 
 def losses(work: Path) -> dict[str, list[float]]:

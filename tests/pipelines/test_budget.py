@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from model.config import accumulation_steps
-from pipelines.stages.budget import Budget, GaveUp
+from pipelines.stages.budget import Budget, GaveUp, newest_checkpoint
 from pipelines.stages.ranks import micro_batch_size, sizes
 
 LOG = Path("attempts/a/logs/rank-1.log")
@@ -57,6 +57,8 @@ def test_a_checkpoint_published_since_is_progress_too(budget: Budget, tmp_path: 
         (tmp_path / "checkpoints" / f"step-{step:06d}").mkdir()
         die(budget)
     assert budget.failures == 4
+    (tmp_path / "permanent" / "step-000110").mkdir(parents=True)
+    assert newest_checkpoint(tmp_path / "checkpoints") == 110, "one that stays for good is one as well"
 
 
 def test_preemptions_use_up_no_failures(budget: Budget) -> None:

@@ -16,6 +16,8 @@ from model import durable
 from pipelines import __main__ as command_line
 from pipelines import narrate, options, recipes, standing
 from pipelines import run as running
+from pipelines.engine import lease as leases
+from pipelines.engine import record as records
 from pipelines.engine.digests import Digests
 from pipelines.engine.lease import Overtaken
 from pipelines.engine.step import Attempt, Damaged, Input, Stage, Step
@@ -116,12 +118,27 @@ def test_what_a_killed_run_did_not_deliver_is_delivered_by_the_next_even_with_no
     space = workspace(tmp_path, store, step)
     assert not narrate._run(space, QUIET, QUIET)[0].done_now
     assert status(store, "curve", tmp_path) == [], "with nothing to do, MLflow is not asked"
-    Outbox(tmp_path / "outbox.json").keep([])  # what a run leaves that is killed
+    Outbox(narrate._outbox(space)).keep([])  # what a run leaves that is killed
     narrate._run(space, QUIET, QUIET)
     (run,) = runs(store, {"gptline.step": "curve"})
     assert (run.info.status, run.data.metrics["final_loss"]) == ("FINISHED", 5.0)
     assert history(store, run) == [(1, 10.0), (2, 5.0)]
-    assert not (tmp_path / "outbox.json").exists()
+    assert not list(tmp_path.glob("outbox*"))
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_a_step_that_another_process_did_meanwhile_is_told_for_it_if_it_was_killed(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alive: bool
+) -> None:
+    step = only(f"peers-{alive}", "curve")
+    toys.run(tmp_path, [step])
+    space = workspace(tmp_path, store, step)
+    Outbox(narrate._outbox(space)).keep([])
+    monkeypatch.setattr(records, "now", lambda: "2000-01-01T00:00:00+00:00")  # we had begun before it was done
+    if not alive:
+        monkeypatch.setattr(leases, "is_dead", lambda owner: True)
+    narrate._run(space, QUIET, QUIET)
+    assert status(store, step.name, tmp_path) == ([] if alive else ["FINISHED"])
 
 
 def test_an_execution_over_other_data_or_elsewhere_is_another_one(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import registry
+from pipelines.engine.lease import Overtaken
 from pipelines.model_card import Card
 from pipelines.package import MANIFEST, PackageDamaged, build_package
 from pipelines.pull import PullRefused, pull
@@ -111,6 +112,24 @@ def test_champion_moves_only_when_all_gates_pass(store: Path, packages: list[Pat
     tags = registry.connect(store).get_model_version("gated", "2").tags
     assert tags["gptline.promotion"] == "not promoted: accuracy 0.6 is not at least 0.7"
     assert json.loads(tags["gptline.gates"])[0]["passed"] is False
+
+
+def test_an_owner_that_was_overtaken_meanwhile_moves_and_creates_nothing(store: Path, packages: list[Path]) -> None:
+    ours = register(store, "overtaken", packages[0], {})
+    theirs = register(store, "overtaken", packages[1], {})
+    assert promote(store, theirs, [])
+    before = registry.connect(store).get_registered_model("overtaken")
+
+    def confirm() -> None:
+        raise Overtaken("given to another owner")
+
+    with pytest.raises(Overtaken):
+        registry.release(store, ours, [], confirm=confirm)
+    with pytest.raises(Overtaken):
+        register(store, "overtaken-new", packages[0], {}, confirm)
+    after = registry.connect(store).get_registered_model("overtaken")
+    assert (after.aliases, after.tags) == (before.aliases, before.tags)
+    assert not _versions(store, "overtaken-new")
 
 
 def test_a_champion_that_fails_tightened_gates_is_one_no_longer(store: Path, packages: list[Path]) -> None:
