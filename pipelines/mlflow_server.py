@@ -25,6 +25,7 @@ from pipelines.store import DATABASE, SQLITE
 
 # A user has this on everything: may read it and neither change nor create anything.
 _DEFAULT_PERMISSION = "READ"
+_DRIVER = ("postgresql://", "postgresql+psycopg2://")
 
 
 def address(asked: SiteSettings) -> str:
@@ -67,15 +68,23 @@ def database(site: Path, asked: SiteSettings) -> str:
 
 def keep_database(site: Path, given: str | None) -> None:
     """Keep the address of a database in a file of the site. ConfigError if it is not one of PostgreSQL."""
-    if not given:
-        return
-    if not given.startswith(("postgresql://", "postgresql+psycopg2://")):
+    if given:
+        durable.write_private(site / "database", _with_driver(given).encode())
+
+
+def is_another_database(site: Path, asked: SiteSettings, given: str) -> bool:
+    """Whether an address names another database than the server has now. ConfigError if it is not one of PostgreSQL."""
+    return _with_driver(given) != database(site, asked).replace(*_DRIVER, 1)
+
+
+def _with_driver(given: str) -> str:
+    """The address with its driver named: which one is the default differs between versions of SQLAlchemy."""
+    if not given.startswith(_DRIVER):
         raise ConfigError(  # not shown: it may hold a password
             "MLFLOW_DB is not the address of a PostgreSQL database, postgresql://user:password@host:5432/name; "
             "without MLFLOW_DB, MLflow's database is an sqlite file in the registry folder"
         )
-    # With the driver named: which one is the default differs between versions of SQLAlchemy.
-    durable.write_private(site / "database", given.replace("postgresql://", "postgresql+psycopg2://", 1).encode())
+    return given.replace(*_DRIVER, 1)
 
 
 def prepare(site: Path, asked: SiteSettings) -> None:
