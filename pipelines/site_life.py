@@ -136,11 +136,19 @@ def _begin(site: Path, asked: SiteSettings, name: str) -> subprocess.Popen[bytes
 
 
 def _await(site: Path, name: str, started: subprocess.Popen[bytes] | None) -> str:
-    """Wait until a service answers. NotUp with the end of its log if it does not."""
+    """Wait until a service answers. NotUp with the end of its log if it does not, or if it had to be ended: it was open."""
     log, began = site / "logs" / f"{name}.log", time.monotonic()
     while True:
         service = getattr(sites.read(site), site_services.RECORDED[name])
-        if service is not None and service.process.alive() and _answers(name)(service):
+        try:
+            answers = service is not None and service.process.alive() and _answers(name)(service)
+        except site_health.Open as error:
+            processes.end(service.process, service.mark, _GRACE)
+            site_files.record_service(site, site_services.RECORDED[name], None)
+            raise NotUp(
+                f"the {name} was ended, for it was open: {error}; next: look into {log} and its settings"
+            ) from error
+        if answers:
             seconds = f"came up in {time.monotonic() - began:.0f} s" if started else "was up"
             return f"{name:<7} {_where(name, service)} {seconds}; log {log}"
         ended = started is not None and started.poll() is not None
