@@ -21,11 +21,11 @@ CHOSEN := $(if $(filter command line environment,$(origin RECIPE)),yes)
 # What people give goes to the shell as environment variables, byte for byte: quotes, spaces and dollars in it are theirs.
 GIVEN := RECIPE WORK SET UNTIL MODEL DEST PROMPT WHAT KILLS SEED OFFLINE NEWER_THAN WHY
 GIVEN += TASKS DONE JOB FOLLOW RETRAIN AUTOSCALING KEEP_DAYS KEEP YES WEIGHTS EVERY
-GIVEN += SITE HOST HEAD TOKEN NAME REMOVE REGISTRY MLFLOW_DB MLFLOW_ARTIFACTS RAY_PORT DASHBOARD_PORT MLFLOW_PORT CPUS GPUS PREPARE SHARED CHOSEN
+GIVEN += SITE HOST HEAD TOKEN NAME REMOVE REGISTRY MLFLOW_DB MLFLOW_ARTIFACTS RAY_PORT DASHBOARD_PORT MLFLOW_PORT WORKER_PORTS CPUS GPUS PREPARE SHARED CHOSEN
 $(foreach name,$(GIVEN),$(eval override $(name) := $$(value $(name))))
 export $(GIVEN)
 SETTINGS = $${SITE:+--set "execution.site=$$SITE"} $${SET:+--set "$$SET"}
-NODE = --site "$${SITE:-site}" $${HOST:+--host "$$HOST"} $${CPUS:+--cpus "$$CPUS"} $${GPUS:+--gpus "$$GPUS"} $${PREPARE:+--prepare}
+NODE = --site "$${SITE:-site}" $${HOST:+--host "$$HOST"} $${CPUS:+--cpus "$$CPUS"} $${GPUS:+--gpus "$$GPUS"} $${WORKER_PORTS:+--worker-ports "$$WORKER_PORTS"} $${PREPARE:+--prepare}
 FOLLOWED = $${FOLLOW:+$$([ "$$FOLLOW" = no ] && echo --no-follow || echo --follow)}
 JOBS = $${JOB:+-- "$$JOB"}
 OPTIONS = --recipe "$$RECIPE" --work "$$WORK" $(SETTINGS)

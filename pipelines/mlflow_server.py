@@ -25,6 +25,7 @@ from pipelines.store import DATABASE, SQLITE
 
 # A user has this on everything: may read it and neither change nor create anything.
 _DEFAULT_PERMISSION = "READ"
+_DRIVER = ("postgresql://", "postgresql+psycopg2://")
 
 
 def address(asked: SiteSettings) -> str:
@@ -67,15 +68,23 @@ def database(site: Path, asked: SiteSettings) -> str:
 
 def keep_database(site: Path, given: str | None) -> None:
     """Keep the address of a database in a file of the site. ConfigError if it is not one of PostgreSQL."""
-    if not given:
-        return
-    if not given.startswith(("postgresql://", "postgresql+psycopg2://")):
+    if given:
+        durable.write_private(site / "database", _with_driver(given).encode())
+
+
+def is_another_database(site: Path, asked: SiteSettings, given: str) -> bool:
+    """Whether an address names another database than the server has now. ConfigError if it is not one of PostgreSQL."""
+    return _with_driver(given) != database(site, asked).replace(*_DRIVER, 1)
+
+
+def _with_driver(given: str) -> str:
+    """The address with its driver named: which one is the default differs between versions of SQLAlchemy."""
+    if not given.startswith(_DRIVER):
         raise ConfigError(  # not shown: it may hold a password
             "MLFLOW_DB is not the address of a PostgreSQL database, postgresql://user:password@host:5432/name; "
             "without MLFLOW_DB, MLflow's database is an sqlite file in the registry folder"
         )
-    # With the driver named: which one is the default differs between versions of SQLAlchemy.
-    durable.write_private(site / "database", given.replace("postgresql://", "postgresql+psycopg2://", 1).encode())
+    return given.replace(*_DRIVER, 1)
 
 
 def prepare(site: Path, asked: SiteSettings) -> None:
@@ -122,25 +131,56 @@ def request(
 def add_reader(server: str, admin: Credentials, name: str, file: Path) -> bool:
     """A user who may read everything and change nothing, with credentials in `file`; whether it was not there before.
 
-    ConfigError if the server has the name and we have no file for it.
+    ConfigError if the server has the name and no file of ours is right; ConnectionError if it says neither.
     """
-    if file.exists() and request(server, "users/current", credentials.read(file))[0] == 200:
-        return False
+    draft = _draft(file)
+    for known in (file, draft):  # a draft is there if we never heard the server's answer
+        if known.exists() and _takes(server, known):
+            if known == draft:
+                durable.rename(draft, file)
+            return False
     who = Credentials(name, secrets.token_urlsafe(24))
-    credentials.write(file, who)  # first: a user whose password nobody has would be no use
+    credentials.write(draft, who)  # first: a user whose password nobody has would be no use
     status, said = request(server, "users/create", admin, "POST", {"username": name, "password": who.password})
-    if status != 200:
-        durable.remove(file)
-        raise ConfigError(
-            f"{server} did not make the user {name} ({status}: {said.get('message', '')}); "
-            f"if it exists and its file is lost: make user NAME={name} REMOVE=1, and again"
-        )
-    return True
+    if status == 200:
+        durable.rename(draft, file)
+        return True
+    if status >= 500:
+        raise _trouble(server, status, said, f"whether there is a user {name} now is not known")
+    durable.remove(draft)
+    raise ConfigError(
+        f"{server} did not make the user {name} ({status}: {said.get('message', '')}); "
+        f"if it exists and its file is lost: make user NAME={name} REMOVE=1, and again"
+    )
+
+
+def _takes(server: str, file: Path) -> bool:
+    """Whether the server takes these credentials. ConnectionError if it answers neither yes nor no."""
+    status, said = request(server, "users/current", credentials.read(file))
+    if status not in (200, 401):
+        raise _trouble(server, status, said, f"whether {file} is right is not known, and it was left as it is")
+    return status == 200
 
 
 def remove_user(server: str, admin: Credentials, name: str, file: Path) -> None:
-    """Take a user's access away. ConfigError if there is no such user."""
+    """Take a user's access away. ConfigError if there is no such user; ConnectionError if the server does not do it."""
     status, said = request(server, "users/delete", admin, "DELETE", {"username": name})
-    durable.remove(file)
-    if status != 200:
-        raise ConfigError(f"{server} did not remove the user {name} ({status}: {said.get('message', '')})")
+    unknown = said.get("error_code") == "RESOURCE_DOES_NOT_EXIST"
+    if status != 200 and not unknown:
+        raise _trouble(server, status, said, f"the user {name} was not removed, and {file} was left as it is")
+    for path in (file, _draft(file)):
+        durable.remove(path)
+    if unknown:
+        raise ConfigError(f"{server} has no user {name}")
+
+
+def _draft(file: Path) -> Path:
+    """Where credentials lie until the server has said that it takes them. No user has such a name."""
+    return file.with_name(f".{file.name}.new")
+
+
+def _trouble(server: str, status: int, said: dict[str, Any], left: str) -> ConnectionError:
+    return ConnectionError(
+        f"{server} answers with an error ({status}: {said.get('message', '')}): {left}; "
+        "next: look into its log (make status says where), and give the same command again"
+    )

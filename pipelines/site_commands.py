@@ -80,7 +80,7 @@ def join(
     site: SiteFolder = "site",
     host: Host = None,
     token: Annotated[
-        str | None, typer.Option(help="file with the head's token, if it is not in the site's folder")
+        str | None, typer.Option(help="file with the head's token, if the site's folder has none or an old one")
     ] = None,
     cpus: Cpus = None,
     gpus: Gpus = None,

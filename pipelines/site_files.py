@@ -137,9 +137,16 @@ def ensure_secrets(site: Path, asked: SiteSettings) -> None:
 
 
 def take_token(site: Path, file: Path) -> None:
-    """Keep a copy of the head's token. ConfigError if others can read the file."""
+    """Keep a copy of the head's token, in place of an older one. ConfigError if others can read the file."""
     credentials.assert_private(file)
     durable.write_private(site / "token", file.read_bytes().strip())
+
+
+def is_another_token(site: Path, file: Path) -> bool:
+    """Whether a file holds another token than the site. ConfigError if others can read one of them."""
+    for one in (file, site / "token"):
+        credentials.assert_private(one)
+    return file.read_bytes().strip() != (site / "token").read_bytes().strip()
 
 
 def _once(path: Path, secret: str) -> None:

@@ -39,7 +39,7 @@ def nodes(ray: RayService) -> list[dict[str, Any]]:
 
 
 def head_answers(ray: RayService) -> bool:
-    """Whether the head has a living node. Open if it answers a stranger."""
+    """Whether the head has a living node and refuses a stranger. Open if it answers that one."""
     try:
         alive = [node for node in nodes(ray) if node["raylet"].get("state") == "ALIVE"]
     except (OSError, ValueError, KeyError):
@@ -54,14 +54,15 @@ def head_answers(ray: RayService) -> bool:
 
 
 def mlflow_answers(mlflow: MlflowService) -> bool:
-    """Whether the server finds experiments for its administrator. Open if it does for a stranger."""
+    """Whether the server finds experiments for its administrator and refuses a stranger. Open if it finds them for that one."""
     who = credentials.read(Path(mlflow.credentials))
     try:
         status, _ = mlflow_server.request(mlflow.address, "experiments/search?max_results=1", who)
         if status != 200:
             return False
-        if mlflow_server.request(mlflow.address, "experiments/search?max_results=1", None)[0] == 200:
+        stranger, _ = mlflow_server.request(mlflow.address, "experiments/search?max_results=1", None)
+        if stranger == 200:
             raise Open(f"the MLflow server at {mlflow.address} answers without a password")
-        return True
+        return stranger in (401, 403)
     except (OSError, ValueError):
         return False

@@ -31,7 +31,7 @@ class NotUp(ConnectionError):
 
 def up(site: Path, given: dict[str, Any], database: str | None, start: bool = True) -> Iterator[str]:
     """Make this node a head with its services; yields what was done. ConfigError, NotUp."""
-    asked = _settled(site, {**given, "role": "head"}, database)
+    asked = _settled(site, {**given, "role": "head"}, database=database)
     site_files.ensure_secrets(site, asked)
     if asked.work:
         Path(asked.work).mkdir(parents=True, exist_ok=True)
@@ -46,9 +46,7 @@ def up(site: Path, given: dict[str, Any], database: str | None, start: bool = Tr
 
 def join(site: Path, given: dict[str, Any], token: Path | None, start: bool = True) -> Iterator[str]:
     """Make this node a worker of a head; yields what was done. ConfigError, NotUp, ConnectionError say why not."""
-    asked = _settled(site, {**given, "role": "worker"}, None)
-    if token is not None and not (site / "token").exists():
-        site_files.take_token(site, token)
+    asked = _settled(site, {**given, "role": "worker"}, token=token)
     if not (site / "token").exists():
         raise ConfigError(
             f"there is no token in {site}/token; next: copy the file site/token from the head {asked.head} there "
@@ -90,17 +88,24 @@ def _fits(site: Path, asked: SiteSettings) -> None:
             time.sleep(1)
 
 
-def _settled(site: Path, given: dict[str, Any], database: str | None) -> SiteSettings:
-    """The settings asked for now. ConfigError if services run under others."""
+def _settled(site: Path, given: dict[str, Any], database: str | None = None, token: Path | None = None) -> SiteSettings:
+    """The settings asked for now, with what is given beside them in its files. ConfigError if services run under others."""
     before, running = site_files.settings(site), _running(sites.read(site))
     if running:
         changed = [name for name, value in given.items() if value is not None and getattr(before, name) != value]
-        if changed or database:
-            names = ", ".join([*changed, *(["database"] if database else [])])
+        if database and mlflow_server.is_another_database(site, before, database):
+            changed.append("database")
+        if token is not None and site_files.is_another_token(site, token):
+            changed.append("token")
+        if changed:
+            names = ", ".join(changed)
             raise ConfigError(f"site {site} is up with another {names}; next: make down SITE={site}, and again")
         return before
     mlflow_server.keep_database(site, database)
-    return site_files.settle(site, given)
+    asked = site_files.settle(site, given)
+    if token is not None:
+        site_files.take_token(site, token)
+    return asked
 
 
 def _running(site: sites.Site) -> dict[str, RayService | MlflowService]:
@@ -131,11 +136,19 @@ def _begin(site: Path, asked: SiteSettings, name: str) -> subprocess.Popen[bytes
 
 
 def _await(site: Path, name: str, started: subprocess.Popen[bytes] | None) -> str:
-    """Wait until a service answers. NotUp with the end of its log if it does not."""
+    """Wait until a service answers. NotUp with the end of its log if it does not, or if it had to be ended: it was open."""
     log, began = site / "logs" / f"{name}.log", time.monotonic()
     while True:
         service = getattr(sites.read(site), site_services.RECORDED[name])
-        if service is not None and service.process.alive() and _answers(name)(service):
+        try:
+            answers = service is not None and service.process.alive() and _answers(name)(service)
+        except site_health.Open as error:
+            processes.end(service.process, service.mark, _GRACE)
+            site_files.record_service(site, site_services.RECORDED[name], None)
+            raise NotUp(
+                f"the {name} was ended, for it was open: {error}; next: look into {log} and its settings"
+            ) from error
+        if answers:
             seconds = f"came up in {time.monotonic() - began:.0f} s" if started else "was up"
             return f"{name:<7} {_where(name, service)} {seconds}; log {log}"
         ended = started is not None and started.poll() is not None

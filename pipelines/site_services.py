@@ -6,12 +6,15 @@ command running (see `cluster/supervise.py`), and takes its name off when it is 
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import secrets
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from cluster import head_facts, processes, ray_node, shared_folder, supervise
 from cluster.site import MlflowService, RayService
@@ -19,12 +22,13 @@ from model import durable
 from pipelines import mlflow_server, served_store, site_files, versions
 from pipelines.config import ConfigError
 from pipelines.site_files import SiteSettings
-from pipelines.stamps import stamp
+from pipelines.stamps import renew, stamp
 from pipelines.store import DATABASE
 
 SERVICES = ("head", "worker", "mlflow")
 RECORDED = {"head": "ray", "worker": "ray", "mlflow": "mlflow"}  # under which name services.json has it
 _SESSIONS = 3  # of Ray, whose logs are kept
+_RENEWED = 3600.0  # seconds between two renewals of the head's stamp, which any run removes when it is a month old
 log = logging.getLogger(__name__)
 
 
@@ -53,18 +57,29 @@ def _head(site: Path, asked: SiteSettings, mark: str) -> None:
     node = site_files.ray_node(site, asked)
     ask = dict(ray_node.environment(node.token_file, node.host))
 
-    def publish(alive: Callable[[], bool]) -> None:
-        facts = {"versions": versions.ours(), "work": asked.work}
-        while alive():
-            try:
-                if asked.work:
-                    facts["stamp"] = stamp(Path(asked.work))
-                return head_facts.publish(node.address, facts, ask)
-            except (ConnectionError, OSError) as error:
-                log.info("not told to the head yet: %s", error)
-                time.sleep(1)
+    supervise.supervise(
+        ray_node.command(node), _environment(mark) | ask, after=functools.partial(_keep_told, asked, node.address, ask)
+    )
 
-    supervise.supervise(ray_node.command(node), _environment(mark) | ask, after=publish)
+
+def _keep_told(asked: SiteSettings, address: str, ask: Mapping[str, str], alive: Callable[[], bool]) -> None:
+    """Tell the head what it is, once; and keep the stamp that it was told while it lives, or tell it another one."""
+    facts: dict[str, Any] = {"versions": versions.ours(), "work": asked.work}
+    work, told = Path(asked.work) if asked.work else None, False
+    while alive():
+        try:
+            if not told or (work and not renew(work, facts["stamp"])):
+                told = False
+                if work:
+                    facts["stamp"] = stamp(work)
+                head_facts.publish(address, facts, ask)
+                told = True
+        except (ConnectionError, OSError) as error:
+            log.info("the stamp was not renewed: %s" if told else "not told to the head yet: %s", error)
+        end = time.monotonic() + (_RENEWED if told else 0)
+        time.sleep(1)
+        while alive() and time.monotonic() < end:
+            time.sleep(1)
 
 
 def _worker(site: Path, asked: SiteSettings, mark: str) -> None:
@@ -73,18 +88,31 @@ def _worker(site: Path, asked: SiteSettings, mark: str) -> None:
     supervise.supervise(
         ray_node.command(node),
         _environment(mark) | dict(ray_node.environment(node.token_file, node.host)),
-        before=lambda: _admitted(site, asked),
+        before=functools.partial(_admitted, site, asked, versions.ours()),
     )
 
 
-def _admitted(site: Path, asked: SiteSettings) -> None:
-    """Wait until the head answers, however long it is away, and check that this node still fits it."""
+def _admitted(site: Path, asked: SiteSettings, begun: Mapping[str, str]) -> None:
+    """Wait until the head answers, however long it is away, and check that this node still fits it.
+
+    `begun` are the versions with which this process began: where others fit by now, it begins again with them.
+    """
     while True:
         try:
-            return check_head(site, asked)
+            check_head(site, asked)
         except head_facts.HeadAway as error:
             log.info("waiting: %s", error)
             time.sleep(2)
+            continue
+        if versions.ours() != begun:
+            log.info("beginning again: what this process runs was replaced since it began")
+            _begin_again()
+        return
+
+
+def _begin_again() -> None:
+    """This same process, with the code that is on the disk now. Its locks are given back, its signals are as at first."""
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def check_head(site: Path, asked: SiteSettings) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import site as sites
-from cluster.site import RayService
+from cluster.site import MlflowService, RayService
 from pipelines import site_files, site_health
 from pipelines.engine import lease as leases
 
@@ -36,15 +36,22 @@ def _services(found: sites.Site) -> Iterator[dict[str, Any]]:
     for name, service in (("ray", found.ray), ("mlflow", found.mlflow)):
         if service is None:
             continue
-        alive = service.process.alive()
-        state = "does not answer" if alive else f"its process {service.process.pid} is gone"
-        if alive and service is found.ray and found.ray.role == "worker":
-            state = "runs"
-        elif (alive and service is found.ray and site_health.head_answers(found.ray)) or (
-            alive and service is found.mlflow and site_health.mlflow_answers(found.mlflow)
-        ):
-            state = "answers"
-        yield {"service": name, "address": service.address, "state": state, "log": service.log}
+        yield {"service": name, "address": service.address, "state": _state(service), "log": service.log}
+
+
+def _state(service: RayService | MlflowService) -> str:
+    if not service.process.alive():
+        return f"its process {service.process.pid} is gone"
+    try:
+        if isinstance(service, MlflowService):
+            answers = site_health.mlflow_answers(service)
+        elif service.role == "worker":
+            return "runs"
+        else:
+            answers = site_health.head_answers(service)
+    except site_health.Open as error:
+        return f"IS OPEN, end it (make down): {error}"
+    return "answers" if answers else "does not answer"
 
 
 def _cluster(ray: RayService) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

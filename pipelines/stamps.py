@@ -1,12 +1,13 @@
 """Stamps in a shared folder, by which other hosts see that it is the same folder, and no older state of it.
 
 The one idea: a stamp has a fresh name each time (see `cluster/shared_folder.py`, which checks it). Those of many runs
-lie side by side; what is a month old is removed.
+lie side by side; what is a month old is removed, unless whoever needs it for longer renews it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 from pathlib import Path
 
@@ -28,3 +29,12 @@ def stamp(folder: Path) -> str:
             if newest - path.stat().st_mtime > _KEPT:
                 durable.remove(path)
     return fresh
+
+
+def renew(folder: Path, stamp: str) -> bool:
+    """Make a stamp as old as if it were written now; False if it is not there any more."""
+    try:
+        os.utime(folder / STAMPS / stamp)  # without a time: the file system's clock
+    except FileNotFoundError:
+        return False
+    return True

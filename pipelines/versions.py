@@ -5,7 +5,6 @@ The one idea: this code's version is a digest of its files, not a number that so
 
 from __future__ import annotations
 
-import functools
 import platform
 from collections.abc import Iterator, Mapping
 from importlib import metadata
@@ -18,9 +17,8 @@ _LIBRARIES = ("ray", "torch", "deepspeed")
 _ROOMS = ("pipelines", "model", "cluster")
 
 
-@functools.cache
 def ours() -> dict[str, str]:
-    """The versions on this node, by name; in milliseconds, without importing any of them."""
+    """The versions on this node as they are now, by name; in milliseconds, without importing any of them."""
     found = {"python": platform.python_version()}
     for name in _LIBRARIES:
         try:

@@ -279,6 +279,9 @@ def test_make_hands_on_quotes_spaces_and_dollars(checkout: Path) -> None:
     prompt = "\"To be\", 'or' $not `to`"
     assert make(checkout, "generate", f"PROMPT={prompt}").stdout.endswith(f"<--><base@champion><{prompt}>")
     assert "say what to continue" in make(checkout, "generate").stderr
+    assert make(checkout, "join", "HEAD=h", "WORKER_PORTS=10002-10099").stdout.endswith(
+        "<--worker-ports><10002-10099><--><h>"
+    )
 
 
 def test_make_clean_removes_work_directories_only(checkout: Path) -> None:

@@ -59,6 +59,26 @@ def test_strangers_and_default_passwords_get_nothing(server: str, who: Credentia
         assert mlflow_server.request(server, path, who)[0] == 401, path
 
 
+OPEN = ["/health", "/static-files/index.html", "/api/3.0/mlflow/server-info", "/ajax-api/3.0/mlflow/server-info"]
+CLOSED = [
+    "/", "/version", "/metrics", "/graphql", "/signup", "/api/2.0/mlflow/experiments/search", "/gateway/1/mlflow/invocations",
+    "/ajax-api/2.0/mlflow/users/list", "/api/2.0/mlflow-artifacts/artifacts", "/get-artifact", "/v1/traces",
+]  # fmt: skip
+
+
+def test_the_paths_that_ask_for_no_password_are_those_that_the_documentation_names(server: str) -> None:
+    said = (running.ROOT / "docs" / "security.md").read_text()
+    for path in [*OPEN, *CLOSED]:
+        try:
+            with urllib.request.urlopen(server + path, timeout=20) as answer:
+                status = answer.status
+        except urllib.error.HTTPError as refused:
+            status = refused.code
+        assert status == (200 if path in OPEN else 401), path
+    for path in ("/health", "/static-files/", "/api/3.0/mlflow/server-info", "/ajax-api"):
+        assert f"`{path}`" in said
+
+
 def test_a_team_pulls_with_its_file_and_its_password_is_in_no_environment(
     server: str, registered: registry.ModelVersion, team: Path, tmp_path: Path
 ) -> None:
