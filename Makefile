@@ -9,9 +9,12 @@ PYTHON ?= $(shell command -v python3.11 >/dev/null 2>&1 && python3.11 -c '' 2>/d
 VENV ?= .venv
 PY := $(VENV)/bin/python
 
-# Of a site. HOST counts on make's command line only: some shells have a variable of that name.
+# Of a site. HOST and TOKEN count on make's command line only: some shells have variables of these names.
 ifneq ($(origin HOST),command line)
 override HOST :=
+endif
+ifneq ($(origin TOKEN),command line)
+override TOKEN :=
 endif
 # A default would send every node to a folder that is not shared.
 SHARED := $(if $(filter command line environment,$(origin WORK)),yes)

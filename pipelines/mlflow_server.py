@@ -110,7 +110,7 @@ def prepare(site: Path, asked: SiteSettings) -> None:
 def request(
     server: str, path: str, who: Credentials | None, method: str = "GET", body: dict[str, Any] | None = None
 ) -> tuple[int, dict[str, Any]]:
-    """(status, answer) of one question to the server. OSError if it does not answer."""
+    """(status, answer) of one question to the server. ConnectionError if it does not answer."""
     asked = urllib.request.Request(
         f"{server}/api/2.0/mlflow/{path}", method=method, data=json.dumps(body).encode() if body is not None else None
     )
@@ -126,6 +126,8 @@ def request(
             return error.code, dict(json.loads(said))
         except ValueError:
             return error.code, {"message": said[:200]}
+    except OSError as error:
+        raise ConnectionError(f"{server} cannot be reached ({error}); is it up? make status says") from error
 
 
 def add_reader(server: str, admin: Credentials, name: str, file: Path) -> bool:

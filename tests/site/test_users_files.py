@@ -105,3 +105,11 @@ def test_a_user_that_the_server_does_not_have_has_no_file_either(server: Server,
     with pytest.raises(ConfigError, match="has no user team"):
         mlflow_server.remove_user("http://server", ADMIN, "team", file)
     assert not file.exists()
+
+
+def test_a_server_that_is_not_there_is_named_and_costs_no_file(tmp_path: Path) -> None:
+    file = tmp_path / "reader"
+    credentials.write(file, Credentials("reader", "old"))
+    with pytest.raises(ConnectionError, match=r"http://127\.0\.0\.1:9 cannot be reached .*make status"):
+        mlflow_server.add_reader("http://127.0.0.1:9", ADMIN, "reader", file)
+    assert credentials.read(file).password == "old"
