@@ -6,6 +6,7 @@ time; and whoever dies three times at the same point would die there a fourth ti
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -71,11 +72,15 @@ def newest_checkpoint(checkpoints: Path) -> int:
 
 
 def last_line(path: Path) -> dict[str, Any] | None:
-    """The last complete line of a growing JSONL file."""
+    """The last line of a growing JSONL file that is whole: a full disk or a kill may have left half of one, and more after it."""
     try:
         with open(path, "rb") as file:
             file.seek(max(0, path.stat().st_size - 4096))
             lines = file.read().split(b"\n")[:-1]
     except FileNotFoundError:
         return None
-    return json.loads(lines[-1]) if lines else None
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError):
+            found: dict[str, Any] = json.loads(line)
+            return found
+    return None
