@@ -27,6 +27,8 @@ _GRACE = 5.0  # seconds in which a death that made another rank fail becomes kno
 _SETTLING = 0.1  # seconds in which a raylet is dead after its workers noticed
 _DYING = 10.0  # seconds in which a killed rank's process ends
 _STARTING = 120.0  # seconds in which a rank's process starts
+# What Ray calls the end of a rank's process. One that it ended itself, for want of memory, is of another kind than the rest.
+_ENDED = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError)
 # What torch calls a broken connection between ranks, by the names of its exceptions and in gloo's own words.
 _LINK_ERRORS = {"DistBackendError", "DistNetworkError", "DistStoreError"}
 
@@ -189,7 +191,7 @@ class Gang:
                     nodes.refuse(error.cause)
                     raise NodeLost(f"the node for rank {index} was refused") from error
                 raise error.cause if isinstance(error.cause, Exception) else error from error
-            except ray.exceptions.RayActorError as error:
+            except _ENDED as error:
                 log.warning("the process for rank %d ended before it began: %s", index, _reason(error))
                 self._check_nodes()
                 self._actors[index] = self._actor(index, reserve=True)
@@ -246,7 +248,7 @@ class Gang:
             rank = self._running.index(reference)
             try:
                 ray.get(reference)
-            except ray.exceptions.RayActorError as error:
+            except _ENDED as error:
                 found.append(RankDied(rank, _reason(error), self._log(rank)))
             except ray.exceptions.RayTaskError as error:
                 cause = error.cause if isinstance(error.cause, Exception) else error
@@ -277,4 +279,5 @@ def _first_line(error: Exception) -> str:
 def _reason(error: Exception) -> str:
     """Ray's explanation of a death, without its general advice."""
     detail = str(error).partition("Worker exit detail:")[2] or str(error).replace("\n", " ")
+    detail = detail.partition("Ray killed this worker")[0]
     return detail.partition("Some common causes")[0].partition("To troubleshoot")[0].strip().rstrip(".")
