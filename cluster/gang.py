@@ -10,6 +10,8 @@ ranks, make that quick: Python's, torch's and DeepSpeed's start is most of a res
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -55,7 +57,7 @@ class Gang:
 
     `standby` ("package.module:function", called with the job) is what a standby does to be ready. `interface` is what the
     ranks talk over, found by itself if None. Each rank's output goes to `logs`/rank-N.log. TimeoutError if the room is
-    not there in `ready_seconds`.
+    not there in `ready_seconds`. `look` is called every second while the ranks are being placed: what it raises ends that.
     """
 
     def __init__(
@@ -68,9 +70,10 @@ class Gang:
         interface: str | None = None,
         logs: Path | None = None,
         ready_seconds: float = 120,
+        look: Callable[[], None] = lambda: None,
     ) -> None:
         self._function, self._job, self._room, self._standby, self._logs = function, job, room, standby, logs
-        self._interface, self._ready_seconds = interface, ready_seconds
+        self._interface, self._ready_seconds, self._look = interface, ready_seconds, look
         self._actors: list[Any] = []
         self._running: list[Any] = []
         self._waiting: list[Any] = []
@@ -79,8 +82,11 @@ class Gang:
         self._gpus: dict[int, str] = {}  # which one Ray gave to each place; a standby asks for none, and is told
 
     def __enter__(self) -> Gang:
-        if not self._room.wait(self._ready_seconds):
-            raise TimeoutError(rooms.refusal(self._room.ranks, self._room.bundle, self._ready_seconds))
+        end = time.monotonic() + self._ready_seconds
+        while not self._room.wait(1.0):
+            self._look()
+            if time.monotonic() > end:
+                raise TimeoutError(rooms.refusal(self._room.ranks, self._room.bundle, self._ready_seconds))
         try:
             with services.losses_noticed():
                 self._start()
@@ -181,6 +187,7 @@ class Gang:
         """Where the process of rank `index` is, when it is up; a standby that died meanwhile is replaced by a new process."""
         for _ in range(int(_STARTING)):
             services.check()
+            self._look()
             if not ray.wait([asked], timeout=1.0)[0]:
                 self._check_nodes()
                 continue

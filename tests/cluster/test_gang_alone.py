@@ -1,4 +1,4 @@
-"""Ray ends a rank for want of memory, and says so by an error of another kind than any other death: it is one all the same. No Ray here."""
+"""What a gang makes of what is hard to have of a real Ray: memory that runs out, places that do not come."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class FakeRay:
         return []
 
 
-def of_two(logs: Path, monkeypatch: pytest.MonkeyPatch, answers: dict[str, Any]) -> gang.Gang:
+def of_two(logs: Path, monkeypatch: pytest.MonkeyPatch, answers: dict[str, Any], **how: Any) -> gang.Gang:
     room: Any = SimpleNamespace(ranks=2, threads=1, gpu=False)
     monkeypatch.setattr(gang, "ray", FakeRay(answers))
-    return gang.Gang("a:b", {}, room, logs=logs)
+    return gang.Gang("a:b", {}, room, logs=logs, **how)
 
 
 def test_a_rank_that_ray_ended_for_want_of_memory_is_a_death_with_its_rank_and_log(
@@ -65,3 +65,22 @@ def test_a_process_that_was_ended_so_before_it_became_a_rank_is_started_again(
     monkeypatch.setattr(running, "_asked", lambda actor: actor)
     assert running._placed(0, "first") == place
     assert running._actors == ["second", "other"] and "low on memory" in caplog.text
+
+
+class Asked(Exception):
+    """Somebody wants the ranks no more."""
+
+
+def asked() -> None:
+    raise Asked
+
+
+def test_who_waits_for_ranks_to_be_placed_looks_whether_they_are_still_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = of_two(tmp_path, monkeypatch, {}, look=asked)
+    with pytest.raises(Asked):
+        running._placed(0, "never up")
+    running._room.wait = lambda seconds: False  # type: ignore[method-assign]
+    with pytest.raises(Asked):
+        running.__enter__()
