@@ -10,6 +10,8 @@ ranks, make that quick: Python's, torch's and DeepSpeed's start is most of a res
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,6 +29,8 @@ _GRACE = 5.0  # seconds in which a death that made another rank fail becomes kno
 _SETTLING = 0.1  # seconds in which a raylet is dead after its workers noticed
 _DYING = 10.0  # seconds in which a killed rank's process ends
 _STARTING = 120.0  # seconds in which a rank's process starts
+# What Ray calls the end of a rank's process. One that it ended itself, for want of memory, is of another kind than the rest.
+_ENDED = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError)
 # What torch calls a broken connection between ranks, by the names of its exceptions and in gloo's own words.
 _LINK_ERRORS = {"DistBackendError", "DistNetworkError", "DistStoreError"}
 
@@ -53,7 +57,7 @@ class Gang:
 
     `standby` ("package.module:function", called with the job) is what a standby does to be ready. `interface` is what the
     ranks talk over, found by itself if None. Each rank's output goes to `logs`/rank-N.log. TimeoutError if the room is
-    not there in `ready_seconds`.
+    not there in `ready_seconds`. `look` is called every second while the ranks are being placed: what it raises ends that.
     """
 
     def __init__(
@@ -66,9 +70,10 @@ class Gang:
         interface: str | None = None,
         logs: Path | None = None,
         ready_seconds: float = 120,
+        look: Callable[[], None] = lambda: None,
     ) -> None:
         self._function, self._job, self._room, self._standby, self._logs = function, job, room, standby, logs
-        self._interface, self._ready_seconds = interface, ready_seconds
+        self._interface, self._ready_seconds, self._look = interface, ready_seconds, look
         self._actors: list[Any] = []
         self._running: list[Any] = []
         self._waiting: list[Any] = []
@@ -77,8 +82,11 @@ class Gang:
         self._gpus: dict[int, str] = {}  # which one Ray gave to each place; a standby asks for none, and is told
 
     def __enter__(self) -> Gang:
-        if not self._room.wait(self._ready_seconds):
-            raise TimeoutError(rooms.refusal(self._room.ranks, self._room.bundle, self._ready_seconds))
+        end = time.monotonic() + self._ready_seconds
+        while not self._room.wait(1.0):
+            self._look()
+            if time.monotonic() > end:
+                raise TimeoutError(rooms.refusal(self._room.ranks, self._room.bundle, self._ready_seconds))
         try:
             with services.losses_noticed():
                 self._start()
@@ -179,6 +187,7 @@ class Gang:
         """Where the process of rank `index` is, when it is up; a standby that died meanwhile is replaced by a new process."""
         for _ in range(int(_STARTING)):
             services.check()
+            self._look()
             if not ray.wait([asked], timeout=1.0)[0]:
                 self._check_nodes()
                 continue
@@ -189,7 +198,7 @@ class Gang:
                     nodes.refuse(error.cause)
                     raise NodeLost(f"the node for rank {index} was refused") from error
                 raise error.cause if isinstance(error.cause, Exception) else error from error
-            except ray.exceptions.RayActorError as error:
+            except _ENDED as error:
                 log.warning("the process for rank %d ended before it began: %s", index, _reason(error))
                 self._check_nodes()
                 self._actors[index] = self._actor(index, reserve=True)
@@ -246,7 +255,7 @@ class Gang:
             rank = self._running.index(reference)
             try:
                 ray.get(reference)
-            except ray.exceptions.RayActorError as error:
+            except _ENDED as error:
                 found.append(RankDied(rank, _reason(error), self._log(rank)))
             except ray.exceptions.RayTaskError as error:
                 cause = error.cause if isinstance(error.cause, Exception) else error
@@ -277,4 +286,5 @@ def _first_line(error: Exception) -> str:
 def _reason(error: Exception) -> str:
     """Ray's explanation of a death, without its general advice."""
     detail = str(error).partition("Worker exit detail:")[2] or str(error).replace("\n", " ")
+    detail = detail.partition("Ray killed this worker")[0]
     return detail.partition("Some common causes")[0].partition("To troubleshoot")[0].strip().rstrip(".")

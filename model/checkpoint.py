@@ -262,15 +262,25 @@ def _sweep(attempt: Path) -> Path:
 def open_shelf(checkpoints: Path, permanent: Path | None, attempt: Path, keep: int, world: World) -> Shelf:
     """The shelf of a new start, with the checkpoint to resume from as its `newest`. Every rank has to call it. Errors as `newest_good`.
 
-    Damaged checkpoints newer than that are moved out of the way, since their steps are going to be published again.
+    Damaged checkpoints newer than that are moved out of the way, since their steps are going to be published again. A file
+    attempt/damaged-*.json tells of each.
     """
 
     def prepare() -> tuple[Path, list[Path]]:
         return _sweep(attempt), published(checkpoints, *([permanent] if permanent else []))
 
+    def verify(folder: Path) -> Checkpoint:
+        try:
+            return verified_together(folder, world)
+        except DamagedCheckpoint as error:
+            if world.is_first:  # for whoever watches: the log of a rank goes with the attempt
+                told = {"checkpoint": str(folder), "damage": str(error)}
+                durable.write_json(attempt / f"damaged-{folder.parent.name}-{folder.name}.json", told)
+            raise
+
     start, candidates = world.from_first(prepare)
     shelf = Shelf(checkpoints, permanent, attempt, start, keep)
-    shelf.newest = newest_good(candidates, lambda folder: verified_together(folder, world))
+    shelf.newest = newest_good(candidates, verify)
     if shelf.newest is None:
         return shelf
     if world.is_first:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import secrets
@@ -251,9 +252,16 @@ def read_json(path: Path) -> Any:
 
 
 def append(path: Path, data: bytes) -> None:
-    """Append in one write, without flushing to the disk."""
+    """Append in one write if the system takes all of it, without flushing to the disk."""
     with open(path, "ab", buffering=0) as file, _naming(path):
-        file.write(data)
+        _write_all(file, data)
+
+
+def _write_all(file: io.FileIO, data: bytes) -> None:
+    """Write all of `data`: a disk that becomes full takes a part of it first, and says so only when it is asked again."""
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) :]
 
 
 class Log:
@@ -270,9 +278,9 @@ class Log:
         self._path = path
 
     def append(self, data: bytes) -> None:
-        """Add to the end, in one write."""
+        """Add to the end, in one write if the system takes all of it."""
         with _naming(self._path):
-            self._file.write(data)
+            _write_all(self._file, data)
 
 
 def publish_folder(staging: Path, target: Path) -> None:

@@ -107,7 +107,9 @@ class Execution(Config):
         30.0, gt=0, description="seconds that ranks have to save after SIGTERM, before they are killed"
     )
     max_failures: int = Field(
-        10, ge=0, description="ranks or tasks of one step that may die in one run before it gives up"
+        10,
+        ge=0,
+        description="ranks or tasks of one step that may die in one run before it gives up (of tasks: in one process that uses Ray)",
     )
     max_preemptions: int = Field(
         100,

@@ -6,6 +6,7 @@ either work in progress, or what a kill has left, or somebody's own file.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -100,9 +101,16 @@ def _readable(path: Path, read: Callable[[Path], Any], report: Report) -> Any:
         return None
     except records.UnknownSchema:
         raise  # whole, and not ours to judge
-    except (ValueError, IsADirectoryError):
+    except (ValueError, OSError) as error:
+        if not _is_damage(error):
+            raise
         report.damaged.append(str(path.relative_to(report.root)))
         return None
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether an error of reading tells of the file, and not of who reads: a disk that fails there is no reason to stop."""
+    return not isinstance(error, OSError) or isinstance(error, IsADirectoryError) or error.errno == errno.EIO
 
 
 def _check_step(folder: Path, report: Report, known: set[str]) -> None:
@@ -151,7 +159,9 @@ def _check_checkpoint(folder: Path, report: Report, known: set[str]) -> None:
     except FileNotFoundError:
         report.missing.append(str(manifest.relative_to(report.root)))
         return
-    except (ValueError, KeyError, TypeError, IsADirectoryError):
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        if not _is_damage(error):
+            raise
         report.damaged.append(str(manifest.relative_to(report.root)))
         return
     for file in files:

@@ -10,6 +10,7 @@ was overtaken.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import time
 from collections.abc import Callable, Mapping
@@ -331,5 +332,9 @@ def check_file(root: Path, file: UnitFile, step: str, sha256: Callable[[Path], s
         raise Damaged(step, file.path, "is missing") from None
     except IsADirectoryError:
         raise Damaged(step, file.path, "is damaged (it is a folder)") from None
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise  # the file may be whole
+        raise Damaged(step, file.path, f"cannot be read ({error.strerror})") from error
     if seen != file.sha256:
         raise Damaged(step, file.path, f"is damaged (SHA-256 {seen[:12]}, recorded {file.sha256[:12]})")

@@ -11,6 +11,7 @@ so says that the unit is whole: the size and SHA-256 of each file, and what the 
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +82,7 @@ class UnitStore:
     def _whole(self, file: UnitFile) -> bool:
         path = self.root / file.path
         try:
-            return path.stat().st_size == file.size and durable.sha256(path) == file.sha256
+            return path.stat().st_size == file.size and _seen(path) == file.sha256
         except FileNotFoundError:
             return False
 
@@ -109,7 +110,7 @@ class UnitStore:
         try:
             durable.link(draft, target)
         except FileExistsError:
-            existing = durable.sha256(target) if target.is_file() else "a folder"
+            existing = _seen(target) if target.is_file() else "a folder"
             if existing == sha256:
                 return
             if _certified(certificate, target) == existing:
@@ -139,6 +140,16 @@ class UnitStore:
                     f"{certificate}: equal work was counted differently: {existing['info']} before, {unit.info} now"
                 ) from None
         draft.unlink(missing_ok=True)
+
+
+def _seen(path: Path) -> str:
+    """The SHA-256 of a file; something else where the disk cannot read it, so that it is replaced as any damage is."""
+    try:
+        return durable.sha256(path)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return "unreadable"
 
 
 def _content(certificate: Path) -> dict[str, Any] | None:

@@ -11,11 +11,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import Any
 
 from cluster import services
 from cluster.gang import Gang, NodeLost, Preempted, RankDied
 from cluster.room import Room
+from model import durable
 from pipelines.engine.step import Attempt
 from pipelines.stages.budget import Budget, last_line
 from pipelines.stages.ranks import Growth, found_room, micro_batch_size
@@ -59,6 +61,12 @@ def _again(attempt: Attempt, stop: Stop, loss: Exception | str, then: str) -> No
     log.warning("%s; %s", loss, then)
 
 
+def _interrupted_if_asked(attempt: Attempt, stop: Stop) -> None:
+    """Interrupted if the step was asked to stop while none of its ranks is at work: there is nothing to save."""
+    if stop.asked:
+        raise Interrupted(f"{attempt.name} stopped while its ranks were being started; run again to go on")
+
+
 def _trained(room: Room, attempt: Attempt, job: dict[str, Any], stop: Stop, budget: Budget) -> Work:
     """Rank 0's result in one room; or its result so far, where there is more room now. NodeLost, RayLost, GaveUp."""
     sliced = job | {"micro_batch_size": micro_batch_size(job, room.ranks)}
@@ -66,6 +74,7 @@ def _trained(room: Room, attempt: Attempt, job: dict[str, Any], stop: Stop, budg
         "standby": STANDBY if attempt.execution["standby"] else None,
         "interface": attempt.execution["network_interface"],
         "logs": attempt.scratch / "logs",
+        "look": lambda: _interrupted_if_asked(attempt, stop),
     }
     with Growth(room, attempt, job) as growth, Gang("model.train:run_rank", sliced, room, **how) as gang:
         while True:
@@ -87,19 +96,40 @@ def _trained(room: Room, attempt: Attempt, job: dict[str, Any], stop: Stop, budg
 
 def _watched(gang: Gang, attempt: Attempt, job: dict[str, Any], stop: Stop, growth: Growth) -> Work:
     """Rank 0's result when all ranks have ended; meanwhile it is shown what they do, and seen to standbys and growth."""
-    began = time.time()
-    first: float | None = None  # when the ranks made their first step since they were started
-    while not gang.wait(0.5):
-        stop.check(attempt.name)
-        line = last_line(attempt.scratch / "progress.jsonl")
-        if line and line["time"] > began:
-            first = first or line["time"]
-            yield from _shown(attempt, line, job["train"]["max_steps"])
-            if line["time"] - first > _STANDBY_AFTER:
-                gang.prepare()
-        if growth.due():
-            stop.pause()
+    progress = attempt.scratch / "progress.jsonl"
+    before = _size(progress)  # of what earlier starts wrote; times in it are those of another host's clock
+    first: float | None = None  # when the ranks' first step since they were started was seen
+    try:
+        while not gang.wait(0.5):
+            stop.check(attempt.name)
+            _tell_damage(attempt)
+            if _size(progress) > before and (line := last_line(progress)):
+                first = first or time.monotonic()
+                yield from _shown(attempt, line, job["train"]["max_steps"])
+                if time.monotonic() - first > _STANDBY_AFTER:
+                    gang.prepare()
+            if growth.due():
+                stop.pause()
+    finally:
+        _tell_damage(attempt)
     return gang.results()[0]
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _tell_damage(attempt: Attempt) -> None:
+    """Warn of the checkpoints that ranks passed over when they began, of each once."""
+    for file in sorted(attempt.scratch.glob("damaged-*.json")):
+        told = durable.read_json(file)
+        log.warning(
+            "%s: checkpoint %s is damaged and passed over: %s", attempt.name, told["checkpoint"], told["damage"]
+        )
+        durable.remove(file)
 
 
 def _shown(attempt: Attempt, progress: dict[str, Any], steps: int) -> Iterator[Told]:

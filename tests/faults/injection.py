@@ -36,7 +36,7 @@ _RANDOM = (
 
 @dataclass(frozen=True)
 class Point:
-    """The `number`-th call of `call` in the command's main thread; `paths` are below the root, random parts as '*'."""
+    """The `number`-th call of `call` in the command's main thread, or in the one thread that is looked at; `paths` are below the root, random parts as '*'."""
 
     call: str
     number: int
@@ -78,10 +78,10 @@ def _begun(root: Path, prepared: Path | None) -> Path:
 
 
 class Injector:
-    """Runs one command, again and again, under injection."""
+    """Runs one command, again and again, under injection. `of_a_thread`: at the calls of a thread beside the main one."""
 
-    def __init__(self, server: subprocess.Popen[str], command: str, scratch: Path) -> None:
-        self._server, self._command, self._scratch = server, command, scratch
+    def __init__(self, server: subprocess.Popen[str], command: str, scratch: Path, of_a_thread: bool = False) -> None:
+        self._server, self._command, self._scratch, self._of_a_thread = server, command, scratch, of_a_thread
         self.trace = scratch / f"trace-{server.pid}"
 
     def run(self, root: Path, *inject: str, reads: bool = False, threads: bool = False) -> Ended:
@@ -90,11 +90,22 @@ class Injector:
         With `reads`, opening a file to read it counts as a call too.
         """
         calls = ",".join(f"?{call}" for call in _CALLS)
-        options = ["-y", "-s", "0", "-o", str(self.trace), "-e", f"trace={calls}", *(["-f"] if threads else [])]
+        options = [
+            "-y",
+            "-s",
+            "0",
+            "-o",
+            str(self.trace),
+            "-e",
+            f"trace={calls}",
+            *(["-f"] if threads or self._of_a_thread else []),
+        ]
         for injection in inject:
             options += ["-e", f"inject={injection}"]
         code, said = self._ask(root, options)
         lines = self.trace.read_text().splitlines()
+        if self._of_a_thread:
+            lines = _of_a_thread(lines, self.pid(), root)
         return Ended(code, said, list(_points(lines, root, reads)), lines)
 
     def undisturbed(self, root: Path) -> Ended:
@@ -151,7 +162,7 @@ class Injector:
 
 
 @contextmanager
-def injector(command: str, scratch: Path, *modules: str) -> Iterator[Injector]:
+def injector(command: str, scratch: Path, *modules: str, of_a_thread: bool = False) -> Iterator[Injector]:
     """An Injector of "module:function", a function of the work directory, in a fork server that has imported `modules`."""
     imports = [command.partition(":")[0], *modules]
     server = subprocess.Popen(
@@ -159,11 +170,26 @@ def injector(command: str, scratch: Path, *modules: str) -> Iterator[Injector]:
         cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
-        yield Injector(server, command, scratch)
+        yield Injector(server, command, scratch, of_a_thread)
     finally:
         assert server.stdin is not None
         server.stdin.close()
         server.wait()
+
+
+def _of_a_thread(lines: list[str], main: int, root: Path) -> list[str]:
+    """The lines of the one thread beside the main one that works below the root, as if there were no other."""
+    by_thread: dict[str, list[str]] = {}
+    for line in lines:
+        thread, _, call = line.partition(" ")
+        by_thread.setdefault(thread, []).append(call.lstrip())
+    found = [
+        calls
+        for thread, calls in by_thread.items()
+        if int(thread) != main and any(f"{root}/" in call for call in calls)
+    ]
+    assert len(found) <= 1, f"{len(found)} threads work below {root}: the points of one are planned"
+    return found[0] if found else []
 
 
 def _points(lines: list[str], root: Path, reads: bool) -> Iterator[Point]:

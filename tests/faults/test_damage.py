@@ -38,6 +38,12 @@ def make_a_folder(path: Path) -> None:
     path.mkdir()
 
 
+def make_unreadable(path: Path) -> None:
+    """The system answers EIO to who reads it, as a disk does that fails there."""
+    path.unlink()
+    path.symlink_to("/proc/self/mem")
+
+
 DAMAGES = [flip, halve, empty, delete, make_a_folder]
 
 
@@ -74,7 +80,7 @@ def undetectable(name: str, damage: Callable[[Path], None]) -> bool:
     return damage is delete and name.startswith("units/") and name.endswith(".json")
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("damage", [*DAMAGES, make_unreadable])
 def test_verify_names_every_damaged_file(finished: Path, tmp_path: Path, damage: Callable[[Path], None]) -> None:
     for name, root in damaged(finished, tmp_path, damage):
         report = verify(root)
@@ -99,6 +105,17 @@ def test_the_next_run_says_what_it_found_and_gives_the_same_bytes(
         assert {path: digest for path, digest in toys.digests(root).items() if path not in unread} == expected, name
         if "/outputs/" in name or name.endswith(".txt") or (name.endswith("record.json") and damage is not delete):
             assert "rebuilding: " in said and Path(name).name in said, f"{name}: {said}"
+
+
+def test_an_output_or_unit_that_the_disk_cannot_read_is_made_again(
+    finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name, root in damaged(finished, tmp_path, make_unreadable):
+        if "/outputs/" in name or name.endswith(".txt"):
+            code = outcome(lambda root=root: commands.flow(root))
+            said = capfd.readouterr().err
+            assert code == 0 and "rebuilding: " in said and "cannot be read (Input/output error)" in said, said
+            assert toys.digests(root) == toys.digests(finished), name
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
+import resource
 import shutil
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from pipelines.engine.digests import Digests
 from pipelines.engine.step import Attempt
 from pipelines.engine.units import UnitStore
 from pipelines.narrate import _failures_told
+from pipelines.stages.budget import last_line
 from tests.faults import injection
 from tests.faults.injection import Point
 from tests.faults.test_crash_points import finishes, nothing_half
@@ -122,6 +126,41 @@ def test_a_steps_failure_on_a_full_disk_says_what_to_do(tmp_path: Path) -> None:
     ):
         with _failures_told(attempt):
             raise OSError(errno.ENOSPC, "full", "/w/f")
+
+
+@contextlib.contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """Within the block the system takes no more than `size` bytes of a file: of the write that reaches them, a part."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def log_of(path: Path) -> Callable[[bytes], None]:
+    return durable.Log(path, b"").append
+
+
+def appended_to(path: Path) -> Callable[[bytes], None]:
+    return partial(durable.append, path)
+
+
+@pytest.mark.parametrize("opened", [log_of, appended_to])
+def test_half_a_line_on_a_full_disk_is_an_error_and_readers_pass_over_it(
+    tmp_path: Path, opened: Callable[[Path], Callable[[bytes], None]]
+) -> None:
+    path = tmp_path / "progress.jsonl"
+    append, line = opened(path), b'{"step": %d}\n'
+    append(line % 1)
+    with room_for(17), pytest.raises(OSError, match=re.escape(f"File too large: '{path}'")):
+        append(line % 2)
+    append(line % 3)
+    assert path.read_bytes() == b'{"step": 1}\n{"ste' + b'{"step": 3}\n'
+    assert last_line(path) == {"step": 1}
+    append(line % 4)
+    assert last_line(path) == {"step": 4}
 
 
 def test_a_cache_of_digests_is_not_believed_while_the_clock_is_set_back(

@@ -120,6 +120,8 @@ def test_training_goes_on_from_before_the_damage_and_replaces_it(trained: Traine
     assert weights(job) == weights(undisturbed) and metrics(job) == metrics(undisturbed)
     assert verified(newest(Path(job["checkpoints"]))).step == STEPS
     assert list(Path(job["attempt"]).glob("aside-step-000008-*")), "the damaged one is kept until the attempt goes"
+    (told,) = Path(job["attempt"]).glob("damaged-*.json")
+    assert durable.read_json(told)["checkpoint"].endswith("/step-000008") and "SHA-256" in told.read_text()
 
 
 def flip_the_only_shard(folder: Path) -> None:

@@ -69,6 +69,21 @@ def test_preemptions_use_up_no_failures(budget: Budget) -> None:
         budget.preempted("a node is gone")
 
 
+def test_what_was_counted_outlives_the_process_that_counted(budget: Budget, tmp_path: Path) -> None:
+    """The driver counts the loss of a process that uses Ray, the process those of its ranks; another one goes on from there."""
+    limits = {"max_failures": 4, "max_preemptions": 2}
+    processes = [Budget("pretrain", tmp_path, tmp_path / "checkpoints", limits) for _ in range(2)]
+    reach(tmp_path, 107)
+    assert die(processes[0]) == "failure 1 of at most 4"
+    assert processes[0].preempted("Ray is gone") == "preemption 1 of at most 2"
+    assert die(processes[0]) == "failure 2 of at most 4"
+    assert budget.preempted("the process that used Ray is gone") == "preemption 2 of at most 2"
+    with pytest.raises(GaveUp, match="died 3 times after step 107"):
+        die(processes[1])
+    with pytest.raises(GaveUp, match="preempted 3 times"):
+        processes[1].preempted("Ray is gone")
+
+
 def job(global_batch_size: int, micro: int) -> dict[str, Any]:
     return {"train": {"global_batch_size": global_batch_size}, "micro_batch_size": micro}
 

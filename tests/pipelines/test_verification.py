@@ -14,7 +14,7 @@ from pipelines.engine import sealed
 from pipelines.engine.step import Attempt, Stage, Step
 from pipelines.outbox import Outbox
 from pipelines.verification import verify
-from tests.faults.test_damage import delete, empty, flip, halve, make_a_folder
+from tests.faults.test_damage import delete, empty, flip, halve, make_a_folder, make_unreadable
 from tests.pipelines.engine import toys
 
 
@@ -54,7 +54,7 @@ def write_manifest(checkpoint: Path, file: dict[str, Any]) -> None:
     durable.write_json(checkpoint / "MANIFEST.json", content | {"sha256": durable.own_digest(content)})
 
 
-@pytest.mark.parametrize("damage", [flip, halve, empty, delete, make_a_folder])
+@pytest.mark.parametrize("damage", [flip, halve, empty, delete, make_a_folder, make_unreadable])
 @pytest.mark.parametrize("name", ["MANIFEST.json", "state/shard"])
 def test_damage_in_a_checkpoint_of_an_unfinished_step_is_named(
     tmp_path: Path, name: str, damage: Callable[[Path], None]
