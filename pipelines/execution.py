@@ -54,6 +54,9 @@ class Execution(Config):
         validate_default=True,
         description="folder of a site that is up here: its MLflow server, its Ray and their secrets are used where nothing else is given",
     )
+    site_patience: float = Field(
+        600.0, ge=0, description="seconds for which `retrain` waits for a site that is not up yet, as after a boot"
+    )
     registry_patience: float = Field(
         120.0, ge=0, description="seconds for which registering and pulling are tried again while MLflow is away"
     )

@@ -15,7 +15,19 @@ from typing import Annotated, Literal
 import typer
 
 from pipelines.config import ConfigError
-from pipelines.options import AsJson, RecipeName, Settings, WorkDir, configured, err, execution_of, out, pairs
+from pipelines.options import (
+    AsJson,
+    RecipeName,
+    Settings,
+    WorkDir,
+    asked_execution,
+    configured,
+    err,
+    execution_of,
+    out,
+    pairs,
+    recipe_of,
+)
 from pipelines.retention import Retention
 
 KeepDays = Annotated[
@@ -153,10 +165,10 @@ def catch_up(
     """After a boot: retrain once if a scheduled time was missed, however many were. For cron's @reboot line."""
     from pipelines import scheduling, slots
 
-    made, execution = configured(recipe, work, settings)
+    made, asked = recipe_of(recipe, settings), asked_execution(work, settings)  # `retrain` waits for the site
     opened = [
         datetime.datetime.fromisoformat(slot.opened)
-        for slot in slots.read_all(Path(execution.work))
+        for slot in slots.read_all(Path(asked.work))
         if slot.recipe == made.name
     ]
     now = datetime.datetime.now().astimezone()
@@ -175,7 +187,7 @@ def alerts(work: WorkDir = "work", settings: Settings = None) -> None:
     """Look for failed slots and stale models now, and call the alert command; for a watch that does not depend on retrain."""
     from pipelines import alerts as alerting
 
-    execution = execution_of(work, settings)
+    execution = asked_execution(work, settings)
     root, now = Path(execution.work), datetime.datetime.now(datetime.UTC)
     models = sorted(path.parent.name for path in (root / "retrain").glob("*/slots"))
     said = [line for model in models for line in alerting.after(root, model, now, execution)]
