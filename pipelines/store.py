@@ -83,6 +83,11 @@ def connect(location: str | Path) -> Any:
     """An MlflowClient of the store. Imports mlflow: seconds, the first time. StoreDamaged."""
     uri = ensure_store(location)
     settle(uri)
+    return client(uri)
+
+
+def client(uri: str) -> Any:
+    """An MlflowClient of the store as it is. Of one that a server owns it can read and tag; files are the server's."""
     set_up_mlflow()
     if credentials.given(uri):
         _answer_with_credentials()
