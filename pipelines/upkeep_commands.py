@@ -24,6 +24,7 @@ from pipelines.options import (
     configured,
     err,
     execution_of,
+    listed,
     out,
     pairs,
     recipe_of,
@@ -66,10 +67,11 @@ def gc(
     retention = Retention(
         execution.keep_days if keep_days is None else keep_days, execution.keep_records if keep is None else keep
     )
+    retired = listed(execution.retired_registries)
     if yes:
         try:
             found = cleaning.collect(
-                root, retention, now, lambda: aliased(root, execution.registry), execution.lease_seconds,
+                root, retention, now, lambda: aliased(root, execution.registry, retired), execution.lease_seconds,
                 lambda owner: err.print(f"waiting: {owner} is cleaning {root}", markup=False),
             )  # fmt: skip
         except Busy as busy:
@@ -78,7 +80,7 @@ def gc(
             out.print(str(busy), markup=False)
             return
     else:
-        found = cleaning.look(root, retention, now, aliased(root, execution.registry))
+        found = cleaning.look(root, retention, now, aliased(root, execution.registry, retired))
     if as_json:
         sys.stdout.write(json.dumps(cleaning.as_json(found, yes, root), indent=1) + "\n")
         return
