@@ -76,6 +76,16 @@ def holds(path: str, data: bytes) -> Plant:
     return plant
 
 
+def instead(ours: str, theirs: str) -> Plant:
+    """In place of a file of ours one whose name is the same without regard to case."""
+
+    def plant(source: Path, manifest: dict[str, Any]) -> None:
+        del manifest["files"][ours]
+        names(theirs)(source, manifest)
+
+    return plant
+
+
 def says(old: str, new: str) -> Plant:
     """An MLmodel in which something else stands."""
 
@@ -126,6 +136,11 @@ HOSTILE = {
     "an MLmodel without end": (holds("MLmodel", b"#" * 70_000), "more than"),
     "another entry's code": (holds(ENTRY, b"import os"), "would be run by MLflow"),
     "other requirements": (holds("requirements.txt", b"evil==1\n"), "would be installed from by MLflow"),
+    "other requirements in capitals": (
+        instead("requirements.txt", "Requirements.TXT"),
+        "would be installed from by MLflow",
+    ),
+    "an environment in capitals": (instead("conda.yaml", "Conda.yaml"), "would be installed from by MLflow"),
     "a size that is none": (states("1000"), "no size and SHA-256"),
     "a size below nothing": (states(-1), "no size and SHA-256"),
     "more than the disk holds": (states(10**15), "GB are free"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -9,10 +10,11 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pipelines import registry
+from pipelines import registry, staging
 from pipelines.model_card import Card
 from pipelines.package import MANIFEST, PackageDamaged, build_package
 from pipelines.pull import PullRefused, pull
@@ -294,3 +296,29 @@ def test_registered_models_load_and_agree_where_this_project_is_not_installed(
         assert one["score"] == pytest.approx(other["score"], abs=1e-6)
     assert said["generate mlflow"] == [said["generate"]]
     assert said["text"] == TEXTS[2]
+
+
+def test_folders_that_others_sweep_or_publish_in_this_moment_stop_no_pull(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".model.0.tmp").symlink_to("nowhere")  # listed, and not there when it is opened
+    staging.sweep(tmp_path, "model")
+    swept: list[Path] = []
+
+    def sweep_first(folder: Path, how: int, **where: Any) -> int:
+        if not where and folder.name.startswith(".model.") and len(swept) < 2:
+            swept.append(folder)
+            folder.rmdir()
+        return opened(folder, how, **where)
+
+    def sweep_then(descriptor: int, how: int) -> None:
+        locked(descriptor, how)
+        if len(swept) == 2:
+            swept.append(next(tmp_path.glob(".model.??*.tmp")))
+            swept[-1].rmdir()
+
+    opened, locked = os.open, fcntl.flock
+    monkeypatch.setattr(os, "open", sweep_first)
+    monkeypatch.setattr(fcntl, "flock", sweep_then)
+    with staging.staging(tmp_path / "model") as folder:
+        assert folder.is_dir() and len(swept) == 3
