@@ -8,11 +8,11 @@ is away it serves what it has, also after a restart: from the cache.
 
 import contextlib
 import json
+import logging
 import os
 import shlex
 import subprocess
 import threading
-import time
 
 from fastapi import FastAPI
 from transformers import pipeline
@@ -35,8 +35,10 @@ def follow(ending):
     while not ending.is_set():
         try:
             load("--wait-other-than", str(serving[0]), "--every", EVERY)
-        except ValueError:  # gptline has said why; what is served stays
-            time.sleep(float(EVERY))
+        except Exception:  # of the pull, which has said why, or of loading: what is served stays
+            if not ending.is_set():
+                logging.exception("still serving version %s", serving[0])
+            ending.wait(float(EVERY))
 
 
 @contextlib.asynccontextmanager

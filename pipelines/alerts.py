@@ -26,6 +26,7 @@ from pipelines.execution import Execution
 from pipelines.slots import Slot, SlotDamaged
 
 _SECONDS = 60.0  # for which the command may run
+_NO_SLOT = "no slot "  # how the matter begins of what went wrong where no slot has it on record
 _DAILY = 7  # times that one matter is told once a day; then once a week
 _SECRET = re.compile(r"(?<=://)[^/\s@]+@")  # a name and password in an address
 
@@ -44,18 +45,35 @@ class Event:
     host: str
 
 
-def after(work: Path, model: str, now: datetime.datetime, execution: Execution) -> list[str]:
-    """Call the alert command for what is the matter with `model`, if it is due; says what was told, and what failed."""
+def after(
+    work: Path, model: str, now: datetime.datetime, execution: Execution, trouble: str | None = None
+) -> list[str]:
+    """Call the alert command for what is the matter with `model`, if it is due; says what was told, and what failed.
+
+    `trouble` is what the retraining that ended now says of itself, "" if it went well; None: nobody retrained.
+    """
     try:
-        return _after(work, model, now, execution)
-    except (OSError, SlotDamaged) as error:  # whatever made the slot end is told by whoever calls this, and comes first
+        return _after(work, model, now, execution, trouble)
+    except OSError as error:  # whatever made the slot end is told by whoever calls this, and comes first
         return [f"alerts of {model} cannot be looked after: {error}"]
 
 
-def _after(work: Path, model: str, now: datetime.datetime, execution: Execution) -> list[str]:
+def _after(work: Path, model: str, now: datetime.datetime, execution: Execution, trouble: str | None) -> list[str]:
     command, told, said = execution.alert_command, _told(work, model), []
-    events = matters(slots.of_model(work, model), work, now, execution.stale_after_days)
+    try:
+        history = slots.of_model(work, model)
+    except SlotDamaged as error:
+        history, trouble = [], trouble or str(error)
+        said.append(f"alerts of {model} cannot be looked after: {error}")
+    events = matters(history, work, now, execution.stale_after_days)
+    if trouble and not any(
+        slot.reason and slot.reason in trouble for slot in history[-1:] if slot.outcome in slots.BAD
+    ):
+        text = f"retraining failed outside of a slot: {trouble}"
+        events.append(_event("failed", model, None, f"{_NO_SLOT}{digest(trouble)}", text, work, now))
     kept = {event.matter: told[event.matter] for event in events if event.matter in told}
+    if trouble is None:  # whether that trouble is over is not known
+        kept |= {matter: times for matter, times in told.items() if matter.startswith(_NO_SLOT)}
     for event in events:
         if not command or not _is_due(kept.get(event.matter, []), now):
             continue
@@ -64,6 +82,7 @@ def _after(work: Path, model: str, now: datetime.datetime, execution: Execution)
         if failure is None:
             kept[event.matter] = [*kept.get(event.matter, []), event.when][-_DAILY - 1 :]
     if kept != told:
+        _file(work, model).parent.mkdir(parents=True, exist_ok=True)
         durable.write_bytes(_file(work, model), sealed.seal({"told": kept}))
     return said
 
@@ -74,23 +93,27 @@ def matters(history: Sequence[Slot], work: Path, now: datetime.datetime, stale_a
     found = []
     if closed and closed[-1].outcome in slots.BAD:
         slot = closed[-1]
-        found.append(_event("failed", slot, f"slot {slot.number} {slot.outcome}: {slot.reason}", work, now))
+        # The same sources and recipe that failed before are the same trouble, whichever night's slot says so; a slot that
+        # could not be opened knows no sources, and what it said stands for them.
+        matter = f"failed {slot.sources or digest(slot.reason)}"
+        text = f"slot {slot.number} {slot.outcome}: {slot.reason}"
+        found.append(_event("failed", slot.model, slot.number, matter, text, work, now))
     made = [slot for slot in closed if slot.outcome in slots.WORKED]
     since = (made[-1].closed or made[-1].opened) if made else (history[0].opened if history else None)
     if since and stale_after_days > 0 and (days := _days(since, now)) >= stale_after_days:
         last = f"the last slot, {history[-1].number}, is {history[-1].outcome!r}: {history[-1].reason or 'no reason given'}"
         text = f"no new version for {days:.0f} days ({'since ' + since if made else 'there was never one'}); {last}"
-        found.append(_event("stale", history[-1], text, work, now, matter=f"stale since {since}"))
+        slot = history[-1]
+        found.append(_event("stale", slot.model, slot.number, f"stale since {since}", text, work, now))
     return found
 
 
-def _event(kind: str, slot: Slot, text: str, work: Path, now: datetime.datetime, matter: str = "") -> Event:
-    text = _SECRET.sub("***@", f"{slot.model}: {text}")
-    # The same sources and recipe that failed before are the same trouble, whichever night's slot says so; a slot that
-    # could not be opened knows no sources, and what it said stands for them.
-    matter = matter or f"{kind} {slot.sources or digest(slot.reason)}"
+def _event(
+    kind: str, model: str, slot: int | None, matter: str, text: str, work: Path, now: datetime.datetime
+) -> Event:
+    text = _SECRET.sub("***@", f"{model}: {text}")
     when = now.astimezone(datetime.UTC).isoformat(timespec="seconds")
-    return Event(kind, matter, slot.model, text, slot.number, when, str(work), socket.gethostname())
+    return Event(kind, matter, model, text, slot, when, str(work), socket.gethostname())
 
 
 def _days(since: str, now: datetime.datetime) -> float:

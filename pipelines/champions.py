@@ -13,6 +13,7 @@ from typing import Any
 from model import durable
 from pipelines import registry
 from pipelines.package import MANIFEST, PackageDamaged, read_manifest
+from pipelines.patience import patiently
 
 SOURCE_GROUPS = (
     "corpus",
@@ -51,11 +52,16 @@ class Champion:
         return read_manifest(self.folder / MANIFEST)
 
 
-def current(location: str | Path, name: str, pulled: Path) -> Champion | None:
+def current(location: str | Path, name: str, pulled: Path, patience: float = 0.0) -> Champion | None:
     """The champion of `name` now, None if there is none; `pulled` is the folder of pulled champions. Imports no mlflow.
 
-    ConnectionError if a server cannot be asked, UnknownModel if the version was not registered by gptline.
+    A registry that is away is asked again for `patience` seconds. ConnectionError after that, UnknownModel if the version
+    was not registered by gptline.
     """
+    return patiently(location, patience, f"asking for {name}@champion", lambda: _current(location, name, pulled))
+
+
+def _current(location: str | Path, name: str, pulled: Path) -> Champion | None:
     version = registry.alias_version(location, name, "champion")
     if version is None:
         return None

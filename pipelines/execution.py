@@ -54,6 +54,9 @@ class Execution(Config):
         validate_default=True,
         description="folder of a site that is up here: its MLflow server, its Ray and their secrets are used where nothing else is given",
     )
+    site_patience: float = Field(
+        600.0, ge=0, description="seconds for which `retrain` waits for a site that is not up yet, as after a boot"
+    )
     registry_patience: float = Field(
         120.0, ge=0, description="seconds for which registering and pulling are tried again while MLflow is away"
     )
@@ -121,6 +124,10 @@ class Execution(Config):
     )
     keep_days: float = Field(30.0, ge=0, description="days for which `gc` keeps what was finished")
     keep_records: int = Field(3, ge=1, description="finished records of each step that `gc` keeps however old they are")
+    retired_registries: str = Field(
+        "",
+        description="addresses of MLflow servers that are gone for good, with blanks between them: `gc` asks them no more, whatever old records name",
+    )
     alert_command: str = Field(
         "",
         description="called when a slot failed or a model is stale, with JSON on standard input; empty: nobody is told",

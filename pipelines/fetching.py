@@ -20,11 +20,14 @@ from typing import Any
 
 from pipelines import store
 from pipelines.model_versions import ModelVersion
-from pipelines.package_rules import PackageDamaged
+from pipelines.package_rules import PackageDamaged, PackageRefused
 
 BLOCK = 1 << 20  # bytes read at a time
 _SILENCE = 60.0  # seconds without a byte after which a connection counts as cut
 _BUSY = (408, 429)
+# Buckets whose client knows its own server. MLflow's other kinds (http, models, dbfs, abfss, ...) go to a host that the
+# address names, or on to another address, and some take the password for the tracking server along.
+_BUCKETS = ("s3", "gs", "wasbs")
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,10 @@ class Answer:
 def opened(location: str | Path, version: ModelVersion, name: str, start: int) -> Iterator[Answer]:
     """The file `name` of a version from byte `start` on, if whoever has it can do that.
 
-    PackageDamaged if there is no such file; ConnectionError if whoever has it is away.
+    PackageDamaged if there is no such file, PackageRefused if it is where nobody is asked; ConnectionError if whoever
+    has it is away.
     """
+    check_address(store.tracking_uri(location), version.source, f"{version.name} version {version.version}")
     address = urllib.parse.urlparse(version.source)
     if address.scheme in ("", "file"):
         folder = Path(urllib.parse.unquote(address.path) if address.scheme else version.source)
@@ -64,6 +69,23 @@ def opened(location: str | Path, version: ModelVersion, name: str, start: int) -
         opening = _through_mlflow(location, version, name)
     with opening as answer:
         yield answer
+
+
+def check_address(uri: str, source: str, what: str) -> None:
+    """PackageRefused if the files of `what` are said to be anywhere but in a folder, at the server `uri` or in a bucket.
+
+    Whoever registers can write any address there: credentials go to the server that we were told of, only.
+    """
+    address = urllib.parse.urlparse(source)
+    if address.scheme in ("", "file", *_BUCKETS):
+        return
+    if address.scheme != "mlflow-artifacts":
+        raise PackageRefused(
+            f"{what}: its files are said to be at {source}, which is no folder, no bucket ({', '.join(_BUCKETS)}) and no "
+            f"address of {uri} (mlflow-artifacts:/...); not asked. Register the model again, with that server"
+        )
+    if address.netloc and address.netloc != urllib.parse.urlparse(uri).netloc:
+        raise PackageRefused(f"{what}: its files are at another server ({address.netloc}) than {uri}; not asked")
 
 
 @contextlib.contextmanager
@@ -81,12 +103,6 @@ def _in_folder(path: Path, start: int) -> Iterator[Answer]:
 def _over_http(
     uri: str, address: urllib.parse.ParseResult, version: ModelVersion, name: str, start: int
 ) -> Iterator[Answer]:
-    server = urllib.parse.urlparse(uri)
-    if address.netloc and address.netloc != server.netloc:
-        # Whoever registers can write any address there: our credentials go to the server that we were told of, only.
-        raise PackageDamaged(
-            f"{version.name} version {version.version}: its files are at another server ({address.netloc}) than {uri}; not asked"
-        )
     path = urllib.parse.quote(f"api/2.0/mlflow-artifacts/artifacts/{address.path.strip('/')}/{name}")
     headers = {"Range": f"bytes={start}-"} if start else {}
     try:
@@ -113,7 +129,7 @@ def _begins_at(answer: http.client.HTTPResponse, start: int) -> int:
 
 @contextlib.contextmanager
 def _through_mlflow(location: str | Path, version: ModelVersion, name: str) -> Iterator[Answer]:
-    """A bucket that this machine reads itself (s3, gs, ...): MLflow fetches the file whole, by the bucket's own client."""
+    """A bucket that this machine reads itself (`_BUCKETS`): MLflow fetches the file whole, by the bucket's own client."""
     from pipelines import registry
 
     with tempfile.TemporaryDirectory() as scratch:

@@ -82,7 +82,7 @@ def look(recipe: Recipe, execution: Execution, number: int) -> Frozen:
     found = {
         each: champion
         for each, name in names(recipe).items()
-        if (champion := champions.current(execution.registry, name, pulled))
+        if (champion := champions.current(execution.registry, name, pulled, execution.registry_patience))
     }
     if kind not in found:
         found = {}  # nothing to challenge: the recipe is made as `run` makes it

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import mlflow_runs
+from pipelines.fetching import check_address
 from pipelines.metric_files import loss_curve
 from pipelines.mlflow_runs import KEY_TAG, PARENT_TAG
 from pipelines.wanted_runs import Outcome, WantedRun
@@ -55,6 +56,8 @@ class Mirror:
             wanted[PARENT_TAG] = self._run_of({KEY_TAG: run.parent}, "pipeline").info.run_id
         if run.run_id is None:
             found = self._run_of(run.identity, run.name)
+            # Whoever may make experiments says where their runs' files go, and with whose credentials.
+            check_address(str(self._client.tracking_uri), found.info.artifact_uri, f"MLflow's run {run.name}")
             new = [Param(key, value) for key, value in run.params.items() if key not in found.data.params]
             for start in range(0, len(new), _ITEMS_A_BATCH):
                 self._client.log_batch(found.info.run_id, params=new[start : start + _ITEMS_A_BATCH])

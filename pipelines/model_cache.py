@@ -14,13 +14,12 @@ fetched anew.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from typing import Any
 
 from model import durable
 from pipelines.fetching import BLOCK, Answer
+from pipelines.file_lock import locked
 from pipelines.package_rules import PackageDamaged, check_content
 from pipelines.patience import patiently
 from pipelines.store import tracking_uri
@@ -143,29 +143,15 @@ class ModelCache:
         if cut is not None and _size(part) <= best:
             raise cut
 
-    @contextlib.contextmanager
-    def _locked(self, wanted: Wanted) -> Iterator[None]:
+    def _locked(self, wanted: Wanted) -> AbstractContextManager[None]:
         """One process at a time fetches a file. Who waits goes on waiting as long as the file grows."""
-        from filelock import FileLock, Timeout
-
-        lock = FileLock(self.folder / "locks" / wanted.sha256)
-        part, seen, since = self.folder / f"{wanted.sha256}.part", -1, time.monotonic()
-        while True:
-            if (size := _size(part)) != seen:
-                seen, since = size, time.monotonic()
-            try:
-                lock.acquire(timeout=0.5)
-                break
-            except Timeout:
-                if time.monotonic() - since > self.patience + 30:
-                    raise ConnectionError(
-                        f"{wanted.name}: another process is fetching it to {part}, and nothing came for "
-                        f"{time.monotonic() - since:.0f} s; is it hanging? End it, and pull again"
-                    ) from None
-        try:
-            yield
-        finally:
-            lock.release()
+        part = self.folder / f"{wanted.sha256}.part"
+        return locked(
+            self.folder / "locks" / wanted.sha256,
+            self.patience + 30,
+            lambda: f"{wanted.name}: another process is fetching it to {part}",
+            lambda: _size(part),
+        )
 
     def has(self, sha256: str) -> int:
         """The bytes that there are of a file, unhashed."""

@@ -6,6 +6,9 @@ The one idea: a setting is `field=value`, of the recipe or, as `execution.field=
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -52,35 +55,80 @@ def configured(
     recipe: str, work: str, settings: list[str] | None, only_looks: bool = False
 ) -> tuple[Recipe, Execution]:
     """The recipe and the execution after `--set`. ConfigError says which field is wrong."""
-    made, execution = recipes.load(recipe), execution_of(work, settings, only_looks)
-    values = dict(pair.split("=", 1) for pair in pairs(settings))
+    return recipe_of(recipe, settings), execution_of(work, settings, only_looks)
+
+
+def recipe_of(recipe: str, settings: list[str] | None) -> Recipe:
+    """The recipe after `--set`."""
+    made, values = recipes.load(recipe), dict(pair.split("=", 1) for pair in pairs(settings))
     theirs = {path: text for path, text in values.items() if not path.startswith("execution.")}
-    return override(made, theirs) if theirs else made, execution
+    return override(made, theirs) if theirs else made
 
 
 def execution_of(work: str, settings: list[str] | None, only_looks: bool = False) -> Execution:
     """The execution after `--set`; settings of the recipe are passed over. This process answers its registry's server with its credentials."""
-    values = dict(pair.split("=", 1) for pair in pairs(settings))
-    ours = {path.removeprefix("execution."): text for path, text in values.items() if path.startswith("execution.")}
-    execution = Execution(work=work)
+    ours = _ours(settings)
+    execution = asked_execution(work, settings)
     if ours:
-        execution = at_site(override(execution, ours), set(ours), only_looks)
+        execution = at_site(execution, set(ours), only_looks)
     credentials.use(execution.registry, execution.credentials)
     return execution
+
+
+def asked_execution(work: str, settings: list[str] | None) -> Execution:
+    """The execution as `--set` says it, without its site: what is known whatever runs, as whom to alert."""
+    ours, execution = _ours(settings), Execution(work=work)
+    return override(execution, ours) if ours else execution
+
+
+def _ours(settings: list[str] | None) -> dict[str, str]:
+    values = dict(pair.split("=", 1) for pair in pairs(settings))
+    return {path.removeprefix("execution."): text for path, text in values.items() if path.startswith("execution.")}
+
+
+def await_site(execution: Execution, tell: Callable[[str], None]) -> None:
+    """Wait until what the execution's site is to run has been started, as after a boot, for its `site_patience` at most.
+
+    Whoever needs what is not there by then says so.
+    """
+    began, told = time.monotonic(), False
+    while execution.site and (away := _away(Path(execution.site))):
+        left = execution.site_patience - (time.monotonic() - began)
+        if left <= 0:
+            return
+        if not told:
+            tell(
+                f"waiting for {' and '.join(away)} at site {execution.site}, {left:.0f} s at most (execution.site_patience)"
+            )
+            told = True
+        time.sleep(min(1.0, left))
+
+
+def _away(site: Path) -> list[str]:
+    """What the site was set up to run, and does not."""
+    from pipelines import site_files
+
+    found, asked = sites.read(site), site_files.settings(site)
+    wanted = {"Ray": found.ray} | ({"MLflow": found.mlflow} if asked.role == "head" and asked.mlflow else {})
+    return [name for name, service in wanted.items() if service is None or not service.process.alive()]
 
 
 def at_site(execution: Execution, given: set[str], only_looks: bool = False) -> Execution:
     """The execution with what its site has running, where nothing else was `given`.
 
-    ConfigError if nothing runs there, unless the command `only_looks`.
+    ConfigError if what was set up there does not run, unless the command `only_looks`: models registered beside the
+    site's registry, or a Ray of our own beside its Ray, are not what was meant.
     """
     if not execution.site:
         return execution
     found = sites.read(execution.site)
     ray = found.ray if found.ray and found.ray.process.alive() else None
     mlflow = found.mlflow if found.mlflow and found.mlflow.process.alive() else None
-    if ray is None and mlflow is None and not only_looks:
-        raise ConfigError(f"site {execution.site} is not up; next: make up SITE={execution.site}, or leave SITE out")
+    named = {"Ray": "ray_address", "MLflow": "registry"}
+    missing = [service for service in _away(Path(execution.site)) if named[service] not in given]
+    if missing and not only_looks:
+        what = "is not up" if len(missing) == len(named) else f"has no {missing[0]} running, which it was set up to run"
+        raise ConfigError(f"site {execution.site} {what}; next: make up SITE={execution.site}, or leave SITE out")
     theirs = {"ray_address": ray.address, "ray_token": ray.token_file} if ray else {}
     theirs |= {"registry": mlflow.address, "credentials": mlflow.credentials} if mlflow else {}
     return execution.model_copy(update={name: value for name, value in theirs.items() if name not in given})

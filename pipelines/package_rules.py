@@ -98,9 +98,10 @@ def _check_one_name_each(files: Iterable[str], where: str) -> None:
 def check_code(files: Mapping[str, Any], ours: Mapping[str, str], where: str) -> None:
     """PackageRefused if what MLflow would run or install is not what a gptline wrote.
 
-    `ours` has the SHA-256 of those files as this gptline writes them.
+    `ours` has the SHA-256 of those files as this gptline writes them. In another case they are the same files on a file
+    system without case, and no gptline writes them so.
     """
-    for name in [name for name in files if PurePosixPath(name).name in OURS or name.endswith(".py")]:
+    for name in [name for name in files if PurePosixPath(name).name.lower() in OURS or name.lower().endswith(".py")]:
         if files[name]["sha256"] not in {ours.get(name), *EARLIER.get(name, ())}:
             raise PackageRefused(
                 f"{where}: {name} would be {'run' if name.endswith('.py') else 'installed from'} by MLflow, and no gptline "

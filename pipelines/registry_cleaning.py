@@ -56,10 +56,16 @@ def look(database: Path, retention: Retention, now: datetime.datetime) -> list[O
 
 
 def clean(location: str, retention: Retention, now: datetime.datetime) -> list[OldVersion]:
-    """Mark what is old, remove the weights of what was marked long enough; says what was done. One at a time."""
+    """Mark what is old, remove the weights of what was marked long enough; says what was done. One at a time.
+
+    Beside the store's server, if it has one: a tag is one transaction of the database, which both wait for, and what the
+    server's clients do meanwhile is what the day between mark and removal is for.
+    """
     database = store_check.local_database(location)
-    client = registry.connect(location)
-    with store.lock(f"{store.SQLITE}{database}"):
+    uri = f"{store.SQLITE}{database}"
+    store.assert_readable(uri)
+    client = store.client(uri)
+    with store.lock(uri):
         found = look(database, retention, now)
         for old in found:
             _do(client, old, now)

@@ -42,6 +42,11 @@ class Clock:
         return self.now().isoformat(timespec="milliseconds")
 
 
+def model_of(recipe: Recipe) -> str:
+    """The registered name of what the recipe is for: the task's model, or the base model where it has no task."""
+    return frozen.names(recipe)["task" if recipe.task else "base"]
+
+
 @dataclass(frozen=True)
 class Desk:
     """What a slot is worked on with: the recipe as it is now, where, by whose clock, and who does the steps."""
@@ -58,14 +63,9 @@ class Desk:
         return Path(self.execution.work)
 
     @property
-    def kind(self) -> str:
-        """What the recipe is for: the task's model, or the base model where it has no task."""
-        return "task" if self.recipe.task else "base"
-
-    @property
     def model(self) -> str:
-        """The registered name of that."""
-        return frozen.names(self.recipe)[self.kind]
+        """The registered name of what the recipe is for."""
+        return model_of(self.recipe)
 
     @property
     def folder(self) -> Path:

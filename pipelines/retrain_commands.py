@@ -19,7 +19,19 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipelines.engine.record import Record
-from pipelines.options import AsJson, RecipeName, Settings, WorkDir, configured, err, execution_of, out, pairs
+from pipelines.options import (
+    AsJson,
+    RecipeName,
+    Settings,
+    WorkDir,
+    asked_execution,
+    await_site,
+    err,
+    execution_of,
+    out,
+    pairs,
+    recipe_of,
+)
 from pipelines.results import Given
 from pipelines.run import Workspace
 from pipelines.slots import Slot
@@ -38,18 +50,26 @@ def retrain(
     from pipelines import alerts, store
     from pipelines import retrain as retraining
     from pipelines.engine.lease import Busy
+    from pipelines.errors import StepInterrupted
 
-    made, execution = configured(recipe, work, settings)
-    store.assert_readable(execution.registry)
-    given = Given(recipe, work, pairs(settings), "retrain")
-    desk = retraining.Desk(made, execution, _clock(), lambda workspace: _done(workspace, given), _tell)
+    asked, given, clock = asked_execution(work, settings), Given(recipe, work, pairs(settings), "retrain"), _clock()
+    model, trouble = Path(recipe).name, ""  # until the recipe is known
     try:
+        made = recipe_of(recipe, settings)
+        model = retraining.model_of(made)
+        await_site(asked, _tell)
+        execution = execution_of(work, settings)
+        store.assert_readable(execution.registry)
+        desk = retraining.Desk(made, execution, clock, lambda workspace: _done(workspace, given), _tell)
         slot = retraining.retrain(desk, force, wait, lambda owner: _tell(f"waiting: {owner} is at work"))
     except Busy as busy:
         _tell(f"{busy}: this call has nothing to do")
         return
-    finally:  # of whatever kind the end was: somebody may have to hear of it
-        for line in alerts.after(desk.root, desk.model, desk.clock.now(), execution):
+    except Exception as error:
+        trouble = "" if isinstance(error, StepInterrupted) else str(error) or type(error).__name__
+        raise
+    finally:  # of whatever kind the end was, and however early: somebody may have to hear of it
+        for line in alerts.after(Path(asked.work), model, clock.now(), asked, trouble):
             _tell(line)
     for line in _ended(slot, given):
         _tell(line)

@@ -24,12 +24,14 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from model import durable
 from pipelines import credentials
+from pipelines.file_lock import locked
 
 EXPERIMENT = "gptline"
 SQLITE = "sqlite:///"
 DATABASE = "mlflow.db"
 _AUTH = "gptline"  # our name among MLflow's ways of authentication
 DELETED = "Deleted_Internal"  # the stage that MLflow gives to a version that was deleted
+_LONGEST_WRITER = 600.0  # seconds for which a local store's lock is waited for: a package of GBs is copied under it
 _DAMAGED = ("malformed", "not a database", "no such table", "no such column")  # in sqlite's words
 
 _server = threading.RLock()  # between the threads of this process: a server's other clients cannot be locked out
@@ -83,6 +85,11 @@ def connect(location: str | Path) -> Any:
     """An MlflowClient of the store. Imports mlflow: seconds, the first time. StoreDamaged."""
     uri = ensure_store(location)
     settle(uri)
+    return client(uri)
+
+
+def client(uri: str) -> Any:
+    """An MlflowClient of the store as it is. Of one that a server owns it can read and tag; files are the server's."""
     set_up_mlflow()
     if credentials.given(uri):
         _answer_with_credentials()
@@ -217,14 +224,18 @@ def open_url(uri: str, path: str, headers: Mapping[str, str] | None = None, time
 
 @contextlib.contextmanager
 def lock(uri: str) -> Iterator[None]:
-    """One writer at a time in a local store. A server has many clients anyway: there, reconciling must do."""
+    """One writer at a time in a local store. A server has many clients anyway: there, reconciling must do.
+
+    ConnectionError if another process holds it for longer than any upload takes: it is stopped, or hangs.
+    """
     if not uri.startswith(SQLITE):
         with _server:
             yield
         return
-    from filelock import FileLock
-
-    with FileLock(database(uri).with_name(".lock")):
+    store = database(uri)
+    with locked(
+        store.with_name(".lock"), _LONGEST_WRITER, lambda: f"another process writes to the MLflow store {store.parent}"
+    ):
         yield
 
 

@@ -15,7 +15,20 @@ from typing import Annotated, Literal
 import typer
 
 from pipelines.config import ConfigError
-from pipelines.options import AsJson, RecipeName, Settings, WorkDir, configured, err, execution_of, out, pairs
+from pipelines.options import (
+    AsJson,
+    RecipeName,
+    Settings,
+    WorkDir,
+    asked_execution,
+    configured,
+    err,
+    execution_of,
+    listed,
+    out,
+    pairs,
+    recipe_of,
+)
 from pipelines.retention import Retention
 
 KeepDays = Annotated[
@@ -54,10 +67,11 @@ def gc(
     retention = Retention(
         execution.keep_days if keep_days is None else keep_days, execution.keep_records if keep is None else keep
     )
+    retired = listed(execution.retired_registries)
     if yes:
         try:
             found = cleaning.collect(
-                root, retention, now, lambda: aliased(root, execution.registry), execution.lease_seconds,
+                root, retention, now, lambda: aliased(root, execution.registry, retired), execution.lease_seconds,
                 lambda owner: err.print(f"waiting: {owner} is cleaning {root}", markup=False),
             )  # fmt: skip
         except Busy as busy:
@@ -66,7 +80,7 @@ def gc(
             out.print(str(busy), markup=False)
             return
     else:
-        found = cleaning.look(root, retention, now, aliased(root, execution.registry))
+        found = cleaning.look(root, retention, now, aliased(root, execution.registry, retired))
     if as_json:
         sys.stdout.write(json.dumps(cleaning.as_json(found, yes, root), indent=1) + "\n")
         return
@@ -153,10 +167,10 @@ def catch_up(
     """After a boot: retrain once if a scheduled time was missed, however many were. For cron's @reboot line."""
     from pipelines import scheduling, slots
 
-    made, execution = configured(recipe, work, settings)
+    made, asked = recipe_of(recipe, settings), asked_execution(work, settings)  # `retrain` waits for the site
     opened = [
         datetime.datetime.fromisoformat(slot.opened)
-        for slot in slots.read_all(Path(execution.work))
+        for slot in slots.read_all(Path(asked.work))
         if slot.recipe == made.name
     ]
     now = datetime.datetime.now().astimezone()
@@ -175,7 +189,7 @@ def alerts(work: WorkDir = "work", settings: Settings = None) -> None:
     """Look for failed slots and stale models now, and call the alert command; for a watch that does not depend on retrain."""
     from pipelines import alerts as alerting
 
-    execution = execution_of(work, settings)
+    execution = asked_execution(work, settings)
     root, now = Path(execution.work), datetime.datetime.now(datetime.UTC)
     models = sorted(path.parent.name for path in (root / "retrain").glob("*/slots"))
     said = [line for model in models for line in alerting.after(root, model, now, execution)]

@@ -12,12 +12,16 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from model import durable
+from pipelines import fetching
 from pipelines.package import MANIFEST, PackageDamaged, verify_package
 
 
 def upload(client: Any, run_id: str, place: str, package: Path, manifest: Mapping[str, Any]) -> str:
-    """Put the package's files below the run's artifacts, those that are not there; return their address."""
+    """Put the package's files below the run's artifacts, those that are not there; return their address. PackageRefused."""
     source = f"{client.get_run(run_id).info.artifact_uri}/{place}"
+    fetching.check_address(
+        str(client.tracking_uri), source, f"run {run_id}, for {place}"
+    )  # somebody else may have made it
     local = local_folder(source)
     if local is not None:
         _copy(client, run_id, place, package, local)

@@ -169,11 +169,11 @@ def _check_checkpoint(folder: Path, report: Report, known: set[str]) -> None:
 
 
 def _check_retraining(folder: Path, report: Report, known: set[str]) -> None:
-    """A model's slots, what its open slot works on, the champions pulled for it, its lease."""
+    """A model's slots, what its open slot works on, which alerts were told, the champions pulled for it, its lease."""
     owner = leases.current_owner(folder)
     if owner:
         report.in_progress.append(f"retraining {folder.name} by {owner}")
-    for path in sorted([*folder.glob("slots/[0-9]*.json"), *folder.glob("frozen.json")]):
+    for path in sorted([*folder.glob("slots/[0-9]*.json"), *folder.glob("frozen.json"), *folder.glob("alerts.json")]):
         known.add(str(path.relative_to(report.root)))
         _readable(path, sealed.unseal, report)
     for champion in sorted(folder.glob("champions/*")):

@@ -14,8 +14,10 @@ import kubernetes_validate
 import pytest
 import yaml
 from pydantic import ValidationError
+from typer.main import get_command
 
 from pipelines import options
+from pipelines.__main__ import app
 from pipelines.submission import TO_LEAVE
 from tests.cluster.kuberay import KINDS
 
@@ -34,7 +36,8 @@ def documents() -> dict[str, dict[str, Any]]:
 
 
 DOCUMENTS = documents()
-PODS = ["head", "worker", "submitter"]
+PODS = ["head", "worker", "submitter", "cleaner"]
+CRON_JOBS = ["schedule.yaml CronJob", "cleaning.yaml CronJob"]
 
 
 def pod(name: str) -> dict[str, Any]:
@@ -44,6 +47,7 @@ def pod(name: str) -> dict[str, Any]:
         "head": cluster["headGroupSpec"]["template"],
         "worker": cluster["workerGroupSpecs"][0]["template"],
         "submitter": schedule["jobTemplate"]["spec"]["template"],
+        "cleaner": DOCUMENTS["cleaning.yaml CronJob"]["spec"]["jobTemplate"]["spec"]["template"],
     }[name]
 
 
@@ -117,12 +121,15 @@ def test_no_secret_is_in_a_manifest() -> None:
             assert ("valueFrom" in variable) == bool(secret), variable
 
 
-def test_the_scheduled_run_does_not_overlap_and_keeps_a_bounded_history() -> None:
-    spec = DOCUMENTS["schedule.yaml CronJob"]["spec"]
+@pytest.mark.parametrize("name", CRON_JOBS)
+def test_what_is_scheduled_does_not_overlap_and_keeps_a_bounded_history(name: str) -> None:
+    spec = DOCUMENTS[name]["spec"]
     assert spec["concurrencyPolicy"] == "Forbid" and spec["startingDeadlineSeconds"] > 10
     assert spec["successfulJobsHistoryLimit"] and spec["failedJobsHistoryLimit"]
     rules = spec["jobTemplate"]["spec"]["podFailurePolicy"]["rules"]
     assert rules[0]["action"] == "FailJob" and rules[0]["onExitCodes"]["values"] == [2, 3]
+    container = spec["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]
+    assert rules[0]["onExitCodes"]["containerName"] == container["name"]
 
 
 def test_who_is_no_pod_of_the_cluster_reaches_the_dashboard_at_most() -> None:
@@ -149,7 +156,9 @@ def test_the_commands_in_the_manifests_are_ours_and_say_the_same() -> None:
     container = pod("submitter")["spec"]["containers"][0]
     assert container["command"] == ["python", "-m", "pipelines", "submit"]
     assert run == {
-        word for word in container["args"] if not word.startswith(("--dashboard", "--token-file", "--retrain"))
+        word
+        for word in container["args"]
+        if not word.startswith(("--dashboard", "--token-file", "--retrain", "--set=execution.alert_command="))
     }
     recipe, execution = options.configured("default", "work", [word[6:] for word in run if word.startswith("--set")])
     assert recipe.name == "default" and execution.cache == "/data/cache"
@@ -157,6 +166,20 @@ def test_the_commands_in_the_manifests_are_ours_and_say_the_same() -> None:
     promised = int(execution.grace_seconds) + 1 + TO_LEAVE
     assert environment == {"RAY_JOB_STOP_WAIT_TIME_S": str(promised)}
     assert all(pod(name)["spec"]["terminationGracePeriodSeconds"] >= promised for name in ("head", "worker"))
+
+
+def test_the_volume_is_cleaned_where_the_runs_work_and_by_what_their_registry_says() -> None:
+    container, words = pod("cleaner")["spec"]["containers"][0], pod("submitter")["spec"]["containers"][0]["args"]
+    *start, command = container["command"]
+    assert start == ["python", "-m", "pipelines"]
+    given = get_command(app).get_command(None, command).make_context(command, list(container["args"])).params  # type: ignore[attr-defined]
+    assert given["yes"] and given["if_idle"] and not given["registry"]
+    assert f"--work={given['work']}" in words and all(f"--set={pair}" in words for pair in given["settings"])
+    assert given["settings"][0].startswith("execution.registry=")
+    head = pod("head")["spec"]
+    assert (
+        container["image"] == head["containers"][0]["image"] and head["volumes"][0] in pod("cleaner")["spec"]["volumes"]
+    )
 
 
 def test_every_file_is_in_the_kustomization_but_the_one_that_runs_once() -> None:
@@ -184,4 +207,4 @@ def test_kubectl_reads_the_kustomization() -> None:
     except FileNotFoundError:
         pytest.skip("no kubectl here")
     assert done.returncode == 0, done.stderr
-    assert [document["kind"] for document in yaml.safe_load_all(done.stdout)].count("CronJob") == 1
+    assert [document["kind"] for document in yaml.safe_load_all(done.stdout)].count("CronJob") == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import importlib
 import json
 import os
 import socket
@@ -12,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -124,6 +126,26 @@ def test_the_service_follows_the_champion_and_drops_no_request(
     }
     assert [len(answers) for answers in by_version.values()] == [1, 1], "each version answers as itself"
     assert by_version[1] != by_version[2]
+
+
+def test_the_service_goes_on_following_when_a_model_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    monkeypatch.setenv("EVERY", "0")
+    serve = importlib.import_module("serve")
+    ending, troubles = threading.Event(), [RuntimeError("no memory"), OSError("no config.json"), None]
+
+    def pipeline(*given: Any, **named: Any) -> str:
+        if trouble := troubles.pop(0):
+            raise trouble
+        ending.set()
+        return "the new model"
+
+    pulled = SimpleNamespace(communicate=lambda: (b'{"version": 2, "dest": "model"}', b""))
+    monkeypatch.setattr(serve, "subprocess", SimpleNamespace(Popen=lambda *given, **named: pulled, PIPE=None))
+    monkeypatch.setattr(serve, "pipeline", pipeline)
+    monkeypatch.setattr(serve, "serving", (1, "the old model"))
+    serve.follow(ending)
+    assert serve.serving == (2, "the new model") and troubles == []
 
 
 def test_the_batch_job_labels_every_row_with_the_version_that_did(

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from pipelines import alerts, slots
+from pipelines import alerts, retrain, retrain_commands, slots, upkeep_commands
+from pipelines.config import ConfigError
 from pipelines.execution import Execution
 from pipelines.slots import Slot
 
@@ -147,3 +148,33 @@ def test_retrain_calls_it_where_a_slot_ends_and_keeps_its_own_error_and_exit_cod
         assert len(line.heard()) == heard
     [[event, _]] = line.heard()
     assert event["kind"] == "failed" and event["model"] == "sentiment" and "/no/such/corpus" in event["text"]
+
+
+def test_retrain_that_comes_to_no_slot_is_heard_of_and_so_is_staleness(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A site that is down after a boot: what failed in no slot is told as any other trouble is."""
+    line = Line(tmp_path)
+    line.slot(0, "kept")
+    monkeypatch.setattr(retrain, "model_of", lambda recipe: "toy")
+    settings = [f"execution.site={tmp_path / 'none'}", "execution.site_patience=0"]
+    settings += [f"execution.alert_command={line.command}"]
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="is not up"):
+            retrain_commands.retrain("tiny", str(line.work), settings)
+        upkeep_commands.alerts(str(line.work), settings)  # a watch in between knows nothing of it, and forgets nothing
+    stale, failed = (event for event, _ in line.heard())
+    assert failed["kind"] == "failed" and failed["slot"] is None and "failed outside of a slot: site" in failed["text"]
+    assert stale["kind"] == "stale" and len(slots.of_model(line.work, "toy")) == 1
+    with pytest.raises(Exception, match="no such recipe"):
+        retrain_commands.retrain("nonsense", str(line.work), settings)
+    assert line.heard()[-1][0]["model"] == "nonsense"
+
+
+def test_a_damaged_slot_is_heard_of(line: Line) -> None:
+    line.slot(0, "kept")
+    path = slots.folder(line.work, "toy") / "slots" / "000001.json"
+    path.write_bytes(b"{}")
+    said = line.after(1)
+    assert "cannot be looked after" in said[0] and line.heard()[0][0]["kind"] == "failed"
+    assert "000001.json" in line.heard()[0][1]

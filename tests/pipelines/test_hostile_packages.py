@@ -6,16 +6,20 @@ import contextlib
 import hashlib
 import json
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from pipelines import package, registry
+from pipelines import fetching, package, registry
+from pipelines.model_versions import ModelVersion
 from pipelines.package import MANIFEST
-from pipelines.package_rules import EARLIER, ENTRY, PackageDamaged, refusal
+from pipelines.package_rules import EARLIER, ENTRY, PackageDamaged, PackageRefused, refusal
 from pipelines.pull import From, PullRefused, pull_from
+from pipelines.upload import upload
 from tests.mlflow_server import MlflowServer
 from tests.pipelines import big_packages
 
@@ -72,6 +76,16 @@ def holds(path: str, data: bytes) -> Plant:
     return plant
 
 
+def instead(ours: str, theirs: str) -> Plant:
+    """In place of a file of ours one whose name is the same without regard to case."""
+
+    def plant(source: Path, manifest: dict[str, Any]) -> None:
+        del manifest["files"][ours]
+        names(theirs)(source, manifest)
+
+    return plant
+
+
 def says(old: str, new: str) -> Plant:
     """An MLmodel in which something else stands."""
 
@@ -122,6 +136,11 @@ HOSTILE = {
     "an MLmodel without end": (holds("MLmodel", b"#" * 70_000), "more than"),
     "another entry's code": (holds(ENTRY, b"import os"), "would be run by MLflow"),
     "other requirements": (holds("requirements.txt", b"evil==1\n"), "would be installed from by MLflow"),
+    "other requirements in capitals": (
+        instead("requirements.txt", "Requirements.TXT"),
+        "would be installed from by MLflow",
+    ),
+    "an environment in capitals": (instead("conda.yaml", "Conda.yaml"), "would be installed from by MLflow"),
     "a size that is none": (states("1000"), "no size and SHA-256"),
     "a size below nothing": (states(-1), "no size and SHA-256"),
     "more than the disk holds": (states(10**15), "GB are free"),
@@ -184,19 +203,47 @@ def test_a_server_that_sends_more_than_is_listed_is_not_listened_to(
         pull_from(From(uri), "endless@champion", tmp_path / "dest")
 
 
+ELSEWHERE = {
+    "another server": "mlflow-artifacts://evil.example/1/x",
+    "a user's name before the server": "mlflow-artifacts://evil@{named}/1/x",
+    "another port": "mlflow-artifacts://{evil}/1/x",
+    "plain http": "http://{evil}/x/mlflow-artifacts/artifacts/evil",
+    "http in capitals": " HTTP://{evil}/x",
+    "https": "https://{evil}/x",
+    "a file system of Databricks": "dbfs:/x",
+    "one of another workspace": "dbfs://profile@databricks/x",
+    "another model's address": "models:/other/1",
+    "a run's address": "runs:/0/x",
+    "a service of files": "ftp://{evil}/x",
+    "an account's own domain": "abfss://files@{evil}/x",
+    "an endpoint of its own": "b2://bucket@{evil}/x",
+    "a database": "mysql+x://{evil}/x",
+}
+
+
+@pytest.mark.parametrize("what", ELSEWHERE)
 def test_credentials_go_to_the_server_that_was_named_and_to_no_other(
-    mlflow_server: MlflowServer, sound: Path, tmp_path: Path
+    what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dataclasses import replace
-
-    from pipelines import fetching
-
-    uri = mlflow_server.uri
-    version = big_packages.register(uri, "elsewhere", sound)
-    there = replace(version, source="mlflow-artifacts://evil.example/1/x")
-    with pytest.raises(PackageDamaged, match=r"at another server \(evil\.example\)"):
-        with fetching.opened(uri, there, MANIFEST, 0):
-            pass
+    """Nobody at the other address is even connected to."""
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "reader")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret")
+    with socket.create_server(("127.0.0.1", 0)) as evil:
+        named, other = "127.0.0.1:1", f"127.0.0.1:{evil.getsockname()[1]}"
+        source = ELSEWHERE[what].format(named=named, evil=other)
+        version = ModelVersion("elsewhere", 1, source, "0" * 64, None)
+        with pytest.raises(PackageRefused, match=r"at another server|is no folder, no bucket"):
+            with fetching.opened(f"http://{named}", version, MANIFEST, 0):
+                pass
+        client = SimpleNamespace(
+            tracking_uri=f"http://{named}",
+            get_run=lambda run: SimpleNamespace(info=SimpleNamespace(artifact_uri=source)),
+        )
+        with pytest.raises(PackageRefused, match="not asked"):  # a run that somebody else has made is no better
+            upload(client, "run", "model", Path("package"), {})
+        evil.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            evil.accept()
 
 
 @pytest.mark.parametrize("name", ["config.json", "a/b-c_d.1/model-00001-of-00002.safetensors", "MLmodel", ENTRY])

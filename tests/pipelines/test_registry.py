@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -9,15 +10,18 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
+from filelock import FileLock
 
-from pipelines import registry
+from pipelines import file_lock, registry, staging
 from pipelines.engine.lease import Overtaken
 from pipelines.model_card import Card
 from pipelines.package import MANIFEST, PackageDamaged, build_package
 from pipelines.pull import PullRefused, pull
 from pipelines.registry import GateResult, UnknownModel, promote, register, resolve, version_exists
+from pipelines.store import lock, tracking_uri
 from tests.pipelines.tiny_exports import TEXTS, write_base, write_classifier
 
 ROOT = Path(__file__).parents[2]
@@ -313,3 +317,54 @@ def test_registered_models_load_and_agree_where_this_project_is_not_installed(
         assert one["score"] == pytest.approx(other["score"], abs=1e-6)
     assert said["generate mlflow"] == [said["generate"]]
     assert said["text"] == TEXTS[2]
+
+
+def test_a_writer_that_is_stopped_is_named_and_not_waited_for_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("pipelines.store._LONGEST_WRITER", 0.05)
+    uri = tracking_uri(tmp_path)
+    with lock(uri):
+        with pytest.raises(ConnectionError, match=r"writes to the MLflow store (.|\n)* It holds .*\.lock \(lslocks"):
+            with lock(uri):
+                raise AssertionError("two at once")
+    with lock(uri):
+        pass  # it was given back
+    holder, moves = FileLock(tmp_path / "held"), iter(range(6))
+    holder.acquire()
+
+    def grows() -> int:
+        """Something comes for a while, so the holder is at work; then it is done."""
+        if (size := next(moves)) == 5:
+            holder.release()
+        return size
+
+    with file_lock.locked(tmp_path / "held", 0.02, lambda: "somebody is at work", grows, silent=0):
+        pass
+    assert [record.getMessage().partition(";")[0] for record in caplog.records] == ["waiting: somebody is at work"]
+
+
+def test_folders_that_others_sweep_or_publish_in_this_moment_stop_no_pull(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".model.0.tmp").symlink_to("nowhere")  # listed, and not there when it is opened
+    staging.sweep(tmp_path, "model")
+    swept: list[Path] = []
+
+    def sweep_first(folder: Path, how: int, **where: Any) -> int:
+        if not where and folder.name.startswith(".model.") and len(swept) < 2:
+            swept.append(folder)
+            folder.rmdir()
+        return opened(folder, how, **where)
+
+    def sweep_then(descriptor: int, how: int) -> None:
+        locked(descriptor, how)
+        if len(swept) == 2:
+            swept.append(next(tmp_path.glob(".model.??*.tmp")))
+            swept[-1].rmdir()
+
+    opened, locked = os.open, fcntl.flock
+    monkeypatch.setattr(os, "open", sweep_first)
+    monkeypatch.setattr(fcntl, "flock", sweep_then)
+    with staging.staging(tmp_path / "model") as folder:
+        assert folder.is_dir() and len(swept) == 3

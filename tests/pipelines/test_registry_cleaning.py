@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import shutil
 from pathlib import Path
 
 import pytest
 
-from pipelines import promotion, registry, registry_cleaning, store_check
+from pipelines import promotion, registry, registry_cleaning, served_store, store_check
 from pipelines.aliased import aliased
+from pipelines.config import ConfigError
 from pipelines.model_card import Card
 from pipelines.package import MANIFEST, build_package
 from pipelines.registry import GateResult, UnknownModel
@@ -84,3 +86,21 @@ def test_the_aliases_that_a_work_directory_must_not_lose_are_those_of_the_store(
     registry.release(store, version, [])
     found = aliased(tmp_path / "no-work", store)
     assert found[("aliased", 1)] == "aliased@candidate, aliased@champion is its version"
+
+
+def test_old_versions_of_a_store_that_a_server_owns_lose_their_weights_too(empty_store: Path, tmp_path: Path) -> None:
+    """Beside its server: the folder is given, and nothing is asked that only the server answers."""
+    folder = tmp_path / "served"
+    shutil.copytree(empty_store, folder)
+    (folder / "artifacts" / "gptline").mkdir(parents=True)
+    for number in (1, 2, 3):
+        registry.register(folder, "served", package(tmp_path, "served", number), {})
+    database = store_check.local_database(str(folder))
+    served_store.name_by_address(database)
+    with pytest.raises(ConfigError, match="belongs to an MLflow server"):
+        registry.connect(folder)
+    for when, done in ((LATER, {1: "mark", 2: "mark"}), (LATER + DAY, {1: "remove", 2: "remove"})):
+        assert states(registry_cleaning.look(database, RETENTION, when), "served") == done
+        assert states(registry_cleaning.clean(str(folder), RETENTION, when), "served") == done
+    left = [path.name for path in (folder / "artifacts").rglob("*") if path.is_file()]
+    assert left.count("model.safetensors") == 1 and left.count(MANIFEST) == 3

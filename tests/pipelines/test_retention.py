@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from model import durable
-from pipelines import cleaning, slots
+from pipelines import cleaning, slots, upkeep_commands
 from pipelines.aliased import aliased
 from pipelines.engine import record as records
 from pipelines.engine import sealed
@@ -89,6 +89,22 @@ def test_a_registry_that_does_not_answer_stops_it_and_every_registry_of_the_reco
     assert set(aliased(root, other)) == {("toy", 1), ("toy", 4)}, "the records name the first registry"
     with pytest.raises(ConnectionError):
         aliased(root, "http://127.0.0.1:1")
+
+
+def test_a_registry_that_records_name_and_that_is_gone_for_good_is_named_and_can_be_left_out(
+    root: Path, registry: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its address was another HOST's; only `gc` could remove the records that name it."""
+    known, gone = aliased(root, registry), "http://127.0.0.1:1"
+    monkeypatch.setattr("pipelines.aliased._registries", lambda root: [(gone, "register-7")])
+    way_out = r"steps/register-7 has registered(.|\n)*execution\.retired_registries=http://127\.0\.0\.1:1$"
+    with pytest.raises(ConnectionError, match=way_out):
+        aliased(root, registry)
+    assert aliased(root, registry, [f"{gone}/"]) == known
+    with pytest.raises(ConnectionError, match="cannot be reached"):
+        aliased(root, gone, [gone])  # the one in use is asked in any case
+    settings = [f"execution.registry={registry} execution.retired_registries={gone} {gone}0"]
+    upkeep_commands.gc(str(root), settings)
 
 
 def test_an_interrupted_step_stays_until_it_is_old_and_a_later_one_is_finished(root: Path, registry: str) -> None:

@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from cluster import processes
+from cluster.site import MlflowService, RayService
+from pipelines import options, site_files, upkeep_commands
+from pipelines.execution import Execution
 from pipelines.scheduling import missed
 
 ROOT = Path(__file__).parents[2]
@@ -171,3 +175,34 @@ def test_missed_times_are_caught_up_once(opened: list[str], now: str, found: str
     at = [datetime.datetime.fromisoformat(f"{moment}+00:00") for moment in (*opened, now)]
     due = missed("daily 03:00", SINCE, at[:-1], at[-1])
     assert due == (datetime.datetime.fromisoformat(f"{found}+00:00") if found else None)
+
+
+def test_after_a_boot_retrain_waits_for_what_the_site_is_to_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not for one service of two: with Ray alone, the registry would be another one."""
+    site, ours, said, slept = site_files.folder(tmp_path / "site"), processes.known(os.getpid()), [], []
+    mlflow = MlflowService("http://127.0.0.1:1", "", "", ours, "")
+    ray = RayService("head", "127.0.0.1:2", "127.0.0.1", None, "", "", "", ours, "")
+
+    def sleep(seconds: float) -> None:
+        name, service = [("ray", ray), ("mlflow", mlflow)][len(slept)]
+        slept.append(seconds)
+        site_files.record_service(site, name, service)
+
+    monkeypatch.setattr("time.sleep", sleep)
+    options.await_site(Execution(site=str(site)), said.append)
+    assert len(slept) == 2 and len(said) == 1 and "waiting for Ray and MLflow at site" in said[0]
+    options.await_site(Execution(site=str(site)), said.append)
+    options.await_site(Execution(site=str(tmp_path / "other"), site_patience=0), said.append)
+    assert len(slept) == 2 and len(said) == 1, "it is up; and who has no patience goes on"
+
+
+def test_what_was_missed_is_caught_up_although_the_site_is_not_up_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda program, command: began.append(command))
+    settings = [f"execution.site={tmp_path / 'none'}"]
+    upkeep_commands.catch_up("daily 03:00", "2026-01-01T00:00:00+00:00", "tiny", str(tmp_path / "work"), settings)
+    assert began and began[0][3] == "retrain", "which waits for the site"

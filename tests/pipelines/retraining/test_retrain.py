@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pipelines import promotion_log, registry, slots
+from pipelines import patience, promotion_log, registry, slots
 from pipelines.engine.record import Record
 from pipelines.errors import GivenUp, StepInterrupted
 from pipelines.package import read_manifest
@@ -90,6 +90,24 @@ def test_sources_that_were_tried_are_not_tried_again(nights: Scene) -> None:
     slot = nights.night(do=_nobody)
     assert slot.outcome == "nothing new" and "were tried in slot 2 (kept, version 2)" in slot.reason
     assert nights.finished() == finished
+
+
+def test_a_registry_that_is_away_when_a_slot_opens_is_asked_again(
+    nights: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def away_at_first(location: str | Path, name: str, alias: str) -> int | None:
+        asked.append(name)
+        if len(asked) == 1:
+            raise ConnectionError("http://mlflow:5000 cannot be reached")
+        return alias_version(location, name, alias)
+
+    alias_version = registry.alias_version
+    monkeypatch.setattr(registry, "alias_version", away_at_first)
+    monkeypatch.setattr(patience, "_FIRST_PAUSE", 0.01)
+    assert nights.night(do=_nobody).outcome == "nothing new"
+    assert asked == ["nights-base", "nights-base", "nights"]
 
 
 def test_the_command_looks_without_importing_anything_heavy_and_history_lists_it(nights: Scene) -> None:
