@@ -14,6 +14,7 @@ import pytest
 from cluster import processes
 from cluster.site import MlflowService, RayService
 from pipelines import options, site_files, upkeep_commands
+from pipelines.config import ConfigError
 from pipelines.execution import Execution
 from pipelines.scheduling import missed
 
@@ -206,3 +207,15 @@ def test_what_was_missed_is_caught_up_although_the_site_is_not_up_yet(
     settings = [f"execution.site={tmp_path / 'none'}"]
     upkeep_commands.catch_up("daily 03:00", "2026-01-01T00:00:00+00:00", "tiny", str(tmp_path / "work"), settings)
     assert began and began[0][3] == "retrain", "which waits for the site"
+
+
+def test_a_command_does_not_go_on_with_another_registry_where_the_sites_own_is_not_running(tmp_path: Path) -> None:
+    site, ours = site_files.folder(tmp_path / "site"), processes.known(os.getpid())
+    execution = Execution(site=str(site))
+    with pytest.raises(ConfigError, match=r"is not up; next: make up SITE="):
+        options.at_site(execution, set())
+    site_files.record_service(site, "ray", RayService("head", "127.0.0.1:2", "127.0.0.1", None, "", "", "", ours, ""))
+    with pytest.raises(ConfigError, match=r"has no MLflow running, which it was set up to run; next: make up"):
+        options.at_site(execution, set())
+    assert options.at_site(execution, set(), only_looks=True).ray_address == "127.0.0.1:2"
+    assert options.at_site(execution, {"registry"}).ray_address == "127.0.0.1:2", "another registry was given"

@@ -214,3 +214,14 @@ def test_a_file_that_was_cut_back_is_read_from_its_beginning(tmp_path: Path, cut
         log.truncate(0)
         log.write(cut)
     assert [point.value for point in file.read()] == ([5.0] if cut else [])
+
+
+def test_files_are_sent_to_no_other_place_than_the_registrys_own(tmp_path: Path, store: Path) -> None:
+    client = registry.connect(store)
+    client.create_experiment(
+        "moved", artifact_location="http://127.0.0.1:9/steal"
+    )  # as whoever may make experiments can
+    tracker = Tracker(store, tmp_path / "outbox.json", "moved")
+    tracker.start_execution("moved", RECIPE, {})
+    told = tracker.finish_execution("FINISHED", patience=3.0)
+    assert told is not None and "which is no folder, no bucket" in told
