@@ -147,11 +147,11 @@ schedule: setup ## retrain at these times: EVERY="daily 03:00" (or cron's five f
 unschedule: setup ## no more: removes what schedule installed for this RECIPE and WORK
 	@$(PY) -m pipelines unschedule --recipe "$$RECIPE" --work "$$WORK"
 
-test: setup ## all tests, two files at a time
-	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+test: setup ## all tests, three files at a time: much of their time is waiting for processes
+	@$(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 thorough: setup ## the fault tests at every single point, and those that take minutes (an hour)
-	@GPTLINE_CUTS=all $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/faults -m ""
+	@GPTLINE_CUTS=all $(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder tests/faults -m ""
 	@$(PY) -m pytest -m thorough --ignore tests/faults
 
 chaos: setup ## kill anything at random and compare with an undisturbed run: KILLS=30 SEED=1

@@ -24,7 +24,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # ten processes a server, for nothing
 
 
-# `make test` hands out files to two processes. Those that share what takes long to make go to the same one.
+# `make test` hands out files to three processes. Those that share what takes long to make go to the same one.
 TOGETHER = {
     "an MLflow server under fire": (
         "faults/test_mlflow_cuts.py",
@@ -48,7 +48,7 @@ TOGETHER = {
         "examples/test_examples.py",
     ),
 }
-# The longest first, or one of the two processes ends long after the other; the rest in the order of their paths.
+# The longest first, or one of the processes ends long after the others; the rest in the order of their paths.
 LONGEST = (
     "cluster/test_recovery.py",
     "test_end_to_end.py",

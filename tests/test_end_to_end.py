@@ -371,7 +371,7 @@ ONE_KILL_IN_EACH_STAGE = [
     Aim("tokenize", "time", 0.1, "driver"),
     Aim("pretrain", "train_step", 8, "rank0"),
     Aim("pretrain", "train_step", 16, "driver"),
-    Aim("evaluate-base", "time", 0.3, "worker"),
+    Aim("evaluate-base", "time", 0.3, "driver"),
     Aim("register-base", "time", 0.2, "driver"),
     Aim("pull-base", "time", 0.0, "driver"),
     Aim("finetune", "train_step", 12, "rank"),

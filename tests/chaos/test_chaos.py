@@ -103,7 +103,7 @@ def test_what_the_dead_have_left_is_named_and_a_tombstone_is_not(tmp_path: Path)
     assert outcome.leftovers(tmp_path) == []
     (folder / "attempts" / "000002-bb").mkdir()
     (folder / ".checkpoints.1234.tmp").mkdir()
-    (tmp_path / ".outbox.json.5678.tmp").touch()  # nobody's folder: the product sweeps it by its age
+    (tmp_path / ".outbox-12ab.json.5678.tmp").touch()  # nobody's folder: the product sweeps it by its age
     (tmp_path / ".other.5678.tmp").touch()
     assert outcome.leftovers(tmp_path) == [
         "left over: .other.5678.tmp",

@@ -24,7 +24,7 @@ def descriptions(folder: Path) -> list[Path]:
     chance = random.Random(0)
     records = []
     for place in range(400):
-        words = [chance.randrange(8) for _ in range(3)]
+        words = [chance.randrange(8) for _ in range(4)]  # BLEU counts runs of four
         text, other = (" ".join(names[word] for word in words) for names in (NUMBERS, NUMERI))
         records.append({"source": f"package{place % 80}", "package": f"p{place}", "text": text, "it": other})
     return lines(folder / "debian.jsonl", records)
