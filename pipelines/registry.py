@@ -105,16 +105,17 @@ def release(
     gates: Sequence[GateResult],
     over: str | None = None,
     confirm: Callable[[], None] = _nothing_to_confirm,
+    verified: bool = False,
 ) -> list[GateResult]:
     """Point `candidate` at the version, and `champion` too if all gates passed; the reason goes on the version.
 
     `over` is the package digest of the champion that a challenger was compared with: another champion by now is one
     more gate that failed, and nothing is taken away. Without it, a champion that fails (its gates were tightened) is one
     no longer. PackageDamaged before any alias moves if the stored package is not whole. The gates as they came out.
-    `confirm` is that of `register`.
+    `confirm` is that of `register`. `verified`: the caller has just had `verify_stored` look at it.
     """
     client, how = connect(location), "retrain" if over else "run"
-    if all(gate.passed for gate in gates):
+    if not verified and all(gate.passed for gate in gates):
         verify_stored(location, version)
     with store.lock(str(client.tracking_uri)):
         confirm()
@@ -150,8 +151,11 @@ def _still_champion(location: str | Path, version: ModelVersion, over: str | Non
 
 
 @names_damage
-def verify_stored(location: str | Path, version: ModelVersion) -> None:
-    """Hash the version's files as they are stored, and say on the version that they are whole. PackageDamaged."""
+def verify_stored(location: str | Path, version: ModelVersion, patience: float = 0.0) -> None:
+    """Hash the version's files as they are stored, and say on the version that they are whole. PackageDamaged.
+
+    Files that have to be fetched are asked for again for `patience` seconds each.
+    """
     folder = local_folder(version.source)
     if folder is not None:
         seen = str(verify_package(folder)["digest"])
@@ -163,7 +167,7 @@ def verify_stored(location: str | Path, version: ModelVersion) -> None:
         from pipelines.pull import pull
 
         with tempfile.TemporaryDirectory() as scratch:
-            pull(location, f"{version.name}@{version.version}", Path(scratch) / "model")
+            pull(location, f"{version.name}@{version.version}", Path(scratch) / "model", patience)
     connect(location).set_model_version_tag(version.name, str(version.version), VERIFIED_TAG, str(version.digest))
 
 

@@ -16,7 +16,7 @@ from model import durable
 from pipelines import registry, store_check
 from tests.faults.mlflow_life import ROOT
 from tests.mlflow_server import MlflowServer
-from tests.pipelines.lossy_proxy import LossyProxy, Request
+from tests.pipelines.lossy_proxy import LossyProxy
 from tests.pipelines.mlflow_views import history, runs
 
 BEFORE, AFTER = 29, 37  # every so manieth request never arrives; the answer to every so manieth is lost
@@ -34,33 +34,30 @@ def run(work: Path, uri: str) -> subprocess.CompletedProcess[str]:
 def test_the_line_finishes_over_a_bad_network_and_mlflow_has_everything_once(store: Path, tmp_path: Path) -> None:
     server = MlflowServer(store, tmp_path)
     proxy = LossyProxy(server.port)
-    training, downtime = threading.Event(), []
-
-    def before(request: Request) -> bool:
-        if any((tmp_path / "work").glob("steps/pretrain-*/attempts/*/metrics.jsonl")):
-            training.set()
-        return request.number % BEFORE == BEFORE - 1
-
-    proxy.before = before
+    over, downtime = threading.Event(), []
+    proxy.before = lambda request: request.number % BEFORE == BEFORE - 1
     proxy.after = lambda request: request.number % AFTER == AFTER - 1
 
     def kill_and_start() -> None:
-        if training.wait(300):
-            server.kill()
-            downtime.append(time.monotonic())
-            time.sleep(2)
-            server.start()
+        while not any((tmp_path / "work").glob("steps/pretrain-*/attempts/*/metrics.jsonl")):
+            if over.wait(0.05):
+                return
+        server.kill()
+        downtime.append(time.monotonic())
+        time.sleep(2)
+        server.start()
 
     killer = threading.Thread(target=kill_and_start)
     killer.start()
     try:
         done = run(tmp_path / "work", proxy.uri)
+        over.set()
         killer.join()
         assert done.returncode == 0, done.stdout + done.stderr
         assert downtime and "tracking:" not in done.stdout, done.stdout
         check_store(f"http://127.0.0.1:{server.port}", tmp_path / "work")
     finally:
-        training.set()
+        over.set()
         proxy.close()
         server.kill()
     report = store_check.check(tmp_path / "mlflow.db")
