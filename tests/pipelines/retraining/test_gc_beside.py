@@ -99,6 +99,8 @@ class Line:
         told, enough, whole = Cleaner(), threading.Event(), disk.Wholeness()
 
         def clean() -> None:
+            while not self.work.is_dir() and not enough.wait(0.1):
+                pass  # before, there is nothing to clean, and gc says so
             while not enough.is_set():
                 process = self.begin("gc", "--yes", *KEEP)
                 said = process.communicate()[0]
