@@ -65,6 +65,15 @@ def family(process: Process, mark: str) -> list[psutil.Process]:
     return list(found.values())
 
 
+def has_one_called(process: Process, mark: str, name: str) -> bool:
+    """Whether a process of the family has `name` in its name. Those that end meanwhile have none."""
+    for one in family(process, mark):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if name in one.name():
+                return True
+    return False
+
+
 def tell(process: Process) -> None:
     """Tell a process to end, if it is still the one that is meant."""
     if process.alive():

@@ -168,7 +168,7 @@ def _answers(name: str) -> Callable[[Any], bool]:
 
 def _worker_answers(ray: RayService) -> bool:
     """Whether this node's raylet runs and the head counts it among its nodes."""
-    if not any("raylet" in process.name() for process in processes.family(ray.process, ray.mark)):
+    if not processes.has_one_called(ray.process, ray.mark, "raylet"):
         return False
     try:
         return ray.node in head_facts.nodes(ray.address, ray_node.environment(ray.token_file, ray.node))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster import head_facts, ray_node
+from cluster import head_facts, processes, ray_node
 from cluster import site as sites
 from pipelines import site_health, versions
 from tests.site import running
@@ -80,8 +80,8 @@ def test_a_worker_joins_works_and_leaves_nothing_behind(head: Path, tmp_path: Pa
         known = head_facts.nodes(ray.address, ray_node.environment(ray.token_file, ray.node))
         assert sorted(known) == [running.HEAD, running.WORKER]
         assert work_on(ray, tmp_path, 2) == [running.HEAD, running.WORKER], "each of two tasks fills a node"
-        left = running.members(tmp_path / "site")
-        assert any("raylet" in one.name() for one in left)
+        left, worker = running.members(tmp_path / "site"), sites.read(tmp_path / "site").ray
+        assert worker is not None and processes.has_one_called(worker.process, worker.mark, "raylet")
     finally:
         said = running.down(tmp_path / "site")
     assert "processes ended" in said
