@@ -198,9 +198,9 @@ def test_a_rank_takes_steps_without_importing_what_it_does_not_use(trained: Trai
     """Each of these costs 1 to 7 s of every start, and of every restart after a crash."""
     job = trained.jobs.job("imports", train={"max_steps": 2, "zero_stage": 2})
     program = (
-        "import json, sys; from model.job import RankJob; from model.rank import Run; from model.world import join\n"
+        "import json, sys; from model.job import RankJob; from model.rank import Run; from model.world import join, leave\n"
         "this = Run(RankJob.parse(json.loads(sys.argv[1])), join('cpu')); this.steps(lambda: False); this.save()\n"
-        "print([name for name in ('torch._dynamo', 'mlflow', 'transformers', 'pandas', 'ray') if name in sys.modules])"
+        "print([name for name in ('torch._dynamo', 'mlflow', 'transformers', 'pandas', 'ray') if name in sys.modules]); leave()"
     )
     command = [sys.executable, "-c", program, json.dumps(job)]
     answer = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
@@ -213,9 +213,9 @@ def test_a_process_that_was_warmed_up_imports_no_other_library_for_its_first_ste
     program = (
         "import json, sys; from model.train import warm_up; warm_up(None); import torch\n"
         "assert not torch.distributed.is_initialized(); warm = set(sys.modules)\n"
-        "from model.job import RankJob; from model.rank import Run; from model.world import join\n"
+        "from model.job import RankJob; from model.rank import Run; from model.world import join, leave\n"
         "this = Run(RankJob.parse(json.loads(sys.argv[1])), join('cpu')); this.steps(lambda: False); this.save()\n"
-        "print(sorted({name.split('.')[0] for name in set(sys.modules) - warm} - {'torch', 'deepspeed'}))"
+        "print(sorted({name.split('.')[0] for name in set(sys.modules) - warm} - {'torch', 'deepspeed'})); leave()"
     )
     command = [sys.executable, "-c", program, json.dumps(job)]
     answer = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
