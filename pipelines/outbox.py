@@ -29,11 +29,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Content:
-    """What an outbox holds. `owner` is nobody once its pipeline has ended, and what is `incomplete` lacks what others' killed pipelines had to say."""
+    """What an outbox holds. `owner` is nobody once its pipeline has ended, and what is `incomplete` lacks what others' killed pipelines had to say.
+
+    `identity` is that of the file.
+    """
 
     runs: list[WantedRun]
     owner: Owner | None
     incomplete: bool
+    identity: tuple[int, int] | None
 
 
 class Outbox:
@@ -43,7 +47,7 @@ class Outbox:
         self.path = path
         self.incomplete = False
         self._mine: tuple[int, int] | None = None  # which file we wrote, among those of pipelines at the same time
-        self._taken_over: list[Path] = []
+        self._taken_over: dict[Path, tuple[int, int] | None] = {}  # and which file it was
 
     def take(self) -> list[WantedRun]:
         """What earlier pipelines could not deliver: this execution's own, and those of others that are dead or have ended.
@@ -53,10 +57,10 @@ class Outbox:
         self._sweep()
         runs = self._own()
         for path, content in _left(self.path):
-            self._taken_over.append(path)
             if content is None:
                 self._set_aside(path)
             else:
+                self._taken_over[path] = content.identity
                 self.incomplete |= content.incomplete or content.owner is not None
                 runs += content.runs
         return runs
@@ -103,8 +107,9 @@ class Outbox:
         }
         durable.write_json(self.path, {"digest": _digest(content), **content})
         self._mine = _identity(self.path)
-        for path in self._taken_over:  # only now: what they held is here
-            path.unlink(missing_ok=True)
+        for path, taken in self._taken_over.items():  # only now: what they held is here
+            if _identity(path) == taken:  # and not the file of one who goes on with that execution meanwhile
+                path.unlink(missing_ok=True)
         self._taken_over.clear()
 
     def clear(self) -> None:
@@ -120,12 +125,13 @@ def is_waiting(path: Path) -> bool:
 
 def read(path: Path) -> Content:
     """What an outbox holds. FileNotFoundError if there is none, ValueError if it is damaged."""
+    identity = _identity(path)  # before: a file that takes its place meanwhile is not taken for the one that was read
     try:
         found: dict[str, Any] = durable.read_json(path)
         if found.pop("digest") != _digest(found):
             raise ValueError("its content does not have the digest that it states")
         owner = found["owner"] and Owner(**found["owner"])
-        return Content([WantedRun.from_json(run) for run in found["runs"]], owner, found["incomplete"])
+        return Content([WantedRun.from_json(run) for run in found["runs"]], owner, found["incomplete"], identity)
     except (KeyError, TypeError, AttributeError, IsADirectoryError) as error:
         raise ValueError(f"it is no outbox: {error!r}") from error
 

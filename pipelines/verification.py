@@ -6,7 +6,6 @@ either work in progress, or what a kill has left, or somebody's own file.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ from pipelines.engine import lease as leases
 from pipelines.engine import record as records
 from pipelines.engine import sealed, using
 from pipelines.engine.step import Damaged, check_file
-from pipelines.engine.units import UnitFile
+from pipelines.engine.units import UnitFile, is_unreadable
 from pipelines.package import PackageDamaged, verify_package
 
 
@@ -110,7 +109,7 @@ def _readable(path: Path, read: Callable[[Path], Any], report: Report) -> Any:
 
 def _is_damage(error: Exception) -> bool:
     """Whether an error of reading tells of the file, and not of who reads: a disk that fails there is no reason to stop."""
-    return not isinstance(error, OSError) or isinstance(error, IsADirectoryError) or error.errno == errno.EIO
+    return not isinstance(error, OSError) or isinstance(error, IsADirectoryError) or is_unreadable(error)
 
 
 def _check_step(folder: Path, report: Report, known: set[str]) -> None:

@@ -10,7 +10,6 @@ was overtaken.
 
 from __future__ import annotations
 
-import errno
 import importlib
 import time
 from collections.abc import Callable, Mapping
@@ -26,7 +25,7 @@ from pipelines.engine import owning
 from pipelines.engine import record as records
 from pipelines.engine.fingerprint import canonical, digest
 from pipelines.engine.record import Record
-from pipelines.engine.units import UnitFile, UnitStore
+from pipelines.engine.units import UnitFile, UnitStore, is_unreadable
 
 
 @dataclass(frozen=True)
@@ -333,8 +332,8 @@ def check_file(root: Path, file: UnitFile, step: str, sha256: Callable[[Path], s
     except IsADirectoryError:
         raise Damaged(step, file.path, "is damaged (it is a folder)") from None
     except OSError as error:
-        if error.errno != errno.EIO:
-            raise  # the file may be whole
+        if not is_unreadable(error):
+            raise
         raise Damaged(step, file.path, f"cannot be read ({error.strerror})") from error
     if seen != file.sha256:
         raise Damaged(step, file.path, f"is damaged (SHA-256 {seen[:12]}, recorded {file.sha256[:12]})")

@@ -147,9 +147,14 @@ def _seen(path: Path) -> str:
     try:
         return durable.sha256(path)
     except OSError as error:
-        if error.errno != errno.EIO:
+        if not is_unreadable(error):
             raise
         return "unreadable"
+
+
+def is_unreadable(error: OSError) -> bool:
+    """Whether the disk cannot read the file, which is damage; after any other error it may be whole."""
+    return error.errno == errno.EIO
 
 
 def _content(certificate: Path) -> dict[str, Any] | None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import re
-import resource
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +23,7 @@ from pipelines.stages.budget import last_line
 from tests.faults import injection
 from tests.faults.injection import Point
 from tests.faults.test_crash_points import finishes, nothing_half
+from tests.full_disk import full_disk
 from tests.pipelines.engine import toys
 
 SHA256 = durable.sha256
@@ -128,17 +127,6 @@ def test_a_steps_failure_on_a_full_disk_says_what_to_do(tmp_path: Path) -> None:
             raise OSError(errno.ENOSPC, "full", "/w/f")
 
 
-@contextlib.contextmanager
-def room_for(size: int) -> Iterator[None]:
-    """Within the block the system takes no more than `size` bytes of a file: of the write that reaches them, a part."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def log_of(path: Path) -> Callable[[bytes], None]:
     return durable.Log(path, b"").append
 
@@ -154,7 +142,7 @@ def test_half_a_line_on_a_full_disk_is_an_error_and_readers_pass_over_it(
     path = tmp_path / "progress.jsonl"
     append, line = opened(path), b'{"step": %d}\n'
     append(line % 1)
-    with room_for(17), pytest.raises(OSError, match=re.escape(f"File too large: '{path}'")):
+    with full_disk(17), pytest.raises(OSError, match=re.escape(f"File too large: '{path}'")):
         append(line % 2)
     append(line % 3)
     assert path.read_bytes() == b'{"step": 1}\n{"ste' + b'{"step": 3}\n'

@@ -132,6 +132,16 @@ def test_the_outbox_of_another_recipe_stays_while_it_lives_and_is_taken_over_who
     assert [run.name for run in three.take()] == ["of a dead one"] and three.incomplete, "also if we are killed as well"
 
 
+def test_whoever_goes_on_with_a_dead_execution_meanwhile_keeps_its_own_outbox(tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "outbox-ours.json", tmp_path / "outbox-theirs.json"
+    killed(theirs, "of a dead one")
+    box = Outbox(ours)
+    taken = box.take()
+    Outbox(theirs).keep([])  # it was given again, between our two looks
+    box.keep(taken)
+    assert theirs.exists() and names(ours) == ["of a dead one"]
+
+
 def test_what_a_pipeline_could_not_deliver_when_it_ended_is_anybodys(tmp_path: Path) -> None:
     Outbox(tmp_path / "outbox-theirs.json").keep([run_of("undelivered")], ended=True)
     box = Outbox(tmp_path / "outbox-ours.json")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import resource
 import shutil
 import sys
 import threading
@@ -22,6 +21,7 @@ from model.checkpoint import STATE, CheckpointError, folder_name, open_shelf, pu
 from model.job import RankJob
 from model.rank import Run, run
 from model.world import World, join
+from tests.full_disk import full_disk
 from tests.model.training_runs import MIDDLE, STEPS
 
 
@@ -39,17 +39,6 @@ def held_disk(go_on: threading.Event) -> Iterator[None]:
         yield
     finally:
         saving.write = write
-
-
-@contextlib.contextmanager
-def full_disk(size: int) -> Iterator[None]:
-    """Within the block the system refuses to make a file of this process longer than `size` bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def blocking_save(engine: Any, folder: Path) -> dict[str, str]:
