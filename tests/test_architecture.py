@@ -295,6 +295,15 @@ def test_make_clean_removes_work_directories_only(checkout: Path) -> None:
     assert make(checkout, "clean").returncode == 0, "nothing there is clean"
 
 
+def test_git_keeps_no_database_no_weights_and_nothing_large() -> None:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip(f"not a git checkout: {listed.stderr.strip()}")
+    files = [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+    assert files
+    assert [path for path in files if b"\0" in path.read_bytes() or path.stat().st_size > 200_000] == []
+
+
 def test_files_that_are_run_together_or_first_are_there() -> None:
     named = {file for files in conftest.TOGETHER.values() for file in files} | set(conftest.LONGEST)
     assert [name for name in named - set(conftest.TOGETHER) if not (ROOT / "tests" / name).is_file()] == []
