@@ -242,6 +242,12 @@ class ObjectiveConfig(Config):
         {}, description="weight of each corpus, by the label of its source: its share of the samples; by size if empty"
     )
 
+    def predicted(self, objective: str) -> float:
+        """The fraction of a batch's tokens that the output layer is asked about."""
+        if objective.startswith("masked_lm"):
+            return self.mask_fraction
+        return 0.0 if objective == "next_sentence" else 1.0
+
     @model_serializer(mode="wrap")
     def _what_was_chosen(self, dump: Any) -> dict[str, Any]:
         fields: dict[str, Any] = dump(self)

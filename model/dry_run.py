@@ -13,13 +13,13 @@ import torch
 
 from model.config import ModelConfig, TrainConfig, accumulation_steps, deepspeed_config
 from model.heads import build
-from model.rank import flops_per_token
+from model.monitor import flops_per_token
 
 _ADAM = 8  # bytes of optimizer state a parameter: two moments in fp32
 
 
 def describe(job: dict[str, Any]) -> dict[str, Any]:
-    """Facts about `job` ({"model", "train", "ranks", "micro_batch_size"}) as JSON values.
+    """Facts about `job` ({"model", "train", "predicted", "ranks", "micro_batch_size"}) as JSON values.
 
     ValueError if the batch does not divide over the ranks. Bytes a rank are of weights, gradients and optimizer
     state after ZeRO's partitioning (Rajbhandari et al., 2020, section 3); activations come on top.
@@ -35,7 +35,7 @@ def describe(job: dict[str, Any]) -> dict[str, Any]:
         loss = model.transformer(tokens).sum() if config.family == "bert" else model(tokens, tokens)
         loss.backward()
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    flops = flops_per_token(model, config, train.sequence_length)
+    flops = flops_per_token(model, config, train.sequence_length, job["predicted"])
     tokens_per_step = train.global_batch_size * train.sequence_length
     return {
         "parameters": parameters,

@@ -33,17 +33,19 @@ class TrainingDiverged(RuntimeError):
     """The loss or the gradient is no number, or the loss exploded. The last good checkpoint is from before."""
 
 
-def flops_per_token(model: nn.Module, config: ModelConfig, length: int) -> float:
+def flops_per_token(model: nn.Module, config: ModelConfig, length: int, predicted: float = 1.0) -> float:
     """FLOPs of one token's forward and backward pass: 6 N + 12 L d T (Chowdhery et al. 2022, PaLM, appendix B).
 
     N counts the parameters that are multiplied: no position embeddings, and the token embedding only where it
-    is the output layer. T is the length of the sequence. Recomputed activations are not counted.
+    is the output layer, which the fraction `predicted` of the tokens goes through. T is the length of the sequence.
+    Recomputed activations are not counted.
     """
     count = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())
     if config.family != "llama":
         count -= config.n_positions * config.n_embd
     if config.head_kind in ("classification", "span") or not config.tie_word_embeddings:
-        count -= config.vocab_size * config.n_embd
+        predicted = 0  # of the embedding's weights, that is: an untied output layer has its own
+    count -= (1 - predicted) * config.vocab_size * config.n_embd
     return 6 * count + 12 * config.n_layer * config.n_embd * length
 
 

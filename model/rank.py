@@ -122,9 +122,9 @@ class Run:
         model = initial_model(job)
         self.parameters = tuning.counts(model)
         log.info("%d of %d parameters are trained", *self.parameters)
-        self.journal = Journal(
-            self.attempt, _peak(job, world), flops_per_token(model, job.model, job.train.sequence_length)
-        )
+        predicted = job.objective_options.predicted(job.objective)
+        flops = flops_per_token(model, job.model, job.train.sequence_length, predicted)
+        self.journal = Journal(self.attempt, _peak(job, world), flops)
         universal = restore.is_universal(self.resumed, world)
         self.engine = build_engine(model, job.train, world, job.micro_batch_size, universal=universal)
         self.guard = DivergenceGuard()

@@ -20,16 +20,20 @@ def describe(recipe: Recipe, execution: Execution) -> dict[str, Any]:
     if recipe.model is None or recipe.tokenizer is None:  # they are what step `import` finds
         return {}
     trained = {"pretrain": recipe.pretrain, "finetune": recipe.finetune}
-    jobs = {
-        name: part.model_dump(mode="json", include=set(TrainConfig.model_fields))
-        for name, part in trained.items()
-        if part
-    }
+    predicted = {"pretrain": recipe.pretrain.predicted(recipe.pretrain.objective)} if recipe.pretrain else {}
     shape = recipe.model.model_dump(mode="json") | {"vocab_size": recipe.tokenizer.vocab_size, "eot_token_id": 0}
     parts = {"ranks": execution.ranks, "micro_batch_size": execution.micro_batch_size}
     return {
-        name: resolve("model.dry_run:describe")({"model": shape, "train": train, **parts})
-        for name, train in jobs.items()
+        name: resolve("model.dry_run:describe")(
+            {
+                "model": shape,
+                "train": part.model_dump(mode="json", include=set(TrainConfig.model_fields)),
+                "predicted": predicted.get(name, 1.0),
+                **parts,
+            }
+        )
+        for name, part in trained.items()
+        if part
     }
 
 
