@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from model.tuning_config import Tuning
@@ -16,6 +17,7 @@ from pipelines import labels_flow
 from pipelines.config import FinetuneConfig, Recipe, Source, TaskConfig, TokenizerConfig
 from pipelines.engine.step import Input, Step
 from pipelines.finetune_config import ADDED_TO_FINETUNE
+from pipelines.forms import form as forms
 from pipelines.pretrained import Pretrained
 from pipelines.stages import (
     evaluate,
@@ -75,9 +77,22 @@ def _tokenizer(config: TokenizerConfig, files: Files) -> dict[str, list[dict[str
 
 
 def task_settings(config: TaskConfig) -> dict[str, Any]:
-    """What decides the examples beside the data. A field that came later counts where it is set: what was made stays made."""
+    """What decides the examples beside the data: the recipe's settings, and the version of the task's own code.
+
+    A field that came later counts where it is set: what was made stays made.
+    """
     settings = _json(config, "source", "validation_source", "test_source", "benchmark_source")
-    return {name: value for name, value in settings.items() if value or name not in ADDED_TO_TASK}
+    given = {name: value for name, value in settings.items() if value or name not in ADDED_TO_TASK}
+    return given | _version(task.of(config.name), "VERSION")
+
+
+def _version(module: ModuleType, name: str) -> dict[str, int]:
+    """What a task's or form's module calls the version of its own work, from the second on: what was made stays made.
+
+    A stage's version makes the steps of all tasks stale, this one those of one task or form.
+    """
+    version = getattr(module, name, 1)
+    return {"version": version} if version != 1 else {}
 
 
 def _imported(recipe: Recipe, files: Files) -> list[Step]:
@@ -199,7 +214,7 @@ def _task(recipe: Recipe) -> list[Step]:
             | ({"validation": examples["validation"]} if recipe.finetune.early_stopping else {}),
         ),
         Step(
-            "evaluate-task", evaluate.STAGE, asked(recipe),
+            "evaluate-task", evaluate.STAGE, asked(recipe) | _version(forms.of(form), "EVALUATION"),
             {"export": Input("finetune", made)} | labels | examples | (base if form == "text" else {}),
         ),
         *(_released("task", recipe.register_as.task, _json(recipe.register_as)["task_gates"], "finetune") if recipe.release else []),

@@ -8,6 +8,8 @@ module, which has
                                                  data), and what was counted; `settings` is the recipe's `finetune`
     evaluate(attempt)                            metrics of the export beside the baselines'; writes predictions.jsonl,
                                                  a line for each test example, and report.json
+    EVALUATION                                   the version of `evaluate`, 1 without it: raised when its figures mean something
+                                                 else, so that this form's models are measured again and no others
     compare(attempt, champion)                   the same figure of challenger and champion, paired
     figure(metrics), told(metrics)               what a run says of the evaluation: one figure; a few lines
     METRICS                                      which metrics a table shows, each beside which baselines; a task may have its own

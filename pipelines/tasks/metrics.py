@@ -55,12 +55,14 @@ def accuracy(counts: np.ndarray) -> np.ndarray:
 
 
 def macro_f1(counts: np.ndarray) -> np.ndarray:
-    """F1 = 2TP / (2TP + FP + FN) of each class, averaged over classes; 0 for a class that never occurs at all."""
-    return class_f1(counts).mean(-1)
+    """F1 = 2TP / (2TP + FP + FN) of each class, averaged over those that are in the labels or the predictions: of one that is
+    in neither nothing was asked and nothing wrong was said. Of many margins (a bootstrap's draws) over those of each."""
+    occurring = counts[..., 1, :] + counts[..., 2, :] > 0  # (..., K)
+    return class_f1(counts).sum(-1) / occurring.sum(-1)
 
 
 def class_f1(counts: np.ndarray) -> np.ndarray:
-    """F1 of each class, (..., K), of margins (..., 3, K)."""
+    """F1 of each class, (..., K), of margins (..., 3, K); 0 where it does not occur."""
     import numpy as np
 
     return 2 * counts[..., 0, :] / np.maximum(counts[..., 1, :] + counts[..., 2, :], 1)

@@ -172,7 +172,7 @@ def test_what_is_not_set_enters_no_fingerprint_and_what_is_set_does() -> None:
     assert default.finetune
     plain = {step.name: step.config for step in flow.build(default, lambda source: [])}
     assert not {"class_weights", "long_texts", "window_stride"} & set(plain["finetune"]["train"])
-    assert plain["evaluate-task"] == {"kind": "classification"} and set(plain["prepare_task"]) == {
+    assert plain["evaluate-task"] == {"kind": "classification", "version": 2} and set(plain["prepare_task"]) == {
         "name", "validation_fraction", "test_fraction", "max_examples",
     }  # fmt: skip
     finetune = default.finetune.model_copy(update={"class_weights": "balanced", "long_texts": "windows"})
@@ -181,7 +181,23 @@ def test_what_is_not_set_enters_no_fingerprint_and_what_is_set_does() -> None:
         for step in flow.build(default.model_copy(update={"finetune": finetune}), lambda source: [])
     }
     assert changed["finetune"]["train"]["class_weights"] == "balanced"
-    assert changed["evaluate-task"] == {"kind": "classification", "window": 128, "stride": 64}
+    assert changed["evaluate-task"] == {"kind": "classification", "version": 2, "window": 128, "stride": 64}
+
+
+def test_a_new_version_of_a_tasks_or_forms_code_is_in_its_own_steps_only_and_the_first_in_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def configs(name: str) -> dict[str, dict[str, Any]]:
+        return {step.name: dict(step.config) for step in flow.build(recipes.load(name), lambda source: [])}
+
+    before = {name: configs(name) for name in ("default", "topics", "translation", "cloze")}
+    assert not [name for name, steps in before.items() if "version" in steps["prepare_task"]]
+    measured = [name for name, steps in before.items() if "version" in steps["evaluate-task"]]
+    assert measured == ["default", "topics"], "macro-F1 is measured otherwise since version 2; nothing else is"
+    monkeypatch.setattr(topics, "VERSION", 2, raising=False)
+    after = {name: configs(name) for name in before}
+    assert after["topics"].pop("prepare_task") == before["topics"].pop("prepare_task") | {"version": 2}
+    assert after == before
 
 
 @pytest.mark.parametrize("name", ["sentiment_chinese", "topics", "sections"])

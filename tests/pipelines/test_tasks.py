@@ -162,14 +162,29 @@ def test_examples_of_each_form_are_read_back_and_no_training_text_may_hold_their
         examples.read(tmp_path / "test.jsonl", form)
 
 
-def test_accuracy_and_macro_f1_agree_with_scikit_learn() -> None:
+@pytest.mark.parametrize("present", [3, 5, 58])
+def test_accuracy_and_macro_f1_agree_with_scikit_learn(present: int) -> None:
+    """Also where some of the task's 58 classes are in neither labels nor predictions, in the figure and in every draw."""
     from sklearn.metrics import accuracy_score, f1_score
 
     chance = np.random.default_rng(0)
-    labels, predicted = chance.integers(0, 3, 200).tolist(), chance.integers(0, 3, 200).tolist()
-    counts = metrics.margins(metrics.confusion(labels, predicted, 3))
+    labels, predicted = chance.integers(0, present, 200).tolist(), chance.integers(0, present, 200).tolist()
+    counts = metrics.margins(metrics.confusion(labels, predicted, 58))
     assert metrics.accuracy(counts) == pytest.approx(accuracy_score(labels, predicted))
     assert metrics.macro_f1(counts) == pytest.approx(f1_score(labels, predicted, average="macro"))
+    draws = chance.integers(0, 200, (4, 8))  # of eight examples few classes are drawn
+    drawn = [([labels[i] for i in draw], [predicted[i] for i in draw]) for draw in draws]
+    many = np.stack([metrics.margins(metrics.confusion(true, said, 58)) for true, said in drawn])
+    expected = [f1_score(true, said, average="macro") for true, said in drawn]
+    assert metrics.macro_f1(many).tolist() == pytest.approx(expected)
+
+
+def test_who_says_all_right_has_a_macro_f1_of_one_whatever_classes_are_absent_or_rare() -> None:
+    labels = [0] * 30 + [1] * 30 + [2]  # class 2 is in a third of the draws not there, class 3 never
+    report = metrics.report(labels, labels, list(map(str, range(61))), classes=4)
+    assert (report["macro_f1"], report["macro_f1_interval_by_group"]) == (1.0, [1.0, 1.0])
+    wrong = metrics.report([0, 0, 1, 1], [0, 0, 1, 2], list("abcd"), classes=4)
+    assert wrong["macro_f1"] == pytest.approx((1 + 2 / 3 + 0) / 3, abs=1e-6), "a class that is said though absent counts"
 
 
 def test_wilson_interval_is_the_published_one() -> None:
