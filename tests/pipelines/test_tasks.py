@@ -184,7 +184,9 @@ def test_who_says_all_right_has_a_macro_f1_of_one_whatever_classes_are_absent_or
     report = metrics.report(labels, labels, list(map(str, range(61))), classes=4)
     assert (report["macro_f1"], report["macro_f1_interval_by_group"]) == (1.0, [1.0, 1.0])
     wrong = metrics.report([0, 0, 1, 1], [0, 0, 1, 2], list("abcd"), classes=4)
-    assert wrong["macro_f1"] == pytest.approx((1 + 2 / 3 + 0) / 3, abs=1e-6), "a class that is said though absent counts"
+    assert wrong["macro_f1"] == pytest.approx((1 + 2 / 3 + 0) / 3, abs=1e-6), (
+        "a class that is said though absent counts"
+    )
 
 
 def test_wilson_interval_is_the_published_one() -> None:

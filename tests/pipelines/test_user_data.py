@@ -50,22 +50,45 @@ def gzipped(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
+def zstandard(path: Path, rows: list[dict[str, Any]]) -> Path:
+    import pyarrow as pa
+
+    plain = jsonl(path, rows).read_bytes()
+    with pa.CompressedOutputStream(str(path), "zstd") as file:
+        file.write(plain)
+    return path
+
+
 def bzipped(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.write_bytes(bz2.compress(as_csv(path, rows).read_bytes()))
     return path
 
 
+def marked(write: Callable[[Path, list[dict[str, Any]]], Path]) -> Callable[[Path, list[dict[str, Any]]], Path]:
+    """The same file with a byte order mark, as spreadsheets write them."""
+
+    def marked_file(path: Path, rows: list[dict[str, Any]]) -> Path:
+        path.write_bytes(b"\xef\xbb\xbf" + write(path, rows).read_bytes())
+        return path
+
+    return marked_file
+
+
 WRITERS: dict[str, Callable[[Path, list[dict[str, Any]]], Path]] = {
-    "jsonl": jsonl, "csv": as_csv, "parquet": parquet, "jsonl.gz": gzipped, "csv.bz2": bzipped,
+    "jsonl": jsonl, "csv": as_csv, "parquet": parquet, "jsonl.gz": gzipped, "csv.bz2": bzipped, "jsonl.zst": zstandard,
+    "marked.jsonl": marked(jsonl), "marked.csv": marked(as_csv),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("ending", WRITERS)
 def test_the_same_records_give_the_same_examples_in_every_format(ending: str, tmp_path: Path) -> None:
-    expected = labelled.prepare([jsonl(tmp_path / "reference.jsonl", ROWS)], 0.2, 0.2)
-    prepared = labelled.prepare([WRITERS[ending](tmp_path / f"mine.{ending}", ROWS)], 0.2, 0.2)
+    rows = [*ROWS, {"text": 'Two lines,\nand "quotes".', "label": "good"}]
+    expected = labelled.prepare([jsonl(tmp_path / "reference.jsonl", rows)], 0.2, 0.2)
+    prepared = labelled.prepare([WRITERS[ending](tmp_path / f"mine.{ending}", rows)], 0.2, 0.2)
     assert (prepared.splits, prepared.labels) == (expected.splits, ("bad", "good"))
-    assert sum(map(len, prepared.splits.values())) == len(ROWS) == prepared.report["rows"]
+    assert sum(map(len, prepared.splits.values())) == len(rows) == prepared.report["rows"]
+    texts = [one.text for part in prepared.splits.values() for one in part]
+    assert 'Two lines,\nand "quotes".' in texts
 
 
 def prepared_by_the_stage(tmp_path: Path, config: TaskConfig) -> Path:
@@ -109,6 +132,27 @@ def test_a_datasets_folder_is_read_with_the_names_of_its_classes(tmp_path: Path)
     assert json.loads((outputs / "labels.json").read_text()) == names
 
 
+@pytest.mark.parametrize("unknown", ["label", "who"])
+def test_a_class_that_a_dataset_does_not_know_is_an_error_in_the_column_that_is_asked_for(
+    unknown: str, tmp_path: Path
+) -> None:
+    import datasets
+
+    known = [index % 2 for index in range(len(ROWS))]
+    columns = {"label": known, "who": known} | {unknown: [*known[:3], -1, *known[4:]]}
+    kinds = {name: datasets.ClassLabel(names=["bad", "good"]) for name in columns}
+    features = datasets.Features({"text": datasets.Value("string"), **kinds})
+    folder = tmp_path / "reviews"
+    table = {"text": [row["text"] for row in ROWS], **columns}
+    datasets.Dataset.from_dict(table, features=features).save_to_disk(str(folder))
+    config = TaskConfig(name="labelled", source=Source(dataset=str(folder)), validation_fraction=0.2, test_fraction=0.2)
+    if unknown == "label":
+        with pytest.raises(SourceError, match=rf"^{folder}:4: field 'label' is null; it has to be text; fill it, or"):
+            prepared_by_the_stage(tmp_path, config)
+    else:
+        assert json.loads((prepared_by_the_stage(tmp_path, config) / "labels.json").read_text()) == ["bad", "good"]
+
+
 def test_an_error_names_the_file_that_was_given_not_its_copy(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "mine.jsonl", [*ROWS, {"text": "No label here."}])
     with pytest.raises(SourceError) as error:
@@ -148,6 +192,8 @@ def test_a_bad_record_is_named_by_file_line_and_field(line: bytes, message: str,
         ("mine.csv", b'text,label\n"Fine,good\n', r"mine.csv: the record after line 1 is not valid CSV"),
         ("mine.csv", b"text,label\nFine\xe9,good\n", r"mine.csv:2: byte 5 of the line \(0xe9\) is not valid UTF-8"),
         ("mine.csv", b"text,label\n", r"mine.csv: no record in the file"),
+        ("mine.csv", b'text,label\n"two\nlines",good\nFine,\n', r"mine.csv:4: field 'label' is empty"),
+        ("mine.csv", b"text,label,label\nFine,good,bad\n", r"mine.csv: the header has the column 'label' 2 times; rename"),
         ("mine.parquet", b"PAR1 not really", r"mine.parquet: not a readable Parquet file"),
         (
             "mine.jsonl.gz",
@@ -172,6 +218,13 @@ def test_a_field_of_a_csv_file_may_be_as_long_as_a_book(tmp_path: Path) -> None:
     prepared = labelled.prepare([as_csv(tmp_path / "mine.csv", rows)], 0.2, 0.2)
     assert max(len(one.text) for part in prepared.splits.values() for one in part) > 200_000
     assert csv.field_size_limit() == usual
+
+
+def test_columns_without_a_name_may_stand_there_several_times(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text("text,label,,\n" + "".join(f'"{row["text"]}",{row["label"]},,\n' for row in ROWS))
+    expected = labelled.prepare([jsonl(tmp_path / "reference.jsonl", ROWS)], 0.2, 0.2)
+    assert labelled.prepare([path], 0.2, 0.2).splits == expected.splits
 
 
 def test_data_of_one_class_are_refused(tmp_path: Path) -> None:
@@ -229,7 +282,7 @@ def test_all_responses_to_a_prompt_count_and_a_prompt_is_on_one_side_only(tmp_pa
     assert len(prompts["train"]) == 2 * len(set(prompts["train"]))
 
 
-def test_conversations_are_read_from_lists_and_from_json_in_csv(tmp_path: Path) -> None:
+def test_conversations_are_read_from_lists_from_json_in_csv_and_from_parquet(tmp_path: Path) -> None:
     talks = [
         [{"role": "user", "content": f"Are you {n}?"}, {"role": "assistant", "content": f"No, {n + 1}."}]
         for n in range(30)
@@ -237,6 +290,8 @@ def test_conversations_are_read_from_lists_and_from_json_in_csv(tmp_path: Path) 
     lists = messages.prepare([jsonl(tmp_path / "a.jsonl", [{"messages": talk} for talk in talks])], 0.2, 0.2)
     written = as_csv(tmp_path / "b.csv", [{"messages": json.dumps(talk)} for talk in talks])
     assert messages.prepare([written], 0.2, 0.2).splits == lists.splits
+    nested = parquet(tmp_path / "c.parquet", [{"messages": talk} for talk in talks])
+    assert messages.prepare([nested], 0.2, 0.2).splits == lists.splits
     assert sum(map(len, lists.splits.values())) == 30
 
 
