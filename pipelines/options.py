@@ -62,17 +62,18 @@ def recipe_of(recipe: str, settings: list[str] | None) -> Recipe:
     """The recipe after `--set`."""
     made, values = recipes.load(recipe), dict(pair.split("=", 1) for pair in pairs(settings))
     theirs = {path: text for path, text in values.items() if not path.startswith("execution.")}
-    recipe: Recipe = override(made, theirs) if theirs else made
-    _refuse_anothers_name(made, recipe, theirs)
-    return recipe
+    changed: Recipe = override(made, theirs) if theirs else made
+    _refuse_anothers_name(made, changed, theirs)
+    return changed
 
 
-def _refuse_anothers_name(made: Recipe, recipe: Recipe, given: dict[str, str]) -> None:
+def _refuse_anothers_name(made: Recipe, changed: Recipe, given: dict[str, str]) -> None:
     """ConfigError if settings give a recipe another task and leave it the name: the new model would take the old one's place."""
-    changed = made.task and recipe.task and recipe.task.name != made.task.name
-    if changed and not {"register_as", "register_as.task"} & set(given):
+    if not made.task or not changed.task or {"register_as", "register_as.task"} & set(given):
+        return
+    if changed.task.name != made.task.name:
         raise ConfigError(
-            f"--set task: recipe {made.name} would register a model of task {recipe.task.name} as {made.register_as.task!r}, the "
+            f"--set task: recipe {made.name} would register a model of task {changed.task.name} as {made.register_as.task!r}, the "
             "name of its own task's; give it one (register_as.task=...), and one to the base model if it is another too "
             "(register_as.base=...)"
         )

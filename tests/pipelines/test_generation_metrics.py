@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import random
+from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,17 +45,42 @@ def corpus(size: int = 60) -> tuple[list[str], list[list[str]], list[str]]:
     return texts, references, [str(place // 4) for place in range(size)]
 
 
+def columns(references: list[list[str]]) -> Any:
+    """The first reference of each text, then the second: as sacrebleu takes them."""
+    return [[row[place] if place < len(row) else None for row in references] for place in range(2)]
+
+
 def test_bleu_and_chrf_are_sacrebleus_with_its_signature() -> None:
     import sacrebleu
 
     texts, references, groups = corpus()
     found = generation_metrics.report(texts, references, groups)
-    columns = [[row[place] if place < len(row) else None for row in references] for place in range(2)]
-    bleu, chrf = sacrebleu.corpus_bleu(texts, columns), sacrebleu.corpus_chrf(texts, columns)
+    right = columns(references)
+    bleu, chrf = sacrebleu.corpus_bleu(texts, right), sacrebleu.corpus_chrf(texts, right)
     assert found["bleu"] == pytest.approx(bleu.score, abs=1e-6)
     assert found["chrf"] == pytest.approx(chrf.score, abs=1e-6)
     assert "tok:13a" in found["bleu_signature"] and "version:2.6" in found["bleu_signature"]
     assert "nc:6" in found["chrf_signature"]
+
+
+def test_intervals_of_bleu_and_chrf_are_those_of_sacrebleu_on_the_drawn_groups_texts() -> None:
+    """The same draws, made of texts here and not of sums: each group's texts as often as it is drawn, scored as a corpus."""
+    import sacrebleu
+
+    texts, references, groups = corpus(20)
+    names = sorted(set(groups))
+    drawn = np.random.default_rng(0).multinomial(len(names), [1 / len(names)] * len(names), size=1000).tolist()
+
+    @cache
+    def scores(times: tuple[int, ...]) -> tuple[float, float]:
+        chosen = [i for i, group in enumerate(groups) for _ in range(times[names.index(group)])]
+        said, right = [texts[i] for i in chosen], columns([references[i] for i in chosen])
+        return sacrebleu.corpus_bleu(said, right).score, sacrebleu.corpus_chrf(said, right).score
+
+    expected = np.quantile([scores(tuple(times)) for times in drawn], [0.025, 0.975], axis=0)  # (2, 2)
+    found = generation_metrics.report(texts, references, groups)
+    for place, name in enumerate(("bleu", "chrf")):
+        assert found[f"{name}_interval_by_group"] == pytest.approx(expected[:, place].tolist(), abs=1e-5)
 
 
 def test_intervals_hold_the_figure_and_repeat_exactly() -> None:

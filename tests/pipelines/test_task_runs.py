@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,13 +11,16 @@ from typing import Any
 
 import pytest
 
+from model import durable
 from pipelines import recipes
 from tests import alone
 from tests.pipelines.killing import kill_while_it_learns
 
 ROOT = Path(__file__).parents[2]
+CHECKPOINT_EVERY = 4
 SMALL = (
-    "task.max_examples=300 finetune.max_steps=24 finetune.warmup_steps=2 execution.checkpoint_every=4 execution.ranks=2"
+    "task.max_examples=300 finetune.max_steps=24 finetune.warmup_steps=2 execution.ranks=2 "
+    f"execution.checkpoint_every={CHECKPOINT_EVERY}"
 )
 OWN = "pretrain.max_steps=10 pretrain.warmup_steps=2"  # of recipes that begin with a model of ours
 CLOZE = 'task.options={"passage_words":70,"benchmark_questions":20,"benchmark_left_out":10}'
@@ -43,9 +47,14 @@ SLICES: dict[str, tuple[str, str, list[Any]]] = {
 }
 
 
-def command(recipe: str, folder: Path) -> list[str]:
+def command(recipe: str, folder: Path, *more: str) -> list[str]:
     settings = f"{SMALL} {SLICES[recipe][0]} execution.registry={folder / 'registry'}"
-    return [sys.executable, "-m", "pipelines", "run", "-r", recipe, "-w", str(folder / "work"), "-s", settings]
+    return [sys.executable, "-m", "pipelines", "run", "-r", recipe, "-w", str(folder / "work"), "-s", settings, *more]
+
+
+def run(recipe: str, folder: Path, *more: str) -> None:
+    done = subprocess.run(command(recipe, folder, *more), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_every_recipe_of_the_table_has_a_slice() -> None:
@@ -58,9 +67,9 @@ def test_a_recipe_killed_while_it_learns_goes_on_and_its_model_works_in_plain_tr
     recipe: str, tmp_path: Path
 ) -> None:
     kill_while_it_learns(command(recipe, tmp_path), tmp_path / "work", 480)
-    done = subprocess.run(command(recipe, tmp_path), cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run(recipe, tmp_path)
     metrics = {step: measured(tmp_path / "work", step) for step in ("finetune", "evaluate-task")}
+    assert metrics["finetune"].get("resumed_from", 0) >= CHECKPOINT_EVERY, "it began anew"
     assert metrics["evaluate-task"]["examples"] > 0 and 0 <= metrics["finetune"]["padding"] < 0.1
     (model,) = tmp_path.glob("work/steps/pull-task-*/outputs/model")
     _, kind, given = SLICES[recipe]
@@ -76,6 +85,17 @@ def test_a_recipe_killed_while_it_learns_goes_on_and_its_model_works_in_plain_tr
         assert said.startswith(given[0]) if isinstance(said, str) else said[-1]["role"] == "assistant"
         if recipe == "finetune_smollm2":  # what it knew before it learned from anything here: test_importing.py
             assert "Paris" in said[-1]["content"]
+    killed = learned(tmp_path / "work")
+    shutil.rmtree(next(tmp_path.glob("work/steps/finetune-*")))
+    run(recipe, tmp_path, "--until", "finetune")
+    assert "resumed_from" not in measured(tmp_path / "work", "finetune")
+    assert learned(tmp_path / "work") == killed, "other weights than those of a run that nobody killed"
+
+
+def learned(work: Path) -> dict[str, str]:
+    """The digest of each file that fine-tuning exported."""
+    (export,) = work.glob("steps/finetune-*/outputs/export")
+    return {path.name: durable.sha256(path) for path in export.iterdir() if path.is_file()}
 
 
 def measured(work: Path, step: str) -> dict[str, Any]:

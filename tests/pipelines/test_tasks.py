@@ -229,6 +229,23 @@ def test_baselines_learn_from_training_labels_only_and_repeat_exactly(tmp_path: 
     assert flipped["tfidf_logistic_regression"]["predicted"] == first["tfidf_logistic_regression"]["predicted"]
 
 
+def test_terms_and_weights_of_the_baseline_come_from_the_training_texts_alone(tmp_path: Path) -> None:
+    splits = sentiment.prepare([write_reviews(tmp_path, invented_rows())]).splits
+    train, validation, test = (
+        ([example.text for example in splits[name]], [example.label for example in splits[name]])
+        for name in examples.SPLITS
+    )
+    said, setting = metrics.tfidf_predictions(train, validation, test[0])
+    strange = [f"{text} zyzzyva zyzzyva" for text in test[0]]
+    assert metrics.tfidf_predictions(train, validation, strange) == (said, setting), "words of test texts are no terms"
+    few = metrics.tfidf_predictions(train, validation, strange[:3])
+    assert few == (said[:3], setting), "nor does a test text depend on the others"
+    for texts in (["zyzzyva zyzzyva"] * len(train[0]), train[0]):  # of validation texts with all labels turned round
+        turned = (texts, [1 - label for label in train[1]])
+        found, chosen = metrics.tfidf_predictions(train, turned, test[0])
+        assert (found, chosen["terms"]) == (said, setting["terms"]), "validation texts choose C and nothing else"
+
+
 @pytest.mark.parametrize(
     ("texts", "labels", "expected", "setting"),
     [

@@ -193,7 +193,11 @@ def test_a_bad_record_is_named_by_file_line_and_field(line: bytes, message: str,
         ("mine.csv", b"text,label\nFine\xe9,good\n", r"mine.csv:2: byte 5 of the line \(0xe9\) is not valid UTF-8"),
         ("mine.csv", b"text,label\n", r"mine.csv: no record in the file"),
         ("mine.csv", b'text,label\n"two\nlines",good\nFine,\n', r"mine.csv:4: field 'label' is empty"),
-        ("mine.csv", b"text,label,label\nFine,good,bad\n", r"mine.csv: the header has the column 'label' 2 times; rename"),
+        (
+            "mine.csv",
+            b"text,label,label\nFine,good,bad\n",
+            r"mine.csv: the header has the column 'label' 2 times; rename",
+        ),
         ("mine.parquet", b"PAR1 not really", r"mine.parquet: not a readable Parquet file"),
         (
             "mine.jsonl.gz",
