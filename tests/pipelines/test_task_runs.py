@@ -85,6 +85,7 @@ def test_a_recipe_killed_while_it_learns_goes_on_and_its_model_works_in_plain_tr
         assert said.startswith(given[0]) if isinstance(said, str) else said[-1]["role"] == "assistant"
         if recipe == "finetune_smollm2":  # what it knew before it learned from anything here: test_importing.py
             assert "Paris" in said[-1]["content"]
+            return  # its 24 steps take minutes; that LoRA goes on to equal bytes: tests/model/test_tuning.py
     killed = learned(tmp_path / "work")
     shutil.rmtree(next(tmp_path.glob("work/steps/finetune-*")))
     run(recipe, tmp_path, "--until", "finetune")
