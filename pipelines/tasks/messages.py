@@ -53,6 +53,10 @@ def prepare(
             raise ValueError(
                 f"{files[0]}: the {name} split is empty; give more data or other shares (task.validation_fraction, task.test_fraction)"
             )
+    # Turns alternate, so what nobody replied to is one turn: it stays in the example, and nothing is learned or asked of it.
+    report["turns_after_the_last_reply"] = sum(
+        one.messages[-1]["role"] != "assistant" for part in unique.values() for one in part
+    )
     report |= {"rows": sum(map(len, splits.values())), "splits": {name: summary(unique[name]) for name in SPLITS}}
     return Prepared(unique, report)
 

@@ -47,19 +47,22 @@ def prepare(
     unique, report = without_repeats(
         splits, lambda example: f"{normalised(example.prompt)}\n{normalised(example.response)}"
     )
-    unique, lost = _prompts_on_one_side(unique)
+    unique, lost, merged = _prompts_on_one_side(unique)
     for name, part in unique.items():
         if not part:
             raise ValueError(
                 f"{files[0]}: the {name} split is empty; give more data or other shares (task.validation_fraction, task.test_fraction)"
             )
-    report["dropped"]["prompts_across_splits"] = lost
+    report["dropped"] |= {"prompts_across_splits": lost, "merged_as_references": merged}
     report |= {"rows": sum(map(len, splits.values())), "splits": {name: summary(unique[name]) for name in SPLITS}}
     return Prepared(unique, report)
 
 
-def _prompts_on_one_side(splits: dict[str, list[Response]]) -> tuple[dict[str, list[Response]], int]:
-    """Each prompt on one side only, nearest to the test side, with all responses of that side as its references."""
+def _prompts_on_one_side(splits: dict[str, list[Response]]) -> tuple[dict[str, list[Response]], int, int]:
+    """Each prompt on one side only, nearest to the test side, with all responses of that side as its references.
+
+    And how many examples were lost to another side, and how many are references only, of a prompt that is asked once.
+    """
     references: dict[str, list[str]] = defaultdict(list)
     side: dict[str, str] = {}
     for name in ("test", "validation", "train"):
@@ -75,7 +78,8 @@ def _prompts_on_one_side(splits: dict[str, list[Response]]) -> tuple[dict[str, l
         ]
         for name in SPLITS
     }
+    on_one_side = sum(map(len, kept.values()))
     # Held out, a prompt is asked once.
     for name in ("validation", "test"):
         kept[name] = list({normalised(example.prompt): example for example in reversed(kept[name])}.values())[::-1]
-    return kept, sum(map(len, splits.values())) - sum(map(len, kept.values()))
+    return kept, sum(map(len, splits.values())) - on_one_side, on_one_side - sum(map(len, kept.values()))

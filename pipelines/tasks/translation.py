@@ -37,12 +37,13 @@ def prepare(
     language: str = "it",
     longest_words: int = 12,
 ) -> Prepared:
-    """Pairs of lines of at most `longest_words` words a side, split by source package.
+    """Pairs of lines of at most `longest_words` words a side, split by source package. A line that its translation leaves
+    as it is (a name, a number) teaches nothing and is dropped.
 
     ValueError names file, line and field of what cannot be used.
     """
     found = list[Response]()
-    counts = {"untranslated": 0, "not_aligned": 0, "longer": 0}
+    counts = {"untranslated": 0, "not_aligned": 0, "empty": 0, "longer": 0, "not_changed": 0}
     for record in records(files):
         if language not in record.fields:
             counts["untranslated"] += 1
@@ -52,11 +53,16 @@ def prepare(
         if len(ours) != len(theirs):
             counts["not_aligned"] += 1
             continue
-        for english, other in zip(ours, theirs, strict=True):
-            if not _short(english, longest_words) or not _short(other, longest_words):
+        for pair in zip(ours, theirs, strict=True):
+            english, other = (line.strip() for line in pair)
+            if not english or not other:
+                counts["empty"] += 1
+            elif max(len(english.split()), len(other.split())) > longest_words:
                 counts["longer"] += 1
-            elif english.strip() != other.strip():
-                found.append(_pair(english.strip(), other.strip(), group))
+            elif english == other:
+                counts["not_changed"] += 1
+            else:
+                found.append(_pair(english, other, group))
     if not found:
         raise ValueError(f"{files[0]}: no record has a description in {language!r}; choose task.options.language")
     splits, repeated = _prompts_once(divided(found, validation, test))
@@ -69,10 +75,6 @@ def prepare(
         "splits": {name: summary(splits[name]) for name in SPLITS},
     }
     return Prepared(splits, report)
-
-
-def _short(line: str, longest_words: int) -> bool:
-    return 0 < len(line.split()) <= longest_words
 
 
 def _pair(english: str, other: str, group: str) -> Response:
