@@ -37,14 +37,14 @@ def architecture(config: ModelConfig) -> str:
     return str(_FAMILIES[config.family].ARCHITECTURES[config.head_kind])
 
 
-def _config_json(config: ModelConfig) -> dict[str, Any]:
+def _config_json(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "model_type": config.family,
         "architectures": [architecture(config)],
         "vocab_size": config.vocab_size,
         "initializer_range": config.initializer_range,
         "tie_word_embeddings": config.tie_word_embeddings,
-        "torch_dtype": "float32",
+        "torch_dtype": str(dtype).removeprefix("torch."),
     } | _FAMILIES[config.family].config_json(config)
     if config.num_labels is not None:
         names = _label_names(config)
@@ -61,8 +61,10 @@ def generation_config(config: ModelConfig) -> dict[str, Any]:
     return {"bos_token_id": opening, "eos_token_id": eot, "pad_token_id": config.padding}
 
 
-def to_hugging_face(config: ModelConfig, state: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Our state dict (any dtype, any device) -> config.json's fields, and fp32 tensors on the host by the family's names.
+def to_hugging_face(
+    config: ModelConfig, state: Mapping[str, Tensor], dtype: torch.dtype = torch.float32
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Our state dict (any dtype, any device) -> config.json's fields, and tensors of `dtype` on the host by the family's names.
 
     Tied weights are left out. ValueError if the labels do not fit num_labels, UnsupportedModel if no family computes it.
     """
@@ -72,9 +74,9 @@ def to_hugging_face(config: ModelConfig, state: Mapping[str, Tensor]) -> tuple[d
         raise ValueError(
             f"labels={list(config.labels)} name {len(config.labels)} classes, num_labels={config.num_labels}"
         )
-    on_host = {name: tensor.detach().to("cpu", torch.float32) for name, tensor in state.items()}
+    on_host = {name: tensor.detach().to("cpu", dtype) for name, tensor in state.items()}
     theirs = _FAMILIES[config.family].to_theirs(config, on_host)
-    return _config_json(config), {name: tensor.contiguous() for name, tensor in theirs}
+    return _config_json(config, dtype), {name: tensor.contiguous() for name, tensor in theirs}
 
 
 def _read_config(folder: Path) -> ModelConfig:

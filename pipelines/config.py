@@ -92,6 +92,9 @@ class Recipe(Config):
     release: bool = Field(
         True, description="export and register what is made; false: only train and measure it, with gptline's own code"
     )
+    export_precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="of the weights that are released, a base's and a task's; bf16: half the bytes, rounded"
+    )
     task: TaskConfig | None = Field(None, description="the labelled task; none: only a base model is made")
     finetune: FinetuneConfig | None = Field(None, description="how the task is learned; given exactly when task is")
     few_labels: FewLabels | None = Field(
@@ -104,7 +107,7 @@ class Recipe(Config):
     @model_serializer(mode="wrap")
     def _as_it_was(self, dump: Any) -> dict[str, Any]:
         """What came later is left out at its default: a recipe that says nothing of it is what it was."""
-        usual = {"pretrained": None, "release": True, "few_labels": None}
+        usual = {"pretrained": None, "release": True, "export_precision": "fp32", "few_labels": None}
         return {name: value for name, value in dump(self).items() if name not in usual or value != usual[name]}
 
     @model_validator(mode="after")
@@ -120,6 +123,11 @@ class Recipe(Config):
             raise ValueError(f"{' and '.join(own)} come with `pretrained`; leave them out, or leave `pretrained` out")
         if self.pretrain is None and self.task is None:
             raise ValueError("nothing is to be made of `pretrained`; give shard and pretrain, or task and finetune")
+        if self.export_precision != "fp32" and not self.release:
+            raise ValueError(
+                f"export_precision={self.export_precision} is of what is released, and release=false releases nothing; "
+                "leave one of them out"
+            )
         if self.few_labels is not None and (self.task is None or not self.release):
             raise ValueError(
                 "few_labels needs a task, finetune and release: it fine-tunes and measures what is exported"

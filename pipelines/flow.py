@@ -99,8 +99,10 @@ def _shape(recipe: Recipe) -> tuple[dict[str, Any], dict[str, Input]]:
 
 
 def _weights(recipe: Recipe) -> tuple[str, dict[str, Any]]:
-    """The output that holds what was trained, and how a training step is told where it is no export."""
-    return ("export/", {}) if recipe.release else ("weights/", {"release": False})
+    """The output that holds what was trained, and how a training step is told where it is no export, or none in fp32."""
+    if not recipe.release:
+        return "weights/", {"release": False}
+    return "export/", {} if recipe.export_precision == "fp32" else {"export_precision": recipe.export_precision}
 
 
 def _finetune_settings(config: FinetuneConfig) -> dict[str, Any]:

@@ -86,6 +86,8 @@ def train(attempt: Attempt, job: dict[str, Any]) -> dict[str, Any]:
     execution = attempt.execution
     connect(attempt)
     job = job | {
+        "release": attempt.config.get("release", True),
+        "export_precision": attempt.config.get("export_precision", "fp32"),
         "attempt": str(attempt.scratch),
         "outputs": str(attempt.outputs),
         "checkpoints": str(attempt.checkpoints),
