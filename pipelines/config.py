@@ -141,19 +141,17 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _model_can(self) -> Recipe:
-        if self.model is None:  # that of `pretrained`: its step `import` says what it can
+        shape, said = self._shape(self.pretrained)
+        if shape is None:
             return self
-        for name, part in (("pretrain", self.pretrain), ("finetune", self.finetune)):
-            if part is not None and part.sequence_length > self.model.n_positions:
-                raise ValueError(
-                    f"{name}.sequence_length={part.sequence_length} is longer than model.n_positions={self.model.n_positions}"
-                )
-        if self.evaluate.continuation_tokens >= self.model.n_positions:
+        for misfit in capabilities.length_misfits(self.pretrain.sequence_length, shape, said) if self.pretrain else ():
+            raise ValueError(f"pretrain.{misfit}")
+        if self.pretrain and self.evaluate.continuation_tokens >= shape.n_positions:
             raise ValueError(
                 f"evaluate.continuation_tokens={self.evaluate.continuation_tokens} leaves no room for a prompt in "
-                f"model.n_positions={self.model.n_positions}; choose fewer"
+                f"{said}n_positions={shape.n_positions}; choose fewer"
             )
-        if self.release and not self.model.exportable:
+        if self.release and self.model and not self.model.exportable:
             unknown = (
                 f"model.feed_forward={self.model.feed_forward!r} is in no Hugging Face family and cannot be exported"
             )
@@ -174,14 +172,20 @@ class Recipe(Config):
     def _options_apply(self) -> Recipe:
         if self.task is None or self.finetune is None:
             return self
-        tuned = {"finetune": (self.finetune, self.model)}
+        tuned = {"finetune": (self.finetune, self.pretrained)}
         for start in self.few_labels.starts if self.few_labels else ():
-            shape = None if start.pretrained else self.model
-            tuned |= {f"few_labels.starts {start.name}: finetune": (start.finetune or self.finetune, shape)}
-        for name, (finetune, shape) in tuned.items():
-            for misfit in capabilities.option_misfits(finetune, tasks.form_of(self.task.name), shape):
+            begun = (start.finetune or self.finetune, start.pretrained or self.pretrained)
+            tuned |= {f"few_labels.starts {start.name}: finetune": begun}
+        for name, (finetune, pretrained) in tuned.items():
+            for misfit in capabilities.option_misfits(
+                finetune, tasks.form_of(self.task.name), *self._shape(pretrained)
+            ):
                 raise ValueError(f"{name}.{misfit}")
         return self
+
+    def _shape(self, pretrained: Pretrained | None) -> tuple[ModelShape | None, str]:
+        """The shape of a model that training begins with (none: the step `import` finds it out), and whose its fields are."""
+        return (pretrained.shape, f"{pretrained.path}/config.json's ") if pretrained else (self.model, "model.")
 
     @model_validator(mode="after")
     def _released_under_names(self) -> Recipe:
