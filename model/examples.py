@@ -103,7 +103,7 @@ def surrounding(encode: Callable[[bool], list[int]]) -> tuple[list[int], list[in
 
 
 def text_windows(tokens: list[int], length: int, stride: int) -> list[list[int]]:
-    """A text in windows of `length` tokens, each `stride` after the one before it, the last one at the text's end.
+    """A text in windows of `length` tokens, each `stride` (at most `length`) after the one before it, the last one at the text's end.
 
     A text that fits is its own only window. Without a stride (0) there is one window: what is longer loses its end.
     """
@@ -111,7 +111,8 @@ def text_windows(tokens: list[int], length: int, stride: int) -> list[list[int]]
 
 
 def window_starts(count: int, length: int, stride: int) -> list[int]:
-    """At which of a text's `count` tokens each of its windows begins."""
+    """At which of a text's `count` tokens each of its windows begins. No token is passed over: the longest stride is `length`."""
+    stride = min(stride, length)
     return [0] if not stride or count <= length else [*range(0, count - length, stride), count - length]
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
 
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # of an export's weights, as recipes name them
 # Of the largest logit. Where hidden states reach 20,000, as SmolLM2's do, transformers' own two attentions differ by 1.2e-4
 # in fp32 (logits to 40): an absolute bound alone would refuse a right export. A wrong weight shows at 1e-2 and more.
 RELATIVE_TOLERANCE = 1e-5
@@ -53,14 +54,20 @@ def _copy_tokenizer(source: Path, target: Path, n_positions: int) -> None:
 
 
 def write_export(
-    folder: Path, config: ModelConfig, state: Mapping[str, Tensor], tokenizer: Path, shard_size: int | str = "5GB"
+    folder: Path,
+    config: ModelConfig,
+    state: Mapping[str, Tensor],
+    tokenizer: Path,
+    shard_size: int | str = "5GB",
+    precision: str = "fp32",
 ) -> None:
-    """Write `folder` whole or not at all: config.json, generation_config.json, model.safetensors (fp32), tokenizer.
+    """Write `folder` whole or not at all: config.json, generation_config.json, model.safetensors, tokenizer.
 
     `state` is our model's state dict; `tokenizer` the folder of its tokenizer. Weights of more than `shard_size` (bytes,
-    or as "5GB") are several files with an index. OSError if `folder` has content.
+    or as "5GB") are several files with an index. `precision` is that of the weights, fp32 or bf16. OSError if `folder` has
+    content.
     """
-    fields, tensors = to_hugging_face(config, state)
+    fields, tensors = to_hugging_face(config, state, DTYPES[precision])
     staging = durable.temporary(folder)
     staging.mkdir()
     try:

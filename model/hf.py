@@ -1,7 +1,8 @@
 """Names and shapes, to and from Hugging Face: our weights and configuration as a `transformers` model has them.
 
 The one idea: a family is one small file of names (`hf_gpt2.py`, `hf_llama.py`, `hf_bert.py`), which says how its
-config.json and its weights are called; what all families share is here: labels, files, refusals.
+config.json and its weights are called; what all families share is here (labels, files, refusals) and, of what is read
+without torch, in `hf_config.py`.
 
 Nothing here imports transformers: what it accepts is held by the tests.
 """
@@ -13,18 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
-from model import durable, hf_bert, hf_gpt2, hf_llama, own_weights
+from model import durable, own_weights
 from model.config import ModelConfig
-
-_FAMILIES: dict[str, Any] = {"gpt2": hf_gpt2, "llama": hf_llama, "bert": hf_bert}
-_BARE = {"GPT2Model": "language_model", "LlamaModel": "language_model", "BertModel": "pretraining"}  # with no head
-
-
-class UnsupportedModel(ValueError):
-    """A Hugging Face folder holds a model that Transformer does not compute, or that does not fit."""
+from model.hf_config import FAMILIES, UnsupportedModel, read_config
 
 
 def _label_names(config: ModelConfig) -> tuple[str, ...]:
@@ -34,18 +28,18 @@ def _label_names(config: ModelConfig) -> tuple[str, ...]:
 
 def architecture(config: ModelConfig) -> str:
     """The name of the class in `transformers` that computes this model."""
-    return str(_FAMILIES[config.family].ARCHITECTURES[config.head_kind])
+    return str(FAMILIES[config.family].ARCHITECTURES[config.head_kind])
 
 
-def _config_json(config: ModelConfig) -> dict[str, Any]:
+def _config_json(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "model_type": config.family,
         "architectures": [architecture(config)],
         "vocab_size": config.vocab_size,
         "initializer_range": config.initializer_range,
         "tie_word_embeddings": config.tie_word_embeddings,
-        "torch_dtype": "float32",
-    } | _FAMILIES[config.family].config_json(config)
+        "torch_dtype": str(dtype).removeprefix("torch."),
+    } | FAMILIES[config.family].config_json(config)
     if config.num_labels is not None:
         names = _label_names(config)
         fields["problem_type"] = "single_label_classification"
@@ -61,8 +55,10 @@ def generation_config(config: ModelConfig) -> dict[str, Any]:
     return {"bos_token_id": opening, "eos_token_id": eot, "pad_token_id": config.padding}
 
 
-def to_hugging_face(config: ModelConfig, state: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Our state dict (any dtype, any device) -> config.json's fields, and fp32 tensors on the host by the family's names.
+def to_hugging_face(
+    config: ModelConfig, state: Mapping[str, Tensor], dtype: torch.dtype = torch.float32
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Our state dict (any dtype, any device) -> config.json's fields, and tensors of `dtype` on the host by the family's names.
 
     Tied weights are left out. ValueError if the labels do not fit num_labels, UnsupportedModel if no family computes it.
     """
@@ -72,84 +68,9 @@ def to_hugging_face(config: ModelConfig, state: Mapping[str, Tensor]) -> tuple[d
         raise ValueError(
             f"labels={list(config.labels)} name {len(config.labels)} classes, num_labels={config.num_labels}"
         )
-    on_host = {name: tensor.detach().to("cpu", torch.float32) for name, tensor in state.items()}
-    theirs = _FAMILIES[config.family].to_theirs(config, on_host)
-    return _config_json(config), {name: tensor.contiguous() for name, tensor in theirs}
-
-
-def _read_config(folder: Path) -> ModelConfig:
-    """config.json of a folder as a ModelConfig. UnsupportedModel where it asks for another computation."""
-    path = folder / "config.json"
-    if not path.exists():
-        raise UnsupportedModel(f"{folder} has no config.json; expected a Hugging Face model folder")
-    fields = durable.read_json(path)
-    family = fields.get("model_type")
-    if family not in _FAMILIES:
-        raise UnsupportedModel(f"{path}: model_type={family!r} is not supported, only {', '.join(_FAMILIES)}")
-    theirs = _FAMILIES[family]
-    activations = getattr(theirs, "ACTIVATIONS", {}).values()
-    for name in ("activation_function", "hidden_act"):
-        if activations and name in fields and fields[name] not in activations:
-            raise UnsupportedModel(f"{path}: {name}={fields[name]!r} is not supported, only {' or '.join(activations)}")
-    for name, value in theirs.COMPUTED.items():
-        if fields.get(name, value) != value:
-            raise UnsupportedModel(f"{path}: {name}={fields[name]!r} is not supported, only {value!r}")
-    heads = {name: head for head, name in theirs.ARCHITECTURES.items()} | _BARE
-    named = (fields.get("architectures") or [next(iter(heads))])[0]
-    if named not in heads:
-        raise UnsupportedModel(f"{path}: architecture {named} is not supported, only {', '.join(heads)}")
-    labels = _labels(fields) if heads[named] == "classification" else ()
-    try:
-        return ModelConfig(
-            family=family, vocab_size=fields["vocab_size"], num_labels=len(labels) or None, labels=labels,
-            **_special(fields, path, family), **theirs.shape(fields), **_named_head(heads[named], family),
-        )  # fmt: skip
-    except KeyError as error:
-        raise UnsupportedModel(f"{path}: {error} is missing") from error
-    except (ValueError, ValidationError) as error:
-        raise UnsupportedModel(f"{path}: {error}") from error
-
-
-def _named_head(head: str, family: str) -> dict[str, Any]:
-    """The head, where it is not the one that is meant without a word."""
-    usual = ("classification", next(iter(_FAMILIES[family].ARCHITECTURES)))
-    return {} if head in usual else {"head": head}
-
-
-def _special(fields: Mapping[str, Any], path: Path, family: str) -> dict[str, Any]:
-    """The ids of EOT and padding. UnsupportedModel where there is not exactly one EOT in the vocabulary.
-
-    BERT's EOT is its [SEP]. Its own files name neither: a folder that lacks them is completed from its tokenizer.
-    """
-    eot, pad = fields.get("eos_token_id"), fields.get("pad_token_id")
-    if family == "bert" and not isinstance(eot, int):
-        known = _tokenizer_ids(path.parent)
-        if "[SEP]" not in known:
-            raise UnsupportedModel(f"{path}: no eos_token_id, and no tokenizer beside it that has [SEP]")
-        named = {"cls_token_id": "[CLS]", "sep_token_id": "[SEP]", "mask_token_id": "[MASK]", "pad_token_id": "[PAD]"}
-        return {"eot_token_id": known["[SEP]"]} | {
-            name: known[token] for name, token in named.items() if token in known
-        }
-    if not isinstance(eot, int) or not 0 <= eot < fields["vocab_size"]:
-        raise UnsupportedModel(
-            f"{path}: eos_token_id={eot!r} is not one id of the vocabulary of {fields['vocab_size']}"
-        )
-    return {"eot_token_id": eot} | ({"pad_token_id": pad} if isinstance(pad, int) and pad != eot else {})
-
-
-def _tokenizer_ids(folder: Path) -> dict[str, int]:
-    """The ids of the special tokens in a folder's tokenizer.json or vocab.txt; none if it has neither."""
-    if (folder / "tokenizer.json").exists():
-        return {token["content"]: token["id"] for token in durable.read_json(folder / "tokenizer.json")["added_tokens"]}
-    if (folder / "vocab.txt").exists():
-        return {token: place for place, token in enumerate((folder / "vocab.txt").read_text().splitlines())}
-    return {}
-
-
-def _labels(fields: Mapping[str, Any]) -> tuple[str, ...]:
-    """The classes' names by index."""
-    names: dict[str, str] = fields.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
-    return tuple(names[str(index)] for index in range(len(names)))
+    on_host = {name: tensor.detach().to("cpu", dtype) for name, tensor in state.items()}
+    theirs = FAMILIES[config.family].to_theirs(config, on_host)
+    return _config_json(config, dtype), {name: tensor.contiguous() for name, tensor in theirs}
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -172,10 +93,10 @@ def from_hugging_face(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     """
     if own_weights.are_in(folder):
         return own_weights.read(folder)
-    config = _read_config(folder)
+    config = read_config(folder)
     theirs = {name: tensor.to(torch.float32) for name, tensor in _read_tensors(folder).items()}
     try:
-        state = {name: tensor.contiguous() for name, tensor in _FAMILIES[config.family].to_ours(config, theirs)}
+        state = {name: tensor.contiguous() for name, tensor in FAMILIES[config.family].to_ours(config, theirs)}
     except KeyError as error:
         raise UnsupportedModel(f"{folder}: family {config.family} has no weight {error}, or lacks its like") from error
     if config.head_kind == "language_model" and config.tie_word_embeddings:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from model.config import ModelConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ARCHITECTURES = {
     "pretraining": "BertForPreTraining",
@@ -131,6 +131,8 @@ def to_theirs(config: ModelConfig, state: Mapping[str, Tensor]) -> Iterator[tupl
 
 def to_ours(config: ModelConfig, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """BERT's weights by our names; BertModel's lack the prefix. KeyError for a weight that BERT does not have."""
+    import torch
+
     theirs = {_whole(name): tensor for name, tensor in tensors.items()}
     for name, tensor in theirs.items():
         found = _THEIR_LAYER.fullmatch(name)

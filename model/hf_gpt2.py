@@ -7,11 +7,12 @@ W (in, out), `nn.Linear` computes x W^T + b with W (out, in).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from model.config import ModelConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ARCHITECTURES = {"language_model": "GPT2LMHeadModel", "classification": "GPT2ForSequenceClassification"}
 ACTIVATIONS = {"gelu": "gelu_new", "relu": "relu"}

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from model.config import ModelConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ARCHITECTURES = {"language_model": "LlamaForCausalLM", "classification": "LlamaForSequenceClassification"}
 # Options of LlamaConfig that change what is computed, with the only value that Transformer computes.
@@ -119,6 +119,8 @@ def to_theirs(config: ModelConfig, state: Mapping[str, Tensor]) -> Iterator[tupl
 
 def to_ours(config: ModelConfig, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """Llama's weights by our names. KeyError for a weight that Llama does not have."""
+    import torch
+
     for name, tensor in tensors.items():
         if name.endswith("rotary_emb.inv_freq"):
             continue

@@ -44,6 +44,7 @@ class RankJob(Config):
     release: bool = Field(
         True, description="leave a Hugging Face export behind; false: our own weights, which no other software reads"
     )
+    export_precision: Literal["fp32", "bf16"] = Field("fp32", description="of the export's weights")
     attempt: str = Field(description="folder of this owner; nothing is written outside of it but by a rename from it")
     outputs: str = Field(description="folder in the attempt for what the step leaves behind")
     checkpoints: str = Field(description="folder of the published checkpoints, older attempts' too")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from model import adapters, durable, export, tuning
@@ -67,11 +68,19 @@ def write(
 def _write_export(
     job: RankJob, draft: Path, state: Mapping[str, Tensor], tokens: Tensor, mask: Tensor, logits: Tensor
 ) -> float:
-    """Write the export (or our own weights, where nothing is released) and the probe, and compare them."""
-    if job.train.precision == "bf16" or job.device == "cuda":
+    """Write the export (or our own weights, where nothing is released) and the probe, and compare them.
+
+    What is written in bf16 is probed as it is rounded, so that a wrong weight shows as it does in fp32.
+    """
+    if job.export_precision == "bf16":
+        state = {name: tensor.to(torch.bfloat16).float() for name, tensor in state.items()}
+    if "bf16" in (job.train.precision, job.export_precision) or job.device == "cuda":
         logits = _reference_logits(job, state, tokens, mask, logits)
-    name, write = ("export", export.write_export) if job.release else ("weights", export.write_own)
-    write(draft / name, job.model, state, Path(job.tokenizer))
+    name = "export" if job.release else "weights"
+    if job.release:
+        export.write_export(draft / name, job.model, state, Path(job.tokenizer), precision=job.export_precision)
+    else:
+        export.write_own(draft / name, job.model, state, Path(job.tokenizer))
     export.write_probe(draft / "probe.safetensors", tokens, mask, logits)
     return export.check_export(draft / name, draft / "probe.safetensors")
 
@@ -79,12 +88,16 @@ def _write_export(
 def _reference_logits(job: RankJob, state: Mapping[str, Tensor], tokens: Tensor, mask: Tensor, live: Tensor) -> Tensor:
     """Our model's logits in fp32 on the CPU, as the export is checked, after they were compared with the live model's.
 
-    A live model in bf16, or on a GPU with its own order of sums, cannot be compared to 1e-4 itself.
+    A live model in bf16, or on a GPU with its own order of sums, cannot be compared to 1e-4 itself, and no live model with
+    weights that were rounded to bf16.
     """
     model = build(job.model)
     load_pretrained(model, state)
     logits = export.last_logits(model.eval(), tokens, mask, job.model.family)
     difference = float((logits - live).abs().max())
-    if not difference <= LIVE_TOLERANCE[job.train.precision] * float(logits.abs().max()):
-        raise export.ExportMismatch(f"the fp32 weights and the live model differ by {difference:.3g} in their logits")
+    coarse = "bf16" if "bf16" in (job.train.precision, job.export_precision) else "fp32"
+    if not difference <= LIVE_TOLERANCE[coarse] * float(logits.abs().max()):
+        raise export.ExportMismatch(
+            f"the {job.export_precision} weights and the live model differ by {difference:.3g} in their logits"
+        )
     return logits

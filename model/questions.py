@@ -44,7 +44,7 @@ def windows(
     asked = [cls, *question[: longest_question(length)], sep]
     room = length - len(asked) - 1
     found = []
-    for start in window_starts(len(context), room, min(stride, room)):
+    for start in window_starts(len(context), room, stride):
         part = context[start : start + room]
         found.append(Window([*asked, *part, sep], len(asked), start, len(part)))
     return found

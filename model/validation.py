@@ -25,6 +25,8 @@ from model.tuning_config import EarlyStopping
 from model.world import World
 
 PREFIX = "validation_"  # of the metrics that an evaluation adds to its step's line
+# What a batch adds: its summed loss, what that is to be divided by, and of a classifier each row's probabilities.
+Sums = tuple[float, float, list[list[float]]]
 BATCH_SIZE = 32  # examples; whatever the micro-batch of training, so that no slicing changes a sum
 
 
@@ -38,6 +40,7 @@ class Validation:
         self._objective, self._world = objective, world
         lengths = np.minimum(examples.lengths, length)
         by_length = np.argsort(-lengths, kind="stable")
+        self._texts = _texts(examples, by_length) if objective == "classification" else None
         self._batches = [
             _batch(examples, by_length[start : start + BATCH_SIZE], length)
             for start in range(0, len(by_length), BATCH_SIZE)
@@ -45,31 +48,56 @@ class Validation:
 
     @torch.no_grad()
     def measure(self, engine: Any) -> dict[str, float]:
-        """`validation_loss`, nats a target, and of a classifier `validation_accuracy`. Every rank has to call it."""
+        """`validation_loss`, nats a target, and of a classifier `validation_accuracy`. Every rank has to call it.
+
+        The loss is weighted as that of training is, by class and by window. The accuracy is that of evaluation: each text
+        counts once, whatever its class, and is what the mean of its windows' probabilities says.
+        """
         engine.eval()
         rank, size = self._world.rank, self._world.size
-        own: dict[int, tuple[float, int, int]] = {}
+        own: dict[int, Sums] = {}
         # Under ZeRO 3 all ranks call the model equally often: who has no batch left measures the last one once more.
         for first in range(0, len(self._batches), size):
             number = min(first + rank, len(self._batches) - 1)
             own[number] = self._sums(engine, self._batches[number].to(self._world.device))
         engine.train()
         found = {number: sums for part in self._world.gather(own) for number, sums in part.items()}
-        losses, targets, right = zip(*(found[number] for number in sorted(found)), strict=True)
+        losses, targets, said = zip(*(found[number] for number in sorted(found)), strict=True)
         measured = {f"{PREFIX}loss": sum(losses) / max(sum(targets), 1)}
         if self._objective == "classification":
-            measured[f"{PREFIX}accuracy"] = sum(right) / max(sum(targets), 1)
+            measured[f"{PREFIX}accuracy"] = self._accuracy([row for part in said for row in part])
         return measured
 
-    def _sums(self, engine: Any, batch: objectives.Batch) -> tuple[float, int, int]:
-        """Summed loss, number of targets and, of a classifier, right answers of one batch."""
+    def _sums(self, engine: Any, batch: objectives.Batch) -> Sums:
+        """What one batch adds to the sums."""
         if self._objective != "classification":
             loss, targets = objectives.loss(engine, self._objective, batch)
-            return float(loss), int(targets), 0
+            return float(loss), int(targets), []
         assert batch.labels is not None
         logits = engine(batch.tokens)  # (B, K)
-        right = (logits.argmax(-1) == batch.labels).sum()
-        return float(cross_entropy_sum(logits, batch.labels)), len(batch.labels), int(right)
+        counted = len(batch.labels) if batch.weights is None else float(batch.weights.double().sum())
+        loss = cross_entropy_sum(logits, batch.labels, batch.weights)
+        return float(loss), counted, logits.double().softmax(-1).tolist()
+
+    def _accuracy(self, said: list[list[float]]) -> float:
+        """The share of texts whose class is the one that their windows (`said`, in the order of the batches) find likeliest."""
+        probabilities = torch.tensor(said, dtype=torch.float64)  # (windows, K)
+        assert self._texts
+        texts, labels = self._texts  # (windows,), (texts,)
+        summed = probabilities.new_zeros(len(labels), probabilities.shape[1]).index_add_(0, texts, probabilities)
+        return int((summed.argmax(-1) == labels).sum()) / len(labels)
+
+
+def _texts(examples: Examples, order: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Of which text (a number) each of the examples `order` is a window, and each text's class: windows share an id."""
+    numbers: dict[str, int] = {}
+    labels: dict[int, int] = {}
+    windows = []
+    for index in order.tolist():
+        example = examples[index]
+        windows.append(numbers.setdefault(example.id, len(numbers)))
+        labels[windows[-1]] = -1 if example.label is None else example.label
+    return torch.tensor(windows), torch.tensor(list(labels.values()))
 
 
 def _batch(examples: Examples, chosen: np.ndarray, length: int) -> objectives.Batch:
@@ -83,7 +111,10 @@ def _batch(examples: Examples, chosen: np.ndarray, length: int) -> objectives.Ba
         tokens[place, :size] = torch.from_numpy(row.tokens[:size].astype(np.int64))
         mask[place, :size] = True if row.loss_mask is None else torch.from_numpy(row.loss_mask[:size])
     labels = None if rows[0].label is None else torch.tensor([row.label for row in rows])  # (B,)
-    batch = objectives.Batch(tokens, torch.arange(len(rows)), mask, labels)
+    weights = (
+        None if examples.weights is None else torch.from_numpy(examples.weights[chosen].astype(np.float32))
+    )  # (B,)
+    batch = objectives.Batch(tokens, torch.arange(len(rows)), mask, labels, weights)
     return batch if examples.spans is None else with_spans(batch, examples, chosen)
 
 

@@ -1,7 +1,8 @@
 """What a family of models, the form of a task and the options of training can do together. Light: imports nothing heavy.
 
-The one idea: what cannot be is said before anything is trained. A recipe whose model is known is refused when it is read; a
-model that is somebody else's folder is known once it is imported, and then the first step that trains refuses it.
+The one idea: what cannot be is said before anything is trained. A recipe whose model is known is refused when it is read: by
+its own shape, or by config.json of somebody else's folder. A model that is known only once it is imported (a GGUF file, a
+folder on another machine) is refused by the first step that trains.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def known(model: ModelShape | None, pretrained: Pretrained | None, pretrain: Pre
     if model is not None:
         return Known(model.family, f"model.family={model.family!r}")
     if pretrained is not None and pretrained.family is not None:
-        return Known(pretrained.family, f"pretrained.sample={pretrained.sample} (of family {pretrained.family})")
+        return Known(pretrained.family, f"{pretrained.said} (of family {pretrained.family})")
     if pretrain is not None:  # the families that learn it are alike in what else they can
         family = next(name for name, learned in OBJECTIVES.items() if pretrain.objective in learned)
         return Known(family, f"a model that learns pretrain.objective={pretrain.objective!r}")
@@ -64,8 +65,19 @@ def form_misfits(form: str, release: bool) -> Iterator[str]:
         yield f"{_UNRELEASED}, and the task is of form span; leave release on"
 
 
-def option_misfits(finetune: FinetuneConfig, form: str, shape: ModelShape | None) -> Iterator[str]:
-    """Options of fine-tuning that would do nothing for a task of this form, or that the model (none: not known) lacks."""
+def length_misfits(length: int, shape: ModelShape, said: str) -> Iterator[str]:
+    """A sequence that is longer than the model has positions. `said` stands before the names of its fields."""
+    if length > shape.n_positions:
+        yield f"sequence_length={length} is longer than {said}n_positions={shape.n_positions}"
+
+
+def option_misfits(
+    finetune: FinetuneConfig, form: str, shape: ModelShape | None, said: str = "model."
+) -> Iterator[str]:
+    """Options of fine-tuning that would do nothing for a task of this form, or that the model (none: not known) lacks.
+
+    `said` stands before the names of the model's fields.
+    """
     if finetune.class_weights != "none" and form != "classification":
         yield f"class_weights={finetune.class_weights} is of classes, and a task of form {form} has none; leave it out"
     if finetune.long_texts == "windows" and form not in ("classification", "span"):
@@ -78,10 +90,11 @@ def option_misfits(finetune: FinetuneConfig, form: str, shape: ModelShape | None
         yield f"early_stopping.metric=accuracy is of classes, and a task of form {form} has none; use loss"
     if shape is None:
         return
+    yield from length_misfits(finetune.sequence_length, shape, said)
     if finetune.last_layers is not None and finetune.last_layers > shape.n_layer:
-        yield f"last_layers={finetune.last_layers} is more than model.n_layer={shape.n_layer}; choose fewer"
+        yield f"last_layers={finetune.last_layers} is more than {said}n_layer={shape.n_layer}; choose fewer"
     if finetune.tune == "head" and _NEEDS.get(form, ((),))[0] == _CAUSAL and shape.tie_word_embeddings:
         yield (
-            "tune=head leaves nothing to train: the output layer is the token embedding (model.tie_word_embeddings); "
+            f"tune=head leaves nothing to train: the output layer is the token embedding ({said}tie_word_embeddings); "
             "choose last_layers, lora or all"
         )

@@ -92,6 +92,9 @@ class Recipe(Config):
     release: bool = Field(
         True, description="export and register what is made; false: only train and measure it, with gptline's own code"
     )
+    export_precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="of the weights that are released, a base's and a task's; bf16: half the bytes, rounded"
+    )
     task: TaskConfig | None = Field(None, description="the labelled task; none: only a base model is made")
     finetune: FinetuneConfig | None = Field(None, description="how the task is learned; given exactly when task is")
     few_labels: FewLabels | None = Field(
@@ -104,7 +107,7 @@ class Recipe(Config):
     @model_serializer(mode="wrap")
     def _as_it_was(self, dump: Any) -> dict[str, Any]:
         """What came later is left out at its default: a recipe that says nothing of it is what it was."""
-        usual = {"pretrained": None, "release": True, "few_labels": None}
+        usual = {"pretrained": None, "release": True, "export_precision": "fp32", "few_labels": None}
         return {name: value for name, value in dump(self).items() if name not in usual or value != usual[name]}
 
     @model_validator(mode="after")
@@ -120,6 +123,11 @@ class Recipe(Config):
             raise ValueError(f"{' and '.join(own)} come with `pretrained`; leave them out, or leave `pretrained` out")
         if self.pretrain is None and self.task is None:
             raise ValueError("nothing is to be made of `pretrained`; give shard and pretrain, or task and finetune")
+        if self.export_precision != "fp32" and not self.release:
+            raise ValueError(
+                f"export_precision={self.export_precision} is of what is released, and release=false releases nothing; "
+                "leave one of them out"
+            )
         if self.few_labels is not None and (self.task is None or not self.release):
             raise ValueError(
                 "few_labels needs a task, finetune and release: it fine-tunes and measures what is exported"
@@ -133,19 +141,17 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _model_can(self) -> Recipe:
-        if self.model is None:  # that of `pretrained`: its step `import` says what it can
+        shape, said = self._shape(self.pretrained)
+        if shape is None:
             return self
-        for name, part in (("pretrain", self.pretrain), ("finetune", self.finetune)):
-            if part is not None and part.sequence_length > self.model.n_positions:
-                raise ValueError(
-                    f"{name}.sequence_length={part.sequence_length} is longer than model.n_positions={self.model.n_positions}"
-                )
-        if self.evaluate.continuation_tokens >= self.model.n_positions:
+        for misfit in capabilities.length_misfits(self.pretrain.sequence_length, shape, said) if self.pretrain else ():
+            raise ValueError(f"pretrain.{misfit}")
+        if self.pretrain and self.evaluate.continuation_tokens >= shape.n_positions:
             raise ValueError(
                 f"evaluate.continuation_tokens={self.evaluate.continuation_tokens} leaves no room for a prompt in "
-                f"model.n_positions={self.model.n_positions}; choose fewer"
+                f"{said}n_positions={shape.n_positions}; choose fewer"
             )
-        if self.release and not self.model.exportable:
+        if self.release and self.model and not self.model.exportable:
             unknown = (
                 f"model.feed_forward={self.model.feed_forward!r} is in no Hugging Face family and cannot be exported"
             )
@@ -166,14 +172,20 @@ class Recipe(Config):
     def _options_apply(self) -> Recipe:
         if self.task is None or self.finetune is None:
             return self
-        tuned = {"finetune": (self.finetune, self.model)}
+        tuned = {"finetune": (self.finetune, self.pretrained)}
         for start in self.few_labels.starts if self.few_labels else ():
-            shape = None if start.pretrained else self.model
-            tuned |= {f"few_labels.starts {start.name}: finetune": (start.finetune or self.finetune, shape)}
-        for name, (finetune, shape) in tuned.items():
-            for misfit in capabilities.option_misfits(finetune, tasks.form_of(self.task.name), shape):
+            begun = (start.finetune or self.finetune, start.pretrained or self.pretrained)
+            tuned |= {f"few_labels.starts {start.name}: finetune": begun}
+        for name, (finetune, pretrained) in tuned.items():
+            for misfit in capabilities.option_misfits(
+                finetune, tasks.form_of(self.task.name), *self._shape(pretrained)
+            ):
                 raise ValueError(f"{name}.{misfit}")
         return self
+
+    def _shape(self, pretrained: Pretrained | None) -> tuple[ModelShape | None, str]:
+        """The shape of a model that training begins with (none: the step `import` finds it out), and whose its fields are."""
+        return (pretrained.shape, f"{pretrained.path}/config.json's ") if pretrained else (self.model, "model.")
 
     @model_validator(mode="after")
     def _released_under_names(self) -> Recipe:

@@ -39,7 +39,10 @@ class FinetuneConfig(TrainConfig, Tuning):
         "length, whose probabilities are averaged; of questions about a text likewise, and the best window answers",
     )
     window_stride: int | None = Field(
-        None, ge=1, description="tokens between the beginnings of two windows; half of sequence_length if none"
+        None,
+        ge=1,
+        description="tokens between the beginnings of two windows, at most those that a window has room for beside special "
+        "tokens; half of sequence_length if none",
     )
 
     @model_validator(mode="after")

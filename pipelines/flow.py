@@ -114,8 +114,10 @@ def _shape(recipe: Recipe) -> tuple[dict[str, Any], dict[str, Input]]:
 
 
 def _weights(recipe: Recipe) -> tuple[str, dict[str, Any]]:
-    """The output that holds what was trained, and how a training step is told where it is no export."""
-    return ("export/", {}) if recipe.release else ("weights/", {"release": False})
+    """The output that holds what was trained, and how a training step is told where it is no export, or none in fp32."""
+    if not recipe.release:
+        return "weights/", {"release": False}
+    return "export/", {} if recipe.export_precision == "fp32" else {"export_precision": recipe.export_precision}
 
 
 def _finetune_settings(config: FinetuneConfig) -> dict[str, Any]:
@@ -131,7 +133,24 @@ def asked(recipe: Recipe) -> dict[str, Any]:
     windows = (
         {"window": recipe.finetune.sequence_length, "stride": recipe.finetune.stride} if recipe.finetune.stride else {}
     )
-    return {"kind": form_of(recipe)} | windows
+    return {"kind": form_of(recipe)} | windows | _without_gaps(recipe)
+
+
+def _without_gaps(recipe: Recipe) -> dict[str, Any]:
+    """Once, windows further apart than one has room for beside special tokens passed over tokens. Steps that may have done
+    so are made anew: all but those of a tokenizer that is trained here and puts no tokens around texts."""
+    assert recipe.finetune
+    plain = recipe.tokenizer and recipe.tokenizer.sources and recipe.tokenizer.special_tokens == "gpt2"
+    far = recipe.finetune.stride > recipe.finetune.sequence_length - 2
+    return {"windows": "without_gaps"} if far and not plain and form_of(recipe) == "classification" else {}
+
+
+def _weighted(recipe: Recipe) -> dict[str, Any]:
+    """Once, early stopping counted all windows and classes alike. Steps of which that is not what they ask for are made anew."""
+    assert recipe.finetune
+    uneven = recipe.finetune.stride or recipe.finetune.class_weights != "none"
+    early = recipe.finetune.early_stopping and form_of(recipe) == "classification"
+    return {"validation": "weighted"} if early and uneven else {}
 
 
 def _data(recipe: Recipe, files: Files) -> list[Step]:
@@ -209,7 +228,7 @@ def _task(recipe: Recipe) -> list[Step]:
     named = {} if form == "classification" else {"form": form}  # it was the only one: what was made stays made
     return [
         Step(
-            "finetune", finetune.STAGE, {"model": shape, "train": _finetuning(recipe.finetune)} | named | how,
+            "finetune", finetune.STAGE, {"model": shape, "train": _finetuning(recipe)} | named | how,
             {"examples": examples["train"], "tokenizer": _tokenizer_of(recipe)} | labels | base | known
             | ({"validation": examples["validation"]} if recipe.finetune.early_stopping else {}),
         ),
@@ -226,9 +245,11 @@ def _examples(*names: str) -> dict[str, Input]:
     return {name: Input("prepare_task", f"{name}.jsonl") for name in names}
 
 
-def _finetuning(config: FinetuneConfig) -> dict[str, Any]:
+def _finetuning(recipe: Recipe) -> dict[str, Any]:
     """What decides the fine-tuned weights. Tuning counts where something was chosen: what was made stays made."""
-    return _finetune_settings(config) | config.meaning()
+    assert recipe.finetune
+    chosen = _finetune_settings(recipe.finetune) | recipe.finetune.meaning()
+    return chosen | _without_gaps(recipe) | _weighted(recipe)
 
 
 def _adapter(recipe: Recipe) -> list[Step]:

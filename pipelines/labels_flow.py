@@ -90,7 +90,15 @@ def _point(recipe: Recipe, point: Point, whole: Build) -> Iterator[Step]:
     renamed = {"import": _import(point.start), "finetune": f"finetune-{point.name}"}
     for name, group in (("finetune", "examples"), ("evaluate-task", "train")):
         inputs = _renamed(steps[name].inputs, renamed) | {group: train}
-        yield replace(steps[name], name=f"{name.removesuffix('-task')}-{point.name}", inputs=inputs)
+        config = {**steps[name].config, **(_baseline(recipe) if name == "evaluate-task" else {})}
+        yield replace(steps[name], name=f"{name.removesuffix('-task')}-{point.name}", config=config, inputs=inputs)
+
+
+def _baseline(recipe: Recipe) -> dict[str, Any]:
+    """So many labels and no more: TF-IDF may look at those of the validation split only where a model does, to stop early."""
+    assert recipe.few_labels and recipe.finetune
+    looks = any((start.finetune or recipe.finetune).early_stopping for start in recipe.few_labels.starts)
+    return {} if looks else {"cross_validation": True}
 
 
 def _renamed(inputs: Mapping[str, Input], names: Mapping[str, str]) -> dict[str, Any]:

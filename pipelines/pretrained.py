@@ -23,7 +23,8 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from model.config import Config
+from model.config import Config, ModelConfig
+from model.hf_config import read_config
 from pipelines.samples import Sample
 from pipelines.sources import SourceError
 
@@ -55,8 +56,27 @@ class Pretrained(Config):
 
     @property
     def family(self) -> str | None:
-        """The family of a sample; none: what a folder holds, the step `import` finds out."""
-        return FAMILIES[self.sample] if self.sample else None
+        """The family of a sample, or of a folder that is there; none: the step `import` finds out."""
+        if self.sample:
+            return FAMILIES[self.sample]
+        shape = self.shape
+        return shape.family if shape else None
+
+    @property
+    def shape(self) -> ModelConfig | None:
+        """What config.json of the folder says; none where it is not there, or says nothing of a GGUF file beside it.
+
+        UnsupportedModel (a ValueError) if the step `import` would refuse it: the rule is the same.
+        """
+        folder = Path(str(self.path)).expanduser().absolute()
+        if self.sample or not (folder / "config.json").is_file() or any(folder.glob("*.gguf")):
+            return None
+        return read_config(folder)
+
+    @property
+    def said(self) -> str:
+        """How a recipe names it."""
+        return f"pretrained.sample={self.sample}" if self.sample else f"pretrained.path={self.path}"
 
 
 def described(spec: Pretrained, cache: Path, sha256: Callable[[Path], str], fetch: bool) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ SOURCES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py")
 TORCH_FREE = {
     "model.durable",
     "model.config",
+    "model.hf_config",
     "model.tuning_config",
     "model.vocabulary",
     "model.token_shards",

@@ -125,7 +125,7 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
     classes = len(names)
     simple = scores.baselines(
         (text["train"], labels["train"]),
-        (text["validation"], labels["validation"]),
+        None if attempt.config.get("cross_validation") else (text["validation"], labels["validation"]),
         (text["test"], labels["test"], groups),
         classes,
     )

@@ -42,7 +42,6 @@ def run(attempt: Attempt) -> dict[str, Any]:
             "tuning": {name: settings[name] for name in Tuning.model_fields if name in settings},
             "validation": str(validation) if validation else None,
             "init": str(weights(attempt.inputs["base"])) if settings["init"] == "base" else None,
-            "release": attempt.config.get("release", True),
         },
     )
     return metrics | counts

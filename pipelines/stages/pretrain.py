@@ -29,7 +29,6 @@ def run(attempt: Attempt) -> dict[str, Any]:
             "data": {"manifest": str(attempt.inputs["tokens"].path("train.json")), "root": str(attempt.root)},
             "tokenizer": str(tokenizer),
             "init": str(base.path("export")) if base else None,
-            "release": attempt.config.get("release", True),
         },
     )
 

@@ -38,7 +38,7 @@ def vocabulary(tokenizer: Path) -> dict[str, int]:
 def shape(attempt: Attempt, tokenizer: Path) -> dict[str, Any]:
     """What the model is, before its task is known: the recipe's shape with the tokenizer's vocabulary, or an imported model's.
 
-    An imported model may have more ids than its tokenizer. SourceError if it cannot learn what it is to: of such a model a
+    An imported model may have more ids than its tokenizer. SourceError if it cannot learn what it is to: of some models a
     recipe does not know the family.
     """
     if "shape" in attempt.inputs:
@@ -86,6 +86,8 @@ def train(attempt: Attempt, job: dict[str, Any]) -> dict[str, Any]:
     execution = attempt.execution
     connect(attempt)
     job = job | {
+        "release": attempt.config.get("release", True),
+        "export_precision": attempt.config.get("export_precision", "fp32"),
         "attempt": str(attempt.scratch),
         "outputs": str(attempt.outputs),
         "checkpoints": str(attempt.checkpoints),

@@ -26,7 +26,8 @@ _READABLE = 10  # classes whose confusion matrix a person reads; of more, the pa
 # A fit's time is examples x terms x classes (30 s for 12,000 texts of 58 classes): of many classes fewer terms, fewer fits.
 _FEW_CLASSES, _MOST_TERMS, _FEWER_TRIED = 4, 20_000, (3.0, 30.0)
 _NO_SPACES = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
-_REGULARISATION = (1.0, 3.0, 10.0, 30.0)  # values of C tried for the baseline, chosen on the validation split
+_REGULARISATION = (1.0, 3.0, 10.0, 30.0)  # values of C tried for the baseline
+_FOLDS = 5  # of the training split, where no validation split may choose among them
 
 
 def confusion(labels: Sequence[int], predicted: Sequence[int], classes: int) -> np.ndarray:
@@ -175,13 +176,16 @@ def majority_predictions(train_labels: Sequence[int], examples: int) -> list[int
 
 
 def tfidf_predictions(
-    train: tuple[Sequence[str], Sequence[int]], validation: tuple[Sequence[str], Sequence[int]], texts: Sequence[str]
+    train: tuple[Sequence[str], Sequence[int]],
+    validation: tuple[Sequence[str], Sequence[int]] | None,
+    texts: Sequence[str],
 ) -> tuple[list[int], dict[str, Any]]:
     """What TF-IDF with logistic regression says of `texts`, and how it was set.
 
     Its terms are words and word pairs, or one to three characters where texts are written without spaces; of two texts at
-    least, or of one where no two share a term. The regularisation is chosen on the validation split, of equal ones the
-    strongest: the test split decides nothing. Where there is nothing to learn, it says the majority class.
+    least, or of one where no two share a term. The regularisation is chosen on the validation split, or by cross-validation
+    on the training split where there is none, of equal ones the strongest: the test split decides nothing. Where there is
+    nothing to learn, it says the majority class.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -195,14 +199,19 @@ def tfidf_predictions(
         return majority_predictions(train[1], len(texts)), {"majority_class_instead": why}
     vectors = TfidfVectorizer(sublinear_tf=True, min_df=least, **terms)
     features = vectors.fit_transform(train[0])  # (examples, terms), sparse
-    fitted = {c: _logistic_regression(features, train[1], c) for c in (_FEWER_TRIED if many else _REGULARISATION)}
-    held_out = vectors.transform(validation[0])
-    scores = {c: float(model.score(held_out, validation[1])) for c, model in fitted.items()}
+    tried = _FEWER_TRIED if many else _REGULARISATION
+    if validation is None:
+        how, scores = "cross_validation_accuracy", {c: _cross_validated(features, train[1], c) for c in tried}
+    else:
+        how, held_out = "validation_accuracy", vectors.transform(validation[0])
+        fitted = {c: _logistic_regression(features, train[1], c) for c in tried}
+        scores = {c: float(model.score(held_out, validation[1])) for c, model in fitted.items()}
     best = max(scores, key=lambda c: (scores[c], -c))
-    setting = {"terms": features.shape[1], "C": best, "validation_accuracy": _rounded(scores[best])}
+    setting = {"terms": features.shape[1], "C": best, how: _rounded(scores[best])}
     setting |= {"terms_are": "1 to 3 characters"} if by_character else {}
     setting |= {"terms_in": "one text or more: no two share a term"} if least == 1 else {}
-    return [int(label) for label in fitted[best].predict(vectors.transform(texts))], setting
+    model = fitted[best] if validation else _logistic_regression(features, train[1], best)
+    return [int(label) for label in model.predict(vectors.transform(texts))], setting
 
 
 def _shared_by(texts: Sequence[str], terms: Callable[[str], list[str]]) -> int:
@@ -228,13 +237,38 @@ def _logistic_regression(features: Any, labels: Sequence[int], c: float) -> Any:
     return LogisticRegression(C=c, solver="lbfgs", max_iter=2000).fit(features, labels)
 
 
+def _cross_validated(features: Any, labels: Sequence[int], c: float) -> float:
+    """The share of the examples that a fit on the other folds is right about; 0 where folds would be of one class.
+
+    As many folds as two classes can be in all of: a rarer class is in some.
+    """
+    import warnings
+
+    import numpy as np
+    from sklearn.model_selection import StratifiedKFold
+
+    folds, truth, right = min(_FOLDS, Counter(labels).most_common(2)[1][1]), np.asarray(labels), 0
+    if folds < 2:
+        return 0.0
+    with warnings.catch_warnings():  # of the rarer classes, which is meant
+        warnings.simplefilter("ignore", UserWarning)
+        parts = list(StratifiedKFold(folds).split(features, truth))
+    for rest, part in parts:
+        model = _logistic_regression(features[rest], truth[rest], c)
+        right += int((model.predict(features[part]) == truth[part]).sum())
+    return right / len(labels)
+
+
 def baselines(
     train: tuple[Sequence[str], Sequence[int]],
-    validation: tuple[Sequence[str], Sequence[int]],
+    validation: tuple[Sequence[str], Sequence[int]] | None,
     test: tuple[Sequence[str], Sequence[int], Sequence[str]],
     classes: int,
 ) -> dict[str, dict[str, Any]]:
-    """Reports of the majority class and of TF-IDF with logistic regression on `test` (texts, labels, groups)."""
+    """Reports of the majority class and of TF-IDF with logistic regression on `test` (texts, labels, groups).
+
+    Without `validation` TF-IDF knows no labels but those of `train`.
+    """
     texts, labels, groups = test
     predicted, setting = tfidf_predictions(train, validation, texts)
     return {

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from model import durable
-from model.examples import Examples, write_examples
+from model.examples import Examples, text_windows, write_examples
 from model.token_shards import DamagedShard
 
 TOKENS = [[1, 2, 3], [4], [5, 6]]
@@ -59,3 +59,10 @@ def test_another_file_is_no_examples(tmp_path: Path) -> None:
     (tmp_path / "a.arrow").write_bytes(b"ARROW1 perhaps")
     with pytest.raises(DamagedShard):
         Examples(tmp_path / "a.arrow")
+
+
+@pytest.mark.parametrize("stride", [1, 5, 14, 15, 16, 99])
+def test_windows_hold_every_token_whatever_the_stride(stride: int) -> None:
+    windows = text_windows(list(range(40)), 14, stride)
+    assert {token for one in windows for token in one} == set(range(40)) and {len(one) for one in windows} == {14}
+    assert windows == text_windows(list(range(40)), 14, min(stride, 14))

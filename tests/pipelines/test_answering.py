@@ -51,7 +51,7 @@ def test_lines_are_aligned_where_both_descriptions_have_as_many_and_counted_wher
         {"source": "x", "text": "a tool\nfirst words\n" + "word " * 13, "it": "uno\nprime parole\nfine"},
         {"source": "y", "text": "a tool\nmore", "it": "solo"},
         {"source": "z", "text": "no translation"},
-        {"source": "w", "text": "two equal", "it": "two equal"},
+        {"source": "w", "text": "two equal\n\nand more\nend", "it": "two equal\n\n \nfine"},
     ]
     path = descriptions(tmp_path)[0]
     lines(tmp_path / "more.jsonl", more)
@@ -60,6 +60,7 @@ def test_lines_are_aligned_where_both_descriptions_have_as_many_and_counted_wher
     assert {("a tool", "uno"), ("first words", "prime parole")} <= pairs
     dropped = prepared.report["dropped"]
     assert (dropped["untranslated"], dropped["not_aligned"], dropped["longer"]) == (1, 1, 1)
+    assert (dropped["not_changed"], dropped["empty"]) == (1, 2)
     with pytest.raises(ValueError, match="no record has a description in 'fr'"):
         translation.prepare([path], 0.1, 0.1, language="fr")
 

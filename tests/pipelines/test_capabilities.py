@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,67 @@ def test_a_bert_is_given_no_task_that_goes_on_with_a_text(form: str) -> None:
 def test_what_is_known_of_a_model_of_others_counts_when_the_recipe_is_read(settings: dict[str, str], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         changed("tiny", BEGINS_WITH | settings)
+
+
+SIZES = {"vocab_size": 300, "eos_token_id": 0}
+FOLDERS: dict[str, dict[str, Any]] = {
+    "bert": {"model_type": "bert", "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "intermediate_size": 50, "max_position_embeddings": 40},
+    "gpt2": {"model_type": "gpt2", "n_embd": 24, "n_layer": 2, "n_head": 4, "n_positions": 40},
+}  # fmt: skip
+LONG = FINETUNE.replace("32", "64")
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "said"),
+    [
+        ("bert", {"task": ANSWERS["response"], "finetune": FINETUNE}, r"which pretrained.path=.* \(of family bert\) cannot"),
+        ("gpt2", {"task": ANSWERS["span"], "finetune": FINETUNE}, r"which pretrained.path=.* \(of family gpt2\) cannot"),
+        ("bert", {}, r"'causal_lm' cannot be learned by pretrained.path=.* \(of family bert\)"),
+        ("bert", {"pretrain.objective": "masked_lm", "release": "false"}, "causal models .* only, and not pretrained.path="),
+        ("gpt2", {"finetune": LONG}, r"finetune.sequence_length=64 is longer than .*gpt2/config.json's n_positions=40"),
+        ("gpt2", {"pretrain.sequence_length": "64"}, r"pretrain.sequence_length=64 is longer than .*gpt2/config.json's n_pos"),
+        ("gpt2", {"finetune.tune": "last_layers", "finetune.last_layers": "3"}, r"last_layers=3 is more than .*'s n_layer=2"),
+        ("gpt2", {"finetune.tune": "head", "task": ANSWERS["response"]}, "the token embedding .*'s tie_word_embeddings"),
+        ("gpt2", {"evaluate.continuation_tokens": "40"}, "leaves no room for a prompt in .*'s n_positions=40"),
+    ],
+)  # fmt: skip
+def test_a_folder_that_is_there_is_known_when_the_recipe_is_read(
+    tmp_path: Path, family: str, settings: dict[str, str], said: str
+) -> None:
+    folder = tmp_path / family
+    folder.mkdir()
+    durable.write_json(folder / "config.json", SIZES | FOLDERS[family])
+    fits = {"pretrain.sequence_length": "32", "finetune.sequence_length": "32", "evaluate.continuation_tokens": "8"}
+    given = BEGINS_WITH | fits | {"pretrained": json.dumps({"path": str(folder)})} | settings
+    if "finetune" in settings:
+        del given["finetune.sequence_length"]
+    with pytest.raises(ConfigError, match=said):
+        changed("tiny", given)
+
+
+def test_of_a_gguf_file_and_of_a_folder_elsewhere_nothing_is_known_when_the_recipe_is_read(tmp_path: Path) -> None:
+    durable.write_json(tmp_path / "config.json", SIZES | FOLDERS["gpt2"])
+    durable.write_bytes(tmp_path / "model.gguf", b"")  # which the step `import` reads, and not the rest
+    for path in (tmp_path, tmp_path / "elsewhere"):
+        made = changed("tiny", BEGINS_WITH | {"pretrained": json.dumps({"path": str(path)}), "finetune": LONG})
+        assert made.pretrained and made.pretrained.shape is made.pretrained.family is None
+
+
+def test_what_the_import_would_refuse_is_refused_when_the_recipe_is_read(tmp_path: Path) -> None:
+    given = BEGINS_WITH | {"pretrained": json.dumps({"path": str(tmp_path)})}
+    for config, said in (
+        (
+            FOLDERS["gpt2"] | {"activation_function": "silu"},
+            r"config.json: activation_function='silu' is not supported",
+        ),
+        ({"model_type": "t5"}, r"config.json: model_type='t5' is not supported, only gpt2, llama, bert"),
+        ([], r"config.json: model_type=None is not supported"),
+        (FOLDERS["gpt2"] | {"n_embd": None}, r"config.json: "),
+    ):
+        durable.write_json(tmp_path / "config.json", SIZES | config if isinstance(config, dict) else config)
+        with pytest.raises(ConfigError, match=said):
+            changed("tiny", given)
 
 
 def test_every_sample_of_weights_says_its_family() -> None:

@@ -14,10 +14,12 @@ from pipelines import flow, recipes
 from pipelines.config import FinetuneConfig, check_together
 from pipelines.execution import Execution
 from pipelines.forms import classification
+from pipelines.settings import override
 from pipelines.sources import SourceError
 from pipelines.tasks import examples, metrics, sections, sentiment_chinese, topics
 from pipelines.tasks.examples import Labelled
 from tests.model import tiny
+from tests.model.test_importing import wordpiece
 from tests.pipelines.data_attempts import attempt
 
 
@@ -122,6 +124,22 @@ def test_long_texts_are_cut_and_counted_or_read_in_windows_that_count_once_toget
     assert list(sums.values()) == pytest.approx([1.0] * 4)
 
 
+@pytest.mark.parametrize("stride", [7, 8])
+def test_no_token_is_passed_over_where_the_tokenizer_puts_tokens_around_texts(tmp_path: Path, stride: int) -> None:
+    folder = wordpiece(tmp_path / "tokenizer")
+    fields = durable.read_json(folder / "tokenizer.json") | {"truncation": None, "padding": None}
+    durable.write_json(folder / "tokenizer.json", fields)
+    text = " ".join("abcdefghiklmnopqrstuvw")  # all in the alphabet of the tokenizer, each a token of its own
+    part = [Labelled("0", text, 0, "0")]
+    examples.write(examples.Prepared({"train": part, "validation": [], "test": []}, {}), tmp_path)
+    settings = SETTINGS | {"long_texts": "windows", "window_stride": stride}
+    classification.encode(tmp_path / "train.jsonl", folder, settings, tmp_path / "windows.arrow")
+    classification.encode(tmp_path / "train.jsonl", folder, {"sequence_length": 64}, tmp_path / "whole.arrow")
+    windows, whole = Examples(tmp_path / "windows.arrow"), Examples(tmp_path / "whole.arrow").tokens(0).tolist()
+    seen = {token for index in range(len(windows)) for token in windows.tokens(index).tolist()}
+    assert seen == set(whole) and len(seen) > 15
+
+
 def test_balanced_class_weights_count_each_class_alike(tmp_path: Path, tokenizer: Path) -> None:
     counts, found = encoded(tmp_path, tokenizer, [3] * 9, class_weights="balanced", sequence_length=64)
     assert found.weights is not None
@@ -198,6 +216,39 @@ def test_a_new_version_of_a_tasks_or_forms_code_is_in_its_own_steps_only_and_the
     after = {name: configs(name) for name in before}
     assert after["topics"].pop("prepare_task") == before["topics"].pop("prepare_task") | {"version": 2}
     assert after == before
+
+
+WINDOWS = {"finetune.long_texts": "windows"}
+EARLY = {"finetune.early_stopping": '{"every":5}'}
+FRAMED = {"model.family": "bert", "tokenizer.special_tokens": "bert", "pretrain.objective": "masked_lm"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, {}),
+        (WINDOWS, {}),
+        (EARLY, {}),
+        (WINDOWS | EARLY, {"validation": "weighted"}),
+        ({"finetune.class_weights": "balanced"} | EARLY, {"validation": "weighted"}),
+        (WINDOWS | {"finetune.window_stride": "{length}"}, {}),
+        (WINDOWS | {"finetune.window_stride": "{length}"} | FRAMED, {"windows": "without_gaps"}),
+        (WINDOWS | {"finetune.window_stride": "16"} | FRAMED, {}),
+    ],
+)
+def test_only_steps_that_passed_over_tokens_or_counted_unevenly_are_made_anew(
+    settings: dict[str, str], said: dict[str, str]
+) -> None:
+    tiny_recipe = recipes.tiny()
+    assert tiny_recipe.finetune
+    given = {name: value.format(length=tiny_recipe.finetune.sequence_length) if "{length}" in value else value
+             for name, value in settings.items()}  # fmt: skip
+    made = {step.name: step.config for step in flow.build(override(tiny_recipe, given), lambda source: [])}
+    marks = {"windows", "validation"}
+    assert {name: value for name, value in made["finetune"]["train"].items() if name in marks} == said
+    assert {name: value for name, value in made["evaluate-task"].items() if name in marks} == (
+        {"windows": said["windows"]} if "windows" in said else {}
+    )
 
 
 @pytest.mark.parametrize("name", ["sentiment_chinese", "topics", "sections"])

@@ -6,10 +6,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from model.tuning_config import EarlyStopping
 from pipelines import challenge, flow, recipes
 from pipelines.config import ConfigError, Recipe
 from pipelines.labels_config import FewLabels, Start
@@ -69,6 +71,20 @@ def test_curves_share_what_stands_before_them_and_each_point_reads_its_own_draw(
     order = list(steps)
     for step in steps.values():
         assert all(order.index(source.step) < order.index(step.name) for source in step.inputs.values())
+
+
+def test_tfidf_knows_no_labels_but_the_drawn_ones_unless_a_model_looks_at_the_validation_split_too() -> None:
+    def how(recipe: Recipe) -> dict[str, Any]:
+        return {step.name: step.config.get("cross_validation") for step in flow.build(recipe, _files)}
+
+    plain = how(_recipe())
+    assert {said for name, said in plain.items() if name.startswith("evaluate-")} == {True}
+    assert {said for name, said in plain.items() if not name.startswith("evaluate-")} == {None}
+    made = _recipe()
+    assert made.finetune
+    early = made.finetune.model_copy(update={"early_stopping": EarlyStopping()})
+    assert set(how(made.model_copy(update={"finetune": early})).values()) == {None}
+    assert how(recipes.tiny())["evaluate-task"] is None, "a recipe that measures no curves is what it was"
 
 
 @pytest.mark.parametrize("further", [True, False])

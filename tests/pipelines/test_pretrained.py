@@ -109,6 +109,18 @@ def test_what_no_family_computes_is_refused_where_an_export_is_asked() -> None:
     assert made["pretrain"].config["release"] is made["finetune"].config["release"] is False
 
 
+def test_the_precision_of_what_is_released_is_said_where_it_is_not_fp32_and_only_of_what_is_released() -> None:
+    plain = steps(recipes.tiny())
+    assert "export_precision" not in recipes.tiny().model_dump()
+    half = override(recipes.tiny(), {"export_precision": "bf16"})
+    for name, step in steps(half).items():
+        marked = {"export_precision": "bf16"} if name in ("pretrain", "finetune") else {}
+        assert step.config == dict(plain[name].config) | marked
+    assert Recipe.model_validate_json(half.model_dump_json()) == half
+    with pytest.raises(ConfigError, match="export_precision=bf16 is of what is released, and release=false"):
+        override(half, {"release": "false"})
+
+
 @pytest.mark.parametrize("setting", [{"release": "false"}, {}])
 def test_only_a_line_that_makes_and_registers_its_base_is_retrained(tmp_path: Path, setting: dict[str, str]) -> None:
     recipe = override(recipes.tiny(), setting) if setting else finetuned()

@@ -71,7 +71,7 @@ def llama(folder: Path) -> Any:
     )  # fmt: skip
 
 
-def package(kind: Callable[[Path], Any], folder: Path) -> Path:
+def package(kind: Callable[[Path], Any], folder: Path, precision: str = "fp32") -> Path:
     """A classifier of random weights with the tokenizer of an imported model, as it is registered."""
     (folder / "imported").mkdir(parents=True)
     kind(folder / "theirs").save_pretrained(folder / "theirs")
@@ -79,7 +79,7 @@ def package(kind: Callable[[Path], Any], folder: Path) -> Path:
     shape = durable.read_json(folder / "imported" / "model.json")
     config = ModelConfig(**shape | {"num_labels": 3, "labels": LABELS, "initializer_range": 0.5})
     state = heads.build(config, seed=5).state_dict()
-    export.write_export(folder / "export", config, state, folder / "imported" / "tokenizer")
+    export.write_export(folder / "export", config, state, folder / "imported" / "tokenizer", precision=precision)
     build_package(folder / "export", folder / "package", Card("model", "text-classification", "Classes."))
     return folder / "package"
 
@@ -110,3 +110,23 @@ def test_a_classifier_says_the_same_in_evaluation_in_plain_transformers_and_in_m
     for said, wanted in (([one.values() for one in plain], expected[:-1]), (served, expected)):
         for (label, score), (theirs, sure) in zip(said, wanted, strict=True):
             assert label == theirs and score == pytest.approx(sure, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", [bert, gpt2, llama])
+def test_a_classifier_in_bf16_is_evaluated_in_fp32_and_served_in_the_precision_that_it_has(
+    kind: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    import mlflow
+    import torch
+
+    folder = package(kind, tmp_path, "bf16")
+    expected = evaluated(folder, TEXTS, tmp_path)
+    for dtype, tolerance in ((torch.float32, 1e-5), ("auto", 0.03)):
+        classify: Any = transformers.pipeline("text-classification", str(folder), dtype=dtype)
+        assert classify.model.dtype == (torch.bfloat16 if dtype == "auto" else dtype)
+        said = [classify(text, truncation=True, split_special_tokens=True, top_k=None) for text in TEXTS]
+        for found, (label, sure) in zip(said, expected, strict=True):
+            assert {one["label"]: one["score"] for one in found}[label] == pytest.approx(sure, abs=tolerance)
+    served = mlflow.pyfunc.load_model(str(folder)).predict(TEXTS).values.tolist()
+    assert [label for label, _ in served] == [label for label, _ in expected]
+    assert [sure for _, sure in served] == pytest.approx([sure for _, sure in expected], abs=0.03)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import json
 import random
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +245,34 @@ def test_terms_and_weights_of_the_baseline_come_from_the_training_texts_alone(tm
         turned = (texts, [1 - label for label in train[1]])
         found, chosen = metrics.tfidf_predictions(train, turned, test[0])
         assert (found, chosen["terms"]) == (said, setting["terms"]), "validation texts choose C and nothing else"
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_without_a_validation_split_the_baseline_is_set_by_the_training_labels_alone(classes: int) -> None:
+    """The regularisation is the one that scikit-learn's own cross-validation finds; a rare class is no obstacle."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV, StratifiedKFold
+
+    words = ["good", "fine", "dull", "weak", "long"]
+    texts = [f"{words[n % 5]} {words[n * n % 4]} film {words[n % 3]}" for n in range(40)]
+    labels = [int(n % 5 > 1) if n % 7 else int(n % 2) for n in range(40)]
+    if classes == 3:
+        labels[3] = 2
+    said, setting = metrics.tfidf_predictions((texts, labels), None, ["good good film"])
+    assert set(said) <= set(labels) and "validation_accuracy" not in setting
+    features = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2).fit_transform(texts)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        grid = {"C": [1.0, 3.0, 10.0, 30.0]}
+        search = GridSearchCV(LogisticRegression(max_iter=2000), grid, cv=StratifiedKFold(5)).fit(features, labels)
+    assert setting["cross_validation_accuracy"] == pytest.approx(search.best_score_, abs=1e-6)
+    assert setting["C"] == search.best_params_["C"]
+
+
+def test_of_a_class_with_one_text_no_folds_are_made() -> None:
+    said, setting = metrics.tfidf_predictions((["good film", "bad night"], [1, 0]), None, ["good"])
+    assert said == [1] and setting["C"] == 1.0
 
 
 @pytest.mark.parametrize(

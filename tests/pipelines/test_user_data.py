@@ -284,6 +284,21 @@ def test_all_responses_to_a_prompt_count_and_a_prompt_is_on_one_side_only(tmp_pa
     assert not set(prompts["train"]) & set(prompts["test"]) and len(set(prompts["test"])) == len(prompts["test"])
     assert all(len(example.references) == 2 for part in prepared.splits.values() for example in part)
     assert len(prompts["train"]) == 2 * len(set(prompts["train"]))
+    dropped, asked = prepared.report["dropped"], len(prompts["validation"]) + len(prompts["test"])
+    assert (dropped["prompts_across_splits"], dropped["merged_as_references"]) == (0, asked) and asked > 5
+    assert sum(map(len, prompts.values())) + sum(dropped.values()) == prepared.report["rows"] == 80
+
+
+def test_a_prompt_that_is_also_on_another_side_is_counted_apart_from_what_is_a_reference(tmp_path: Path) -> None:
+    def pairs(first: int, last: int, said: str) -> list[dict[str, str]]:
+        return [{"prompt": f"What is {n} and {n}?", "response": f"{said} {2 * n}."} for n in range(first, last)]
+
+    test = jsonl(tmp_path / "test.jsonl", pairs(0, 10, "It is") + pairs(0, 4, "That makes"))
+    train = jsonl(tmp_path / "train.jsonl", pairs(7, 40, "I say"))
+    report = responses.prepare([train], 0.2, 0.2, test_files=[test]).report
+    dropped = report["dropped"]
+    assert (dropped["prompts_across_splits"], dropped["merged_as_references"]) == (3, 4)
+    assert sum(one["examples"] for one in report["splits"].values()) + sum(dropped.values()) == report["rows"] == 47
 
 
 def test_conversations_are_read_from_lists_from_json_in_csv_and_from_parquet(tmp_path: Path) -> None:
@@ -297,6 +312,16 @@ def test_conversations_are_read_from_lists_from_json_in_csv_and_from_parquet(tmp
     nested = parquet(tmp_path / "c.parquet", [{"messages": talk} for talk in talks])
     assert messages.prepare([nested], 0.2, 0.2).splits == lists.splits
     assert sum(map(len, lists.splits.values())) == 30
+    assert lists.report["turns_after_the_last_reply"] == 0
+
+
+def test_what_nobody_replied_to_is_counted(tmp_path: Path) -> None:
+    talks = [
+        [{"role": role, "content": f"{role} {n} {place}"} for place, role in enumerate(("user", "assistant", "user")[: 3 - n % 2])]
+        for n in range(50)
+    ]  # fmt: skip
+    path = jsonl(tmp_path / "a.jsonl", [{"messages": talk} for talk in talks])
+    assert messages.prepare([path], 0.2, 0.2).report["turns_after_the_last_reply"] == 25
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,96 @@
+"""What a Hugging Face folder says of its model: config.json as our ModelConfig. Torch-free, so that planning can read it.
+
+The one idea: whether a folder can be imported, and what the model in it can do, is known from its configuration alone. A
+recipe that names the folder is refused by the rule by which the step `import` would refuse it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from model import durable, hf_bert, hf_gpt2, hf_llama
+from model.config import ModelConfig
+
+FAMILIES: dict[str, Any] = {"gpt2": hf_gpt2, "llama": hf_llama, "bert": hf_bert}
+_BARE = {"GPT2Model": "language_model", "LlamaModel": "language_model", "BertModel": "pretraining"}  # with no head
+
+
+class UnsupportedModel(ValueError):
+    """A Hugging Face folder holds a model that Transformer does not compute, or that does not fit."""
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """config.json of a folder as a ModelConfig. UnsupportedModel where it asks for another computation."""
+    path = folder / "config.json"
+    if not path.exists():
+        raise UnsupportedModel(f"{folder} has no config.json; expected a Hugging Face model folder")
+    fields = durable.read_json(path)
+    family = fields.get("model_type") if isinstance(fields, dict) else None
+    if family not in FAMILIES:
+        raise UnsupportedModel(f"{path}: model_type={family!r} is not supported, only {', '.join(FAMILIES)}")
+    theirs = FAMILIES[family]
+    activations = getattr(theirs, "ACTIVATIONS", {}).values()
+    for name in ("activation_function", "hidden_act"):
+        if activations and name in fields and fields[name] not in activations:
+            raise UnsupportedModel(f"{path}: {name}={fields[name]!r} is not supported, only {' or '.join(activations)}")
+    for name, value in theirs.COMPUTED.items():
+        if fields.get(name, value) != value:
+            raise UnsupportedModel(f"{path}: {name}={fields[name]!r} is not supported, only {value!r}")
+    heads = {name: head for head, name in theirs.ARCHITECTURES.items()} | _BARE
+    named = (fields.get("architectures") or [next(iter(heads))])[0]
+    if named not in heads:
+        raise UnsupportedModel(f"{path}: architecture {named} is not supported, only {', '.join(heads)}")
+    labels = _labels(fields) if heads[named] == "classification" else ()
+    try:
+        return ModelConfig(
+            family=family, vocab_size=fields["vocab_size"], num_labels=len(labels) or None, labels=labels,
+            **_special(fields, path, family), **theirs.shape(fields), **_named_head(heads[named], family),
+        )  # fmt: skip
+    except KeyError as error:
+        raise UnsupportedModel(f"{path}: {error} is missing") from error
+    except (ValueError, TypeError) as error:  # pydantic's errors are of the first kind
+        raise UnsupportedModel(f"{path}: {error}") from error
+
+
+def _named_head(head: str, family: str) -> dict[str, Any]:
+    """The head, where it is not the one that is meant without a word."""
+    usual = ("classification", next(iter(FAMILIES[family].ARCHITECTURES)))
+    return {} if head in usual else {"head": head}
+
+
+def _special(fields: Mapping[str, Any], path: Path, family: str) -> dict[str, Any]:
+    """The ids of EOT and padding. UnsupportedModel where there is not exactly one EOT in the vocabulary.
+
+    BERT's EOT is its [SEP]. Its own files name neither: a folder that lacks them is completed from its tokenizer.
+    """
+    eot, pad = fields.get("eos_token_id"), fields.get("pad_token_id")
+    if family == "bert" and not isinstance(eot, int):
+        known = _tokenizer_ids(path.parent)
+        if "[SEP]" not in known:
+            raise UnsupportedModel(f"{path}: no eos_token_id, and no tokenizer beside it that has [SEP]")
+        named = {"cls_token_id": "[CLS]", "sep_token_id": "[SEP]", "mask_token_id": "[MASK]", "pad_token_id": "[PAD]"}
+        return {"eot_token_id": known["[SEP]"]} | {
+            name: known[token] for name, token in named.items() if token in known
+        }
+    if not isinstance(eot, int) or not 0 <= eot < fields["vocab_size"]:
+        raise UnsupportedModel(
+            f"{path}: eos_token_id={eot!r} is not one id of the vocabulary of {fields['vocab_size']}"
+        )
+    return {"eot_token_id": eot} | ({"pad_token_id": pad} if isinstance(pad, int) and pad != eot else {})
+
+
+def _tokenizer_ids(folder: Path) -> dict[str, int]:
+    """The ids of the special tokens in a folder's tokenizer.json or vocab.txt; none if it has neither."""
+    if (folder / "tokenizer.json").exists():
+        return {token["content"]: token["id"] for token in durable.read_json(folder / "tokenizer.json")["added_tokens"]}
+    if (folder / "vocab.txt").exists():
+        return {token: place for place, token in enumerate((folder / "vocab.txt").read_text().splitlines())}
+    return {}
+
+
+def _labels(fields: Mapping[str, Any]) -> tuple[str, ...]:
+    """The classes' names by index."""
+    names: dict[str, str] = fields.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
+    return tuple(names[str(index)] for index in range(len(names)))
