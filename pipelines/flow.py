@@ -151,12 +151,18 @@ def _token_options(recipe: Recipe) -> dict[str, Any]:
     return {name: True for name, needed in {"sentences": paired, "corpora": mixed}.items() if needed}
 
 
+def attention(recipe: Recipe) -> dict[str, Any]:
+    """How documents of one window see each other, where it is not as usual: a base model is measured as it was trained."""
+    assert recipe.pretrain
+    return {name: value for name, value in recipe.pretrain.options.items() if name == "attention"}
+
+
 def _base_evaluation(recipe: Recipe) -> dict[str, Any]:
     """How a base model is measured: by its objective."""
     trained = recipe.pretrain
     assert trained
     if trained.objective == "causal_lm":
-        return {"kind": "language_model"} | _json(recipe.evaluate)
+        return {"kind": "language_model"} | _json(recipe.evaluate) | attention(recipe)
     options = {name: value for name, value in trained.options.items() if name != "mixture"}
     how = {"objective": trained.objective, "options": options, "sequence_length": trained.sequence_length}
     return {"kind": evaluate_masked.KIND} | how
