@@ -151,6 +151,15 @@ def _token_options(recipe: Recipe) -> dict[str, Any]:
     return {name: True for name, needed in {"sentences": paired, "corpora": mixed}.items() if needed}
 
 
+def _drawn(recipe: Recipe) -> dict[str, Any]:
+    """In which order corpora are drawn from, where there are several.
+
+    Once it was that of the recipe's keys, which no fingerprint tells: what was made or begun then may be of either order.
+    """
+    assert recipe.pretrain
+    return {"mixture_order": "names"} if len(recipe.pretrain.mixture) > 1 else {}
+
+
 def attention(recipe: Recipe) -> dict[str, Any]:
     """How documents of one window see each other, where it is not as usual: a base model is measured as it was trained."""
     assert recipe.pretrain
@@ -175,7 +184,7 @@ def _base(recipe: Recipe) -> list[Step]:
     begun = {"base": Input("import", "export/")} if recipe.pretrained else {}
     return [
         Step(
-            "pretrain", pretrain.STAGE, {"model": shape, "train": _json(recipe.pretrain)} | how,
+            "pretrain", pretrain.STAGE, {"model": shape, "train": _json(recipe.pretrain)} | how | _drawn(recipe),
             {"tokens": Input("tokenize", "train.json"), "tokenizer": _tokenizer_of(recipe)} | known | begun,
         ),
         Step(

@@ -88,6 +88,20 @@ def test_tokenize_and_evaluate_are_told_what_the_objective_needs() -> None:
     assert mixed["tokenize"].config == {"corpora": True}
 
 
+def test_corpora_are_drawn_from_by_name_and_what_was_made_by_the_order_of_keys_is_made_again() -> None:
+    """Both orders had one fingerprint and other samples. One corpus alone has no order."""
+    recipe = recipes.load("tiny")
+    assert recipe.pretrain
+
+    def key(mixture: dict[str, float]) -> tuple[str, Any]:
+        made = recipe.model_copy(update={"pretrain": recipe.pretrain.model_copy(update={"mixture": mixture})})
+        config = steps(made)["pretrain"].config
+        return digest(config), config.get("mixture_order")
+
+    assert key({"a": 1.0, "b": 3.0}) == key({"b": 3.0, "a": 1.0}) != key({"a": 3.0, "b": 1.0})
+    assert [key(one)[1] for one in ({}, {"a": 1.0}, {"a": 1.0, "b": 1.0})] == [None, None, "names"]
+
+
 @pytest.mark.parametrize(("recipe", "objective"), [("tiny", "causal_lm"), ("bert_tiny", "masked_lm")])
 def test_a_base_model_is_measured_as_it_was_trained(recipe: str, objective: str) -> None:
     across = override(recipes.load(recipe), {"pretrain.objective": objective})
