@@ -8,9 +8,12 @@ Field names follow GPT-2's and Hugging Face's.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
+
+from model.mixture_quotas import quotas
 
 
 class Config(BaseModel):
@@ -257,8 +260,9 @@ class ObjectiveConfig(Config):
     @model_validator(mode="after")
     def _weights_are_weights(self) -> ObjectiveConfig:
         for name, weight in self.mixture.items():
-            if not weight > 0:
+            if not 0 < weight < math.inf:
                 raise ValueError(f"mixture: the weight of {name!r} is {weight}; give each corpus a weight above 0")
+        quotas(self.mixture)
         return self
 
 

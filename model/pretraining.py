@@ -29,7 +29,8 @@ from model.batches import RankBatch, rank_slice, samples, sequences, stream_batc
 from model.config import ObjectiveConfig
 from model.job import StreamData
 from model.masking import Masking, target_counts
-from model.mixture import items, mixed, quotas
+from model.mixture import items, mixed
+from model.mixture_quotas import quotas
 from model.objectives import Batch
 from model.sentence_pairs import Pairs, SentencePairs
 from model.token_shards import TokenShards

@@ -22,6 +22,7 @@ TORCH_FREE = {
     "model.durable",
     "model.config",
     "model.tuning_config",
+    "model.mixture_quotas",
     "model.vocabulary",
     "model.token_shards",
     "model.examples",

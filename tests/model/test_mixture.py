@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from model.config import ObjectiveConfig
-from model.mixture import BLOCK, items, mixed, quotas
+from model.mixture import items, mixed
+from model.mixture_quotas import BLOCK, quotas
 from model.pretraining import Order, streams
 from tests.model.text import batches, corpus, manifest
 

@@ -41,6 +41,8 @@ TRAIN: dict[str, Any] = {"max_steps": 10, "global_batch_size": 8, "sequence_leng
         ("bert_tiny", ["pretrain.attention=within_documents"], "a sample is a pair"),
         ("tiny", ['pretrain.mixture={"news":1.0}'], "mixture weighs news; .* to no other: tiny_shakespeare"),
         ("tiny", ['pretrain.mixture={"tiny_shakespeare":0.0}'], "weight of 'tiny_shakespeare' is 0"),
+        ("tiny", ['pretrain.mixture={"a":1.0,"b":100000.0}'], "weight 1.0 of 'a' is less than 1/4096 of all; raise it"),
+        ("tiny", ['pretrain.mixture={"a":1.0,"b":Infinity}'], "weight of 'b' is inf"),
     ],
 )
 def test_what_a_family_cannot_learn_is_refused_when_the_recipe_is_read(
