@@ -53,7 +53,7 @@ def write(
         if job.tuning.tune != "all":
             model = initial()
             tuning.put_back(model, trained)
-            if job.tuning.tune == "lora":
+            if job.tuning.tune == "lora" and job.model.exportable:  # peft asks by Hugging Face's names
                 adapters.write(draft / "adapter", job.model, job.tuning.lora, trained)
             state = tuning.merged(model)
         difference = _write_export(job, draft, state, tokens, mask, logits)

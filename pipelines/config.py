@@ -140,7 +140,8 @@ class Recipe(Config):
                 raise ValueError(
                     f"{name}.sequence_length={part.sequence_length} is longer than model.n_positions={self.model.n_positions}"
                 )
-        if self.evaluate.continuation_tokens >= self.model.n_positions:
+        continues = "causal_lm" in pretrain_config.OBJECTIVES[self.model.family]
+        if continues and self.evaluate.continuation_tokens >= self.model.n_positions:
             raise ValueError(
                 f"evaluate.continuation_tokens={self.evaluate.continuation_tokens} leaves no room for a prompt in "
                 f"model.n_positions={self.model.n_positions}; choose fewer"

@@ -15,7 +15,9 @@ from model.evaluate import evaluate_language_model
 from model.export import load_export
 from model.generate import generate
 from tests.model.training_runs import MIDDLE, Jobs, finish, metrics, start
+from tests.model.tuning_runs import LORA
 
+NAMES = ["llama", "bert", "relu_relu", "relu_relu_lora"]
 LLAMA = {"family": "llama", "n_head": 3, "n_kv_head": 1, "rope_theta": 1000.0}
 BERT = {"family": "bert", "num_labels": 2, "labels": ["no", "yes"], "head_pdrop": 0.1}
 
@@ -47,27 +49,29 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         ),
         "relu_relu": jobs.job("relu_relu", model={"feed_forward": "relu_relu"}, train={"zero_stage": 3}, release=False),
     }
+    # begun from the weights of the one before it
+    base = str(Path(job["relu_relu"]["outputs"], "weights"))
+    job["relu_relu_lora"] = jobs.job(
+        "relu_relu_lora", model={"feed_forward": "relu_relu"}, release=False, init=base, tuning=LORA
+    )
     results, _ = finish(start(list(job.values()), ranks=2))
-    release = {"relu_relu": {"release": False}}
-    resumed = {
-        name: jobs.continuation(f"resumed-{name}", done, MIDDLE, **release.get(name, {})) for name, done in job.items()
-    }
+    resumed = {name: jobs.continuation(f"resumed-{name}", done, MIDDLE) for name, done in job.items()}
     finish(start(list(resumed.values()), ranks=2))
     return Runs(job, dict(zip(job, results, strict=True)), resumed)
 
 
 def _weights(job: dict[str, Any], name: str) -> str:
-    folder = "export" if name != "relu_relu" else "weights"
+    folder = "weights" if name.startswith("relu_relu") else "export"
     return durable.sha256(Path(job["outputs"], folder, "model.safetensors"))
 
 
-@pytest.mark.parametrize("name", ["llama", "bert", "relu_relu"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_resumed_run_ends_with_the_same_weights(runs: Runs, name: str) -> None:
     assert _weights(runs.resumed[name], name) == _weights(runs.job[name], name)
     assert metrics(runs.resumed[name]) == metrics(runs.job[name])
 
 
-@pytest.mark.parametrize("name", ["llama", "bert", "relu_relu"])
+@pytest.mark.parametrize("name", NAMES[:3])
 def test_it_learns_and_what_is_left_behind_computes_what_the_live_model_did(runs: Runs, name: str) -> None:
     lines = metrics(runs.job[name])
     assert lines[-1]["loss"] < lines[0]["loss"]
@@ -84,6 +88,16 @@ def test_what_no_family_computes_is_measured_and_continues_texts_here(runs: Runs
     assert 0 < found["perplexity"] < config.vocab_size
     texts = generate({"export": str(folder), "prompts": ["a tale", ""], "max_new_tokens": 6, "seed": 1, "threads": 1})
     assert len(texts) == 2
+
+
+def test_of_what_no_family_computes_no_adapter_is_left_but_the_merged_weights(runs: Runs) -> None:
+    outputs = Path(runs.job["relu_relu_lora"]["outputs"])
+    assert 0 <= runs.result["relu_relu_lora"]["export_difference"] <= 1e-4
+    assert not (outputs / "adapter").exists()
+    _, before = own_weights.read(Path(runs.job["relu_relu"]["outputs"], "weights"))
+    _, after = own_weights.read(outputs / "weights")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all(".c_" in name for name in changed)
 
 
 def test_our_own_weights_are_called_as_an_export_is(runs: Runs) -> None:

@@ -137,6 +137,13 @@ def test_what_our_own_code_does_not_measure_has_to_be_released() -> None:
         assert not changed(name, unreleased).release
 
 
+def test_a_bert_that_continues_nothing_may_be_shorter_than_a_continuation() -> None:
+    short = dict.fromkeys(("model.n_positions", "pretrain.sequence_length", "evaluate.continuation_tokens"), "48")
+    assert changed("bert_tiny", short).evaluate.continuation_tokens == 48
+    with pytest.raises(ConfigError, match="continuation_tokens=48 leaves no room for a prompt"):
+        changed("default", short | {"finetune.sequence_length": "48"})
+
+
 def test_options_that_apply_are_taken() -> None:
     assert changed("default", {"finetune.tune": "last_layers", "finetune.last_layers": "2"}).finetune
     assert changed("questions", {"finetune.tune": "head", "model.tie_word_embeddings": "false"}).finetune
