@@ -125,6 +125,11 @@ class ModelShape(Config):
         return self.n_kv_head or self.n_head
 
     @property
+    def segments(self) -> int:
+        """Kinds of segments that tokens may be of; 0 where the family has none."""
+        return (self.type_vocab_size or 2) if self.family == "bert" else 0
+
+    @property
     def inner(self) -> int:
         """Width of the feed-forward layer, in features. SwiGLU's three matrices of 8/3 hold as many weights as two of 4."""
         if self.n_inner:

@@ -45,7 +45,7 @@ def write(
         put_state(engine, trained := best, job.train)
     tokens, mask = export.probe_inputs(job.model)
     engine.eval()
-    logits = export.last_logits(engine, tokens, mask, job.model.family)  # (rows, V or K)
+    logits = export.last_logits(engine, tokens, mask, job.model.segments)  # (rows, V or K)
 
     def on_first() -> float:
         draft = shelf.new_folder("outputs")
@@ -83,7 +83,7 @@ def _reference_logits(job: RankJob, state: Mapping[str, Tensor], tokens: Tensor,
     """
     model = build(job.model)
     load_pretrained(model, state)
-    logits = export.last_logits(model.eval(), tokens, mask, job.model.family)
+    logits = export.last_logits(model.eval(), tokens, mask, job.model.segments)
     difference = float((logits - live).abs().max())
     if not difference <= LIVE_TOLERANCE[job.train.precision] * float(logits.abs().max()):
         raise export.ExportMismatch(f"the fp32 weights and the live model differ by {difference:.3g} in their logits")

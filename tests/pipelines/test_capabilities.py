@@ -58,6 +58,17 @@ def test_what_is_known_of_a_model_of_others_counts_when_the_recipe_is_read(setti
         changed("tiny", BEGINS_WITH | settings)
 
 
+@pytest.mark.parametrize("pairs", [{}, {"pretrain.objective": "next_sentence"}, {"task": ANSWERS["span"]}])
+def test_a_bert_with_one_kind_of_segment_learns_from_one_text_at_a_time(pairs: dict[str, str]) -> None:
+    alone = {"model.type_vocab_size": "1", "pretrain.objective": "masked_lm"}
+    assert changed("bert_tiny", alone).model
+    with pytest.raises(ConfigError, match=r"by their segments, and model has one kind \(type_vocab_size=1\); choose"):
+        changed(
+            "bert_tiny",
+            {"model.type_vocab_size": "1"} | ({"finetune": FINETUNE} | alone if "task" in pairs else {}) | pairs,
+        )
+
+
 def test_every_sample_of_weights_says_its_family() -> None:
     assert FAMILIES.keys() == WEIGHTS.keys()
 
@@ -75,12 +86,20 @@ def test_every_sample_of_weights_says_its_family() -> None:
         (finetune.run, "bert", {"release": False}, "release=false measures .* causal models .* leave release on"),
         (pretrain.run, "bert", {"objective": "causal_lm"}, "'causal_lm' cannot be learned by the imported model"),
         (pretrain.run, "llama", {"objective": "masked_lm"}, "'masked_lm' cannot be learned by the imported model"),
+        (
+            pretrain.run,
+            "bert",
+            {"objective": "next_sentence"},
+            "'next_sentence' tells two texts apart by their segments",
+        ),
+        (finetune.run, "bert", {"form": "span"}, "form span tells two texts .* the imported model has one kind"),
     ],
 )
 def test_an_imported_model_is_refused_before_anything_is_trained(
     tmp_path: Path, run: Any, family: str, config: dict[str, Any], said: str
 ) -> None:
-    durable.write_json(tmp_path / "model.json", {"family": family, "n_positions": 64})
+    one_segment = {"type_vocab_size": 1} if family == "bert" else {}
+    durable.write_json(tmp_path / "model.json", {"family": family, "n_positions": 64} | one_segment)
     tiny.write_tokenizer(tmp_path / "tokenizer")
     train = {"sequence_length": 16} | {name: config[name] for name in ("objective",) if name in config}
     made = attempt(
