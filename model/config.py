@@ -8,9 +8,12 @@ Field names follow GPT-2's and Hugging Face's.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
+
+from model.mixture_quotas import quotas
 
 
 class Config(BaseModel):
@@ -120,6 +123,11 @@ class ModelShape(Config):
     def kv_heads(self) -> int:
         """Heads of keys and values."""
         return self.n_kv_head or self.n_head
+
+    @property
+    def segments(self) -> int:
+        """Kinds of segments that tokens may be of; 0 where the family has none."""
+        return (self.type_vocab_size or 2) if self.family == "bert" else 0
 
     @property
     def inner(self) -> int:
@@ -257,8 +265,9 @@ class ObjectiveConfig(Config):
     @model_validator(mode="after")
     def _weights_are_weights(self) -> ObjectiveConfig:
         for name, weight in self.mixture.items():
-            if not weight > 0:
+            if not 0 < weight < math.inf:
                 raise ValueError(f"mixture: the weight of {name!r} is {weight}; give each corpus a weight above 0")
+        quotas(self.mixture)
         return self
 
 

@@ -4,9 +4,11 @@ The one idea: what is measured is what ships. The export is loaded through `tran
 it, and never through our own modules. Each function takes a job (a dict of JSON values) and runs as a Ray task
 or alone; equal jobs on equal numerics give equal results.
 
-    evaluate_language_model({"export", "manifest", "root", "threads", "device", "batch_size"})
-    document_bits({"export", "manifest", "root", "output", "threads", "device", "batch_size"})
+    evaluate_language_model({"export", "manifest", "root", "threads", "device", "batch_size", "attention"})
+    document_bits({"export", "manifest", "root", "output", "threads", "device", "batch_size", "attention"})
     classify({"export", "examples", "output", "threads", "max_length", "stride", "device", "batch_size"})
+
+`attention` is how the model was pre-trained, as in `ObjectiveConfig`; none: across documents.
 """
 
 from __future__ import annotations
@@ -56,22 +58,27 @@ def _batched(pairs: Iterator[tuple[Tensor, Tensor]], size: int) -> Iterator[tupl
     yield torch.stack([row[0] for row in rows]), torch.stack([row[1] for row in rows])
 
 
+def _mask(inputs: Tensor, eot: int, attention: str) -> Tensor:
+    """Which tokens of inputs (B, T) count, (B, T); or which see which, (B, 1, T, T), where none sees another document."""
+    if attention == "across_documents":
+        return torch.ones_like(inputs)  # said aloud, because the EOT that opens a window also is the padding token
+    documents = (inputs == eot).cumsum(1)  # (B, T): an EOT opens its document, as in training
+    return (documents[:, None, :, None] == documents[:, None, None, :]).tril()
+
+
 @torch.inference_mode()
-def _losses(
-    model: PreTrainedModel, shards: TokenShards, length: int, batch_size: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The stream's tokens in order and -ln p of each, a batch of windows of `length` tokens at a time, both (B * T,)."""
-    size = max(1, min(batch_size, _TOKENS // length))
+def _losses(job: dict[str, Any], model: PreTrainedModel, shards: TokenShards) -> Iterator[tuple[Tensor, Tensor]]:
+    """The stream's tokens in order and -ln p of each, a batch of windows at a time, both (B * T,).
+
+    A window is as long as the model allows; documents in it see each other where they did in training.
+    """
+    length, attention = model.config.max_position_embeddings, job.get("attention", "across_documents")
+    size = max(1, min(job.get("batch_size", BATCH_SIZE), _TOKENS // length))
     for inputs, targets in _batched(windows(shards, length), size):
         inputs, targets = inputs.to(model.device), targets.to(model.device)
-        # An explicit mask of ones, because the EOT that opens a window also is the padding token.
-        logits = model(inputs, attention_mask=torch.ones_like(inputs), use_cache=False).logits  # (B, T, V)
+        mask = _mask(inputs, shards.eot, attention)
+        logits = model(inputs, attention_mask=mask, use_cache=False).logits  # (B, T, V)
         yield targets.flatten(), F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
-
-
-def total_nats(model: PreTrainedModel, shards: TokenShards, length: int, batch_size: int) -> float:
-    """-ln p of every token of the stream, summed in float64; contexts are cut into windows of `length` tokens."""
-    return sum((float(losses.double().sum()) for _, losses in _losses(model, shards, length, batch_size)), 0.0)
 
 
 def document_bits(job: dict[str, Any]) -> dict[str, Any]:
@@ -84,9 +91,7 @@ def document_bits(job: dict[str, Any]) -> dict[str, Any]:
     model = load_export(Path(job["export"]), job.get("device", "cpu"))
     _same_tokens(job, shards, model)
     bits: list[float] = [0.0]
-    for tokens, losses in _losses(
-        model, shards, model.config.max_position_embeddings, job.get("batch_size", BATCH_SIZE)
-    ):
+    for tokens, losses in _losses(job, model, shards):
         ends = (tokens == shards.eot).long()
         place = ends.cumsum(0) - ends  # (B * T,): an EOT belongs to the document that it closes
         sums = torch.zeros(int(ends.sum()) + 1, dtype=torch.float64, device=losses.device)
@@ -117,8 +122,7 @@ def evaluate_language_model(job: dict[str, Any]) -> dict[str, Any]:
     shards = TokenShards.from_manifest(Path(job["manifest"]), Path(job["root"]))
     model = load_export(Path(job["export"]), job.get("device", "cpu"))
     _same_tokens(job, shards, model)
-    length = model.config.max_position_embeddings
-    nats = total_nats(model, shards, length, job.get("batch_size", BATCH_SIZE))
+    nats = sum((float(losses.double().sum()) for _, losses in _losses(job, model, shards)), 0.0)
     tokens, size = len(shards), sum(unit.bytes for unit in shards.units)
     return {
         "bits_per_byte": nats / math.log(2) / size,
@@ -127,7 +131,7 @@ def evaluate_language_model(job: dict[str, Any]) -> dict[str, Any]:
         "tokens": tokens,
         "bytes": size,
         "documents": sum(unit.documents for unit in shards.units),
-        "window": length,
+        "window": model.config.max_position_embeddings,
     }
 
 

@@ -125,22 +125,22 @@ def probe_inputs(config: ModelConfig, rows: int = 6) -> tuple[Tensor, Tensor]:
     return tokens.masked_fill(mask == 0, config.padding), mask
 
 
-def _segments(family: str, tokens: Tensor) -> Tensor | None:
-    """BERT's segments for a probe: the second half of each row is of the second one."""
-    return (
-        (torch.arange(tokens.shape[-1]) >= tokens.shape[-1] // 2).long().expand_as(tokens) if family == "bert" else None
-    )
+def _segments(kinds: int, tokens: Tensor) -> Tensor | None:
+    """BERT's segments for a probe: the second half of each row is of the second one, where there is one."""
+    if not kinds:
+        return None
+    return (torch.arange(tokens.shape[-1]) >= tokens.shape[-1] // 2).long().clamp(max=kinds - 1).expand_as(tokens)
 
 
 @torch.no_grad()
-def last_logits(model: nn.Module, tokens: Tensor, attention_mask: Tensor, family: str = "gpt2") -> Tensor:
+def last_logits(model: nn.Module, tokens: Tensor, attention_mask: Tensor, kinds: int = 0) -> Tensor:
     """`model`'s logits at the last real token of each row of tokens (B, T): (B, V or K), fp32, on the host.
 
-    BERT's heads for pre-training give both their logits, one after the other. Works on our models, wrapped or not;
+    `kinds` are those of segments (`ModelConfig.segments`). BERT's heads for pre-training give both their logits, one after the other. Works on our models, wrapped or not;
     under ZeRO-3 every rank has to call it. One row at a time, because the logits of all rows at all positions can be
     larger than the model.
     """
-    device, segments = next(model.parameters()).device, _segments(family, tokens)
+    device, segments = next(model.parameters()).device, _segments(kinds, tokens)
     rows = []
     for place, (row, mask) in enumerate(zip(tokens, attention_mask, strict=True)):
         inputs = {} if segments is None else {
@@ -199,7 +199,7 @@ def check_export(folder: Path, probe: Path, tolerance: float = 1e-4) -> float:
 
     expected = load_file(probe)
     model = load_export(folder)
-    segments = _segments(model.config.model_type, expected["input_ids"])
+    segments = _segments(getattr(model.config, "type_vocab_size", 0), expected["input_ids"])
     largest = 0.0
     for place, logits in enumerate(expected["logits"]):
         tokens, mask = (expected[name][place][None] for name in ("input_ids", "attention_mask"))

@@ -65,7 +65,7 @@ def config_json(config: ModelConfig) -> dict[str, Any]:
         "num_attention_heads": config.n_head,
         "intermediate_size": config.inner,
         "hidden_act": ACTIVATIONS[config.feed_forward_kind],
-        "type_vocab_size": config.type_vocab_size or 2,
+        "type_vocab_size": config.segments,
         "layer_norm_eps": config.layer_norm_epsilon,
         # BERT has one probability for embeddings and branches; ours, which may be two, are kept beside it.
         "hidden_dropout_prob": config.resid_pdrop,

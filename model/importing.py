@@ -59,7 +59,7 @@ def import_model(job: dict[str, Any]) -> dict[str, Any]:
 def _checked(folder: Path, config: ModelConfig, model: Model, probe: Path) -> float:
     """How far what `transformers` computes from the export is from what our model computes. ExportMismatch."""
     tokens, mask = export.probe_inputs(config)
-    export.write_probe(probe, tokens, mask, export.last_logits(model, tokens, mask, config.family))
+    export.write_probe(probe, tokens, mask, export.last_logits(model, tokens, mask, config.segments))
     return export.check_export(folder, probe)
 
 

@@ -10,29 +10,12 @@ the weights stay what they are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import lru_cache
 
 import numpy as np
 
 from model.batches import Permutation
-
-BLOCK = 4096  # samples
-
-
-def quotas(weights: Mapping[str, float]) -> dict[str, int]:
-    """Samples of each corpus in a block, by largest remainder. ValueError if one would have none."""
-    total = sum(weights.values())
-    exact = {name: weight / total * BLOCK for name, weight in weights.items()}
-    found = {name: int(share) for name, share in exact.items()}
-    for name in sorted(exact, key=lambda name: (found[name] - exact[name], name))[: BLOCK - sum(found.values())]:
-        found[name] += 1
-    for name, count in found.items():
-        if count == 0:
-            raise ValueError(
-                f"mixture: the weight {weights[name]} of {name!r} is less than 1/{BLOCK} of all; raise it or leave the corpus out"
-            )
-    return found
+from model.mixture_quotas import BLOCK
 
 
 @lru_cache(maxsize=4)

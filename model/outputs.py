@@ -46,7 +46,7 @@ def write(
         put_state(engine, trained := best, job.train)
     tokens, mask = export.probe_inputs(job.model)
     engine.eval()
-    logits = export.last_logits(engine, tokens, mask, job.model.family)  # (rows, V or K)
+    logits = export.last_logits(engine, tokens, mask, job.model.segments)  # (rows, V or K)
 
     def on_first() -> float:
         draft = shelf.new_folder("outputs")
@@ -54,7 +54,7 @@ def write(
         if job.tuning.tune != "all":
             model = initial()
             tuning.put_back(model, trained)
-            if job.tuning.tune == "lora":
+            if job.tuning.tune == "lora" and job.model.exportable:  # peft asks by Hugging Face's names
                 adapters.write(draft / "adapter", job.model, job.tuning.lora, trained)
             state = tuning.merged(model)
         difference = _write_export(job, draft, state, tokens, mask, logits)
@@ -93,7 +93,7 @@ def _reference_logits(job: RankJob, state: Mapping[str, Tensor], tokens: Tensor,
     """
     model = build(job.model)
     load_pretrained(model, state)
-    logits = export.last_logits(model.eval(), tokens, mask, job.model.family)
+    logits = export.last_logits(model.eval(), tokens, mask, job.model.segments)
     difference = float((logits - live).abs().max())
     coarse = "bf16" if "bf16" in (job.train.precision, job.export_precision) else "fp32"
     if not difference <= LIVE_TOLERANCE[coarse] * float(logits.abs().max()):

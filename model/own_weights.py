@@ -82,9 +82,17 @@ class WithHuggingFacesFace(nn.Module):
         """Where its weights are."""
         return next(self.model.parameters()).device
 
-    def forward(self, input_ids: Tensor, **unused: Any) -> SimpleNamespace:
-        """input_ids (B, T), padded on the right, where a causal model needs no mask -> .logits (B, T, V) or (B, K)."""
-        return SimpleNamespace(logits=self.model(input_ids))
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **unused: Any) -> SimpleNamespace:
+        """input_ids (B, T), padded on the right, where a causal model needs no mask (B, T) -> .logits (B, T, V) or (B, K).
+
+        A mask (B, 1, T, T) says which positions see which: those before them in their document.
+        """
+        if attention_mask is None or attention_mask.ndim == 2:
+            return SimpleNamespace(logits=self.model(input_ids))
+        documents = (
+            attention_mask[:, 0].int().argmax(-1)
+        )  # (B, T): the first position that each sees names its document
+        return SimpleNamespace(logits=self.model(input_ids, documents=documents))
 
     @torch.inference_mode()
     def generate(

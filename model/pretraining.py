@@ -29,7 +29,8 @@ from model.batches import RankBatch, rank_slice, samples, sequences, stream_batc
 from model.config import ObjectiveConfig
 from model.job import StreamData
 from model.masking import Masking, target_counts
-from model.mixture import items, mixed, quotas
+from model.mixture import items, mixed
+from model.mixture_quotas import quotas
 from model.objectives import Batch
 from model.sentence_pairs import Pairs, SentencePairs
 from model.token_shards import TokenShards
@@ -56,7 +57,7 @@ class Order:
 def streams(data: StreamData, objective: str, options: ObjectiveConfig, tokenizer: Path, order: Order) -> Pretraining:
     """The batches of token shards; `tokenizer` is the folder of the one that made them."""
     manifest, root = Path(data.manifest), Path(data.root)
-    names: list[str | None] = [*(options.mixture or [None])]
+    names: list[str | None] = [*sorted(options.mixture)] or [None]  # no fingerprint tells in which order they came
     corpora = {name or "": TokenShards.from_manifest(manifest, root, name) for name in names}
     vocabulary = None if objective == "causal_lm" else load(tokenizer)
     return Pretraining(corpora, objective, options, order, vocabulary)
@@ -64,7 +65,10 @@ def streams(data: StreamData, objective: str, options: ObjectiveConfig, tokenize
 
 @dataclass(frozen=True)
 class Pretraining:
-    """The function from a step's number to a rank's share of its global batch. `corpora` are several where they are mixed."""
+    """The function from a step's number to a rank's share of its global batch.
+
+    `corpora` are several where they are mixed; their order decides who gets which sample.
+    """
 
     corpora: Mapping[str, TokenShards]
     objective: str

@@ -143,7 +143,7 @@ class Transformer(nn.Module):
         if config.family != "llama":
             self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         if config.family == "bert":
-            self.wse = nn.Embedding(config.type_vocab_size or 2, config.n_embd)  # segments
+            self.wse = nn.Embedding(config.segments, config.n_embd)  # segments
             self.ln_e = _norm(config)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         if config.family != "bert":

@@ -59,6 +59,16 @@ def family_misfits(model: Known, form: str, release: bool) -> Iterator[str]:
         yield f"{_UNRELEASED}, and not {model.said}; leave release on"
 
 
+def segment_misfits(kinds: int | None, said: str, objective: str, form: str) -> Iterator[str]:
+    """Why a BERT with so many kinds of segments (none: two) cannot learn from two texts at a time; `said` names it."""
+    paired = {f"pretrain.objective={objective!r}": objective.endswith("next_sentence"), "form span": form == "span"}
+    for learned in (name for name, asked in paired.items() if asked and kinds == 1):
+        yield (
+            f"{learned} tells two texts apart by their segments, and {said} has one kind (type_vocab_size=1); "
+            "choose objective masked_lm or another task, or a model with two"
+        )
+
+
 def form_misfits(form: str, release: bool) -> Iterator[str]:
     """Why a task of this form is not measured where nothing is released, whatever the model."""
     if not release and form == "span":

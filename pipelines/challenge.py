@@ -114,10 +114,15 @@ def _challenged(
         yield Step(
             "compare-base",
             compare.STAGE,
-            {"kind": "language_model"} | config,
+            {"kind": "language_model"} | config | flow.attention(recipe) | _as_trained(champions[kind]),
             theirs | {"export": Input("pretrain", "export/")} | documents,
         )
     yield replace(step, inputs={**step.inputs, "comparison": Input(f"compare-{kind}", "comparison.json")})
+
+
+def _as_trained(one: Champion) -> dict[str, Any]:
+    """How documents of one window see each other in a champion, where it is not as usual: its recipe may have been another."""
+    return {f"champion_{name}": value for name, value in one.pretraining.items() if name == "attention"}
 
 
 def _champion(kind: str, one: Champion, started_from: bool, pinned: bool) -> Step:

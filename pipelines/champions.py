@@ -44,6 +44,12 @@ class Champion:
         return {group: sorted(digests) for group, digests in sorted(found.items())}
 
     @property
+    def pretraining(self) -> dict[str, Any]:
+        """How it was pre-trained, as the configuration of that step in its package says; empty if it was not."""
+        found: dict[str, Any] = self._manifest()["lineage"].get("pretrain", {}).get("config", {}).get("train", {})
+        return found
+
+    @property
     def tokenizer(self) -> str:
         """The SHA-256 of its tokenizer.json."""
         return str(self._manifest()["files"]["tokenizer.json"]["sha256"])

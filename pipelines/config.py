@@ -146,7 +146,8 @@ class Recipe(Config):
             return self
         for misfit in capabilities.length_misfits(self.pretrain.sequence_length, shape, said) if self.pretrain else ():
             raise ValueError(f"pretrain.{misfit}")
-        if self.pretrain and self.evaluate.continuation_tokens >= shape.n_positions:
+        continues = self.pretrain and "causal_lm" in pretrain_config.OBJECTIVES[shape.family]
+        if continues and self.evaluate.continuation_tokens >= shape.n_positions:
             raise ValueError(
                 f"evaluate.continuation_tokens={self.evaluate.continuation_tokens} leaves no room for a prompt in "
                 f"{said}n_positions={shape.n_positions}; choose fewer"
@@ -164,6 +165,9 @@ class Recipe(Config):
         form = tasks.form_of(self.task.name) if self.task else ""
         misfits = [*capabilities.form_misfits(form, self.release)]
         misfits += capabilities.family_misfits(known, form, self.release) if known else []
+        if self.model:
+            objective = self.pretrain.objective if self.pretrain else ""
+            misfits += capabilities.segment_misfits(self.model.type_vocab_size, "model", objective, form)
         if misfits:
             raise ValueError(misfits[0])
         return self

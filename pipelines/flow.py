@@ -185,12 +185,27 @@ def _token_options(recipe: Recipe) -> dict[str, Any]:
     return {name: True for name, needed in {"sentences": paired, "corpora": mixed}.items() if needed}
 
 
+def _drawn(recipe: Recipe) -> dict[str, Any]:
+    """In which order corpora are drawn from, where there are several.
+
+    Once it was that of the recipe's keys, which no fingerprint tells: what was made or begun then may be of either order.
+    """
+    assert recipe.pretrain
+    return {"mixture_order": "names"} if len(recipe.pretrain.mixture) > 1 else {}
+
+
+def attention(recipe: Recipe) -> dict[str, Any]:
+    """How documents of one window see each other, where it is not as usual: a base model is measured as it was trained."""
+    assert recipe.pretrain
+    return {name: value for name, value in recipe.pretrain.options.items() if name == "attention"}
+
+
 def _base_evaluation(recipe: Recipe) -> dict[str, Any]:
     """How a base model is measured: by its objective."""
     trained = recipe.pretrain
     assert trained
     if trained.objective == "causal_lm":
-        return {"kind": "language_model"} | _json(recipe.evaluate)
+        return {"kind": "language_model"} | _json(recipe.evaluate) | attention(recipe)
     options = {name: value for name, value in trained.options.items() if name != "mixture"}
     how = {"objective": trained.objective, "options": options, "sequence_length": trained.sequence_length}
     return {"kind": evaluate_masked.KIND} | how
@@ -203,7 +218,7 @@ def _base(recipe: Recipe) -> list[Step]:
     begun = {"base": Input("import", "export/")} if recipe.pretrained else {}
     return [
         Step(
-            "pretrain", pretrain.STAGE, {"model": shape, "train": _json(recipe.pretrain)} | how,
+            "pretrain", pretrain.STAGE, {"model": shape, "train": _json(recipe.pretrain)} | how | _drawn(recipe),
             {"tokens": Input("tokenize", "train.json"), "tokenizer": _tokenizer_of(recipe)} | known | begun,
         ),
         Step(

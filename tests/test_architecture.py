@@ -23,6 +23,7 @@ TORCH_FREE = {
     "model.config",
     "model.hf_config",
     "model.tuning_config",
+    "model.mixture_quotas",
     "model.vocabulary",
     "model.token_shards",
     "model.examples",

@@ -40,11 +40,13 @@ def language_model(attempt: Attempt) -> dict[str, Any]:
     text, tokens = (attempt.inputs[name].path("heldout.json") for name in ("text_heldout", "tokens_heldout"))
     sizes = [len(document) for document in language_modelling.texts(attempt.root, text)]
     bits = []
-    for name, export in (("challenger", attempt.inputs["export"].path("export")), ("champion", _champion(attempt))):
+    exports = {"attention": attempt.inputs["export"].path("export"), "champion_attention": _champion(attempt)}
+    for name, (how, export) in zip(("challenger", "champion"), exports.items(), strict=True):
         output = attempt.outputs / f"{name}_bits.json"
         compute(
             attempt, "model.evaluate:document_bits", export,
             manifest=str(tokens), root=str(attempt.root), output=str(output),
+            attention=attempt.config.get(how, "across_documents"),
         )  # fmt: skip
         bits.append(durable.read_json(output))
     if not len(bits[0]) == len(bits[1]) == len(sizes):

@@ -60,7 +60,10 @@ def language_model(attempt: Attempt) -> dict[str, Any]:
     for name in ("text_train", "text_heldout", "tokens_train", "tokens_heldout"):
         attempt.inputs[name].check_units(attempt.root, f"{name.split('_')[1]}.json")
     heldout, root = attempt.inputs["tokens_heldout"].path("heldout.json"), attempt.root
-    metrics = compute(attempt, "model.evaluate:evaluate_language_model", manifest=str(heldout), root=str(root))
+    metrics = compute(
+        attempt, "model.evaluate:evaluate_language_model", manifest=str(heldout), root=str(root),
+        attention=attempt.config.get("attention", "across_documents"),
+    )  # fmt: skip
     text = {split: attempt.inputs[f"text_{split}"].path(f"{split}.json") for split in ("train", "heldout")}
     tokens = {split: attempt.inputs[f"tokens_{split}"].path(f"{split}.json") for split in ("train", "heldout")}
     simple = language_modelling.baselines(root, text, tokens)

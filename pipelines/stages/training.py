@@ -43,7 +43,7 @@ def shape(attempt: Attempt, tokenizer: Path) -> dict[str, Any]:
     """
     if "shape" in attempt.inputs:
         found: dict[str, Any] = durable.read_json(attempt.inputs["shape"].path("model.json"))
-        _refuse_what_it_cannot(found.get("family", "gpt2"), attempt.config)
+        _refuse_what_it_cannot(found, attempt.config)
     else:
         found = attempt.config["model"] | vocabulary(tokenizer)
     length = attempt.config["train"]["sequence_length"]
@@ -52,11 +52,13 @@ def shape(attempt: Attempt, tokenizer: Path) -> dict[str, Any]:
     return found
 
 
-def _refuse_what_it_cannot(family: str, config: Mapping[str, Any]) -> None:
-    """SourceError unless an imported model of this family can learn the step's objective or form, and be measured."""
+def _refuse_what_it_cannot(found: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """SourceError unless an imported model of this shape can learn the step's objective or form, and be measured."""
+    family, form = found.get("family", "gpt2"), config.get("form", "")
     model = capabilities.Known(family, f"the imported model (of family {family})")
-    misfits = [*capabilities.family_misfits(model, config.get("form", ""), config.get("release", True))]
+    misfits = [*capabilities.family_misfits(model, form, config.get("release", True))]
     objective = config["train"].get("objective", OBJECTIVES[family][0])
+    misfits += capabilities.segment_misfits(found.get("type_vocab_size"), "the imported model", objective, form)
     if objective not in OBJECTIVES[family]:
         misfits.append(objective_misfit(objective, family, model.said))
     if misfits:

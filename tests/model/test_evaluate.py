@@ -7,12 +7,15 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from model import durable, evaluate, export, heads
+from model import durable, evaluate, export, heads, objectives
+from model.config import ObjectiveConfig
 from model.examples import text_windows
 from model.generate import generate
+from model.pretraining import Order, Pretraining
 from model.token_shards import ShardMetadata, TokenShards, flatten, write_token_shard
 from tests.model import tiny
 
@@ -25,27 +28,29 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_model(folder: Path, tokenizer: Path, **changes: Any) -> heads.Model:
-    """A random model exported to `folder`."""
+    """A random model exported to `folder`, or left there as our own weights if no family computes it."""
     config = tiny.config(**({"eot_token_id": 0, "initializer_range": 0.2} | changes))
     model = heads.build(config, seed=3)
-    export.write_export(folder, config, model.state_dict(), tokenizer)
+    (export.write_export if config.exportable else export.write_own)(folder, config, model.state_dict(), tokenizer)
     return model
 
 
 def write_shards(root: Path, tokenizer: Path) -> Path:
     """DOCUMENTS as two token shards below `root`, and the path of their manifest."""
-    import numpy as np
-
     rows = [[*row, 0] for row in evaluate.encode(evaluate.load_tokenizer(tokenizer), DOCUMENTS)]
+    return write_stream(root, rows, [len(text.encode()) for text in DOCUMENTS], 2)
+
+
+def write_stream(root: Path, rows: list[list[int]], sizes: list[int], first: int) -> Path:
+    """Documents as tokens, of `sizes` bytes, as two shards below `root`, `first` of them in the one; their manifest."""
     units = []
-    for name, part in (("a", slice(0, 2)), ("b", slice(2, 5))):
+    for name, part in (("a", slice(0, first)), ("b", slice(first, None))):
         tokens, offsets = flatten(rows[part], np.dtype(np.uint16))
         ids = [f"{index:032x}" for index in range(len(rows[part]))]
         path = root / f"{name}.arrow"
         write_token_shard(path, tokens, offsets, ids, ShardMetadata("digest", 300, 0, name))
-        size = sum(len(text.encode()) for text in DOCUMENTS[part])
         units.append({"path": path.name, "sha256": durable.sha256(path), "size": path.stat().st_size,
-                      "documents": len(ids), "tokens": len(tokens), "bytes": size})  # fmt: skip
+                      "documents": len(ids), "tokens": len(tokens), "bytes": sum(sizes[part])})  # fmt: skip
     content = {"schema": 1, "kind": "token_shards", "tokenizer": "digest", "vocab_size": 300, "eot": 0, "units": units}
     durable.write_json(root / "heldout.json", content)
     return root / "heldout.json"
@@ -90,6 +95,38 @@ def test_language_model_evaluation_repeats_exactly_and_hardly_depends_on_the_bat
         for size in (3, 3, 1)
     ]
     assert runs[0] == runs[1] == pytest.approx(runs[2], rel=1e-6)
+
+
+@pytest.mark.parametrize("attention", ["across_documents", "within_documents"])
+@pytest.mark.parametrize(
+    "family",
+    [{}, {"family": "llama", "n_embd": 40, "n_head": 4, "n_kv_head": 2, "n_inner": 71}, {"feed_forward": "relu_relu"}],
+    ids=["gpt2", "llama", "own weights"],
+)
+def test_the_nats_of_an_evaluation_are_those_that_training_would_lose_on_the_same_sequences(
+    tmp_path: Path, tokenizer: Path, family: dict[str, Any], attention: Any
+) -> None:
+    model = write_model(tmp_path / "export", tokenizer, **family).eval()
+    lengths = (20, 3, 50, 1, 80, 31)  # of 5 windows of 37 tokens
+    generator = np.random.default_rng(0)
+    rows = [[*generator.integers(1, 300, length - 1).tolist(), 0] for length in lengths]
+    manifest = write_stream(tmp_path, rows, [1] * 6, 2)
+    data = job(tmp_path, manifest=str(manifest), root=str(tmp_path), batch_size=2, attention=attention)
+    found = evaluate.evaluate_language_model(data)
+    # Training reads a window's first input with its sequence: an EOT stands before the stream, as an evaluation has it.
+    (tmp_path / "trained").mkdir()
+    trained = TokenShards.from_manifest(
+        write_stream(tmp_path / "trained", [[0], *rows], [1] * 7, 3), tmp_path / "trained"
+    )
+    options = ObjectiveConfig(attention=attention)
+    batch = Pretraining({"": trained}, "causal_lm", options, Order(0, 5, 37))(0).rows
+    with torch.no_grad():
+        nats, count = objectives.loss(model, "causal_lm", batch)
+    assert found["tokens"] == count == sum(lengths)
+    assert found["nats"] == pytest.approx(float(nats), rel=1e-5)
+    evaluate.document_bits(data | {"output": str(tmp_path / "bits.json")})
+    bits = durable.read_json(tmp_path / "bits.json")
+    assert len(bits) == 6 and sum(bits) == pytest.approx(found["nats"] / math.log(2), rel=1e-6)
 
 
 def test_shards_of_another_vocabulary_are_refused(tmp_path: Path, tokenizer: Path) -> None:

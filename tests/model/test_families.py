@@ -37,6 +37,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "bert": BERT,
     "bert-relu": BERT | {"feed_forward": "relu"},
     "bert-masked": BERT | {"head": "masked_lm"},
+    "bert-one-segment": BERT | {"type_vocab_size": 1},
     "bert-classes": BERT | {"num_labels": 4},
     "bert-span": BERT | {"head": "span"},
 }
@@ -66,7 +67,7 @@ def test_transformers_computes_what_we_compute(tmp_path: Path, name: str) -> Non
     model = shaken(config)
     folder = written(tmp_path, config, model)
     tokens, mask = export.probe_inputs(config)
-    ours = export.last_logits(model, tokens, mask, config.family)
+    ours = export.last_logits(model, tokens, mask, config.segments)
     assert ours.abs().max() > 0.3
     export.write_probe(tmp_path / "probe.safetensors", tokens, mask, ours)
     loaded = export.load_export(folder)

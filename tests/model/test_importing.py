@@ -86,12 +86,15 @@ def test_equal_models_are_imported_as_equal_bytes(tmp_path: Path) -> None:
     assert all((tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes() for file in files)
 
 
-def test_a_bare_bert_gets_its_ids_from_its_tokenizer_and_that_cuts_and_pads_no_more(tmp_path: Path) -> None:
+@pytest.mark.parametrize("segments", [2, 1])
+def test_a_bare_bert_gets_its_ids_from_its_tokenizer_and_that_cuts_and_pads_no_more(
+    tmp_path: Path, segments: int
+) -> None:
     folder = wordpiece(tmp_path / "theirs")
     torch.manual_seed(3)
     config = transformers.BertConfig(
         vocab_size=90, hidden_size=24, intermediate_size=50, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=40, initializer_range=0.3,
+        max_position_embeddings=40, initializer_range=0.3, type_vocab_size=segments,
     )  # fmt: skip
     theirs = transformers.BertModel(config).eval()
     theirs.save_pretrained(folder)
@@ -110,7 +113,7 @@ def test_a_bare_bert_gets_its_ids_from_its_tokenizer_and_that_cuts_and_pads_no_m
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "ours" / "export")
     state = json.loads((tmp_path / "ours" / "export" / "tokenizer.json").read_text())
     assert state["truncation"] is None and state["padding"] is None
-    encoded = tokenizer(TEXTS[0], TEXTS[0], return_tensors="pt")
+    encoded = tokenizer(*[f"{TEXTS[0]} {TEXTS[0]}"] * segments, return_tensors="pt")
     assert encoded["input_ids"].shape[1] > 8
     ours = transformers.AutoModel.from_pretrained(tmp_path / "ours" / "export").eval()
     with torch.no_grad():

@@ -6,9 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from model.mixture import BLOCK, items, mixed, quotas
-from tests.model.text import batches, corpus
+from model.config import ObjectiveConfig
+from model.mixture import items, mixed
+from model.mixture_quotas import BLOCK, quotas
+from model.pretraining import Order, streams
+from tests.model.text import batches, corpus, manifest
 
 
 def test_the_proportions_hold_in_every_block_and_nearly_in_any_stretch() -> None:
@@ -57,3 +61,13 @@ def test_every_objective_takes_its_rows_from_the_corpora_by_weight(tmp_path: Pat
         first = 0 if objective == "causal_lm" else 1  # after [CLS]
         same = [a == b for a, b in zip(row[first : first + 8].tolist(), shards.read(start, 8).tolist(), strict=True)]
         assert sum(same) >= 3, "but for what is hidden it is the corpus's text"
+
+
+def test_the_order_in_which_a_recipe_names_its_corpora_changes_nothing(tmp_path: Path) -> None:
+    data = manifest(tmp_path, {"small": corpus(tmp_path / "s", 2, 1, 12), "large": corpus(tmp_path / "l", 1, 3)})
+    one, other = (
+        streams(data, "causal_lm", ObjectiveConfig(mixture=mixture), tmp_path, Order(3, 16, 64))
+        for mixture in ({"large": 1.0, "small": 3.0}, {"small": 3.0, "large": 1.0})
+    )
+    for step in (0, 40):
+        assert torch.equal(one(step).rows.tokens, other(step).rows.tokens)

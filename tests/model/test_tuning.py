@@ -15,7 +15,9 @@ from model.adapters import write
 from model.config import ModelConfig
 from model.export import load_export, probe_inputs, write_export
 from model.heads import build
+from model.hf import to_hugging_face
 from model.job import RankJob
+from model.objectives import Batch, loss
 from model.tuning import counts, merged, prepare
 from model.tuning_config import Tuning
 from model.validation import Best
@@ -127,16 +129,56 @@ def test_plain_peft_puts_the_adapter_on_the_base_and_computes_what_the_merged_ex
 OWN: dict[str, dict[str, Any]] = {
     "gpt2": {},
     "llama": {"n_kv_head": 2, "n_head": 4, "n_embd": 32},
+    "llama-untied": {"family": "llama", "n_head": 4, "n_embd": 32, "tie_word_embeddings": False},
     "bert": {"type_vocab_size": 2, "pad_token_id": 3, "cls_token_id": 5, "sep_token_id": 7, "mask_token_id": 9},
 }
-HEADS = {"text-classification": {"num_labels": 3}, "question-answering": {"head": "span"}}
+HEADS: dict[str, dict[str, Any]] = {
+    "text-classification": {"num_labels": 3},
+    "question-answering": {"head": "span"},
+    "text-generation": {},
+}
+FAMILIES = ("gpt2", "llama", "bert")
+# Of a classifier what each way of tuning changes, by Hugging Face's names.
+NAMES = {
+    ("gpt2", "head"): r"score\.weight",
+    ("gpt2", "last_layers"): r"score\.weight|transformer\.h\.2\..*|transformer\.ln_f\..*",
+    ("llama", "head"): r"score\.weight",
+    ("llama", "last_layers"): r"score\.weight|model\.layers\.2\..*|model\.norm\.weight",
+    ("bert", "head"): r"classifier\..*|bert\.pooler\..*",
+    ("bert", "last_layers"): r"classifier\..*|bert\.pooler\..*|bert\.encoder\.layer\.2\..*",
+}
+
+
+@pytest.mark.parametrize(("family", "tune"), NAMES)
+def test_a_step_changes_of_every_family_what_is_tuned_and_no_more(family: str, tune: Any) -> None:
+    config = tiny.config(**({"family": family} | OWN[family] | HEADS["text-classification"]))
+    model = build(config, seed=1)
+    before = {name: tensor.clone() for name, tensor in to_hugging_face(config, model.state_dict())[1].items()}
+    prepare(model, Tuning(tune=tune, last_layers=1 if tune == "last_layers" else None), seed=2)
+    tokens = torch.randint(10, 300, (4, 12), generator=torch.Generator().manual_seed(3))
+    batch = Batch(tokens, torch.arange(4), labels=torch.tensor([0, 1, 2, 1]))
+    loss(model, "classification", batch)[0].backward()
+    torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], weight_decay=0.0).step()
+    after = to_hugging_face(config, merged(model))[1]
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    assert changed == {name for name in after if re.fullmatch(NAMES[family, tune], name)}
+
+
+ATTENTION = LORA | {"lora": LORA["lora"] | {"targets": "attention"}}
 
 
 @pytest.mark.parametrize(
-    ("family", "task"), [*((family, "text-classification") for family in OWN), ("bert", "question-answering")]
+    ("family", "task", "tuning"),
+    [
+        *((family, "text-classification", LORA) for family in FAMILIES),
+        ("bert", "question-answering", LORA),
+        ("llama", "text-generation", ATTENTION),
+        ("llama-untied", "text-generation", ATTENTION),
+        ("llama-untied", "text-classification", ATTENTION),
+    ],
 )
 def test_an_adapter_of_every_family_is_the_merged_model_by_the_code_of_its_card(
-    family: str, task: Any, tmp_path: Path
+    family: str, task: Any, tuning: dict[str, Any], tmp_path: Path
 ) -> None:
     shape = {"family": family, "vocab_size": 300, "eot_token_id": 0} | OWN[family]
     config, pretrained = tiny.config(**shape, **HEADS[task]), tiny.config(**shape)
@@ -144,7 +186,7 @@ def test_an_adapter_of_every_family_is_the_merged_model_by_the_code_of_its_card(
     # Weights are of (seed, name): the Transformer below the other head is the same.
     write_export(tmp_path / "base", pretrained, build(pretrained, seed=1).state_dict(), tokenizer)
     model = build(config, seed=1)
-    prepare(model, Tuning(**LORA), seed=2)
+    prepare(model, Tuning(**tuning), seed=2)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -153,7 +195,7 @@ def test_an_adapter_of_every_family_is_the_merged_model_by_the_code_of_its_card(
     trained = {
         name: parameter.detach().clone() for name, parameter in model.named_parameters() if parameter.requires_grad
     }
-    write(tmp_path / "adapter", config, Tuning(**LORA).lora, trained)
+    write(tmp_path / "adapter", config, Tuning(**tuning).lora, trained)
     write_export(tmp_path / "merged", config, merged(model), tokenizer)
     base = {"name": "base", "digest": "ab" * 32}
     card = render(Card("adapter", task, "An adapter.", base=base, labels=_classes(tmp_path / "adapter")))

@@ -10,6 +10,7 @@ import numpy as np
 
 from model import durable
 from model.config import ObjectiveConfig
+from model.job import StreamData
 from model.pretraining import Order, Pretraining
 from model.token_shards import ShardMetadata, ShardUnit, TokenShards, flatten, token_dtype, write_token_shard
 from model.vocabulary import Vocabulary
@@ -40,6 +41,16 @@ def corpus(folder: Path, seed: int = 1, shards: int = 3, documents: int = 60) ->
         write_token_shard(path, tokens, offsets, [f"{n:032x}" for n in range(documents)], metadata, np.array(marks))
         units.append(ShardUnit(path, durable.sha256(path), documents, len(tokens), 0, len(marks)))
     return TokenShards(units, "t", SIZE, SEP)
+
+
+def manifest(folder: Path, corpora: dict[str, TokenShards]) -> StreamData:
+    """A manifest of several corpora, by their labels."""
+    units = [
+        asdict(unit) | {"path": str(unit.path), "corpus": name} for name, one in corpora.items() for unit in one.units
+    ]
+    head = {"schema": 1, "kind": "token_shards", "tokenizer": "t", "vocab_size": SIZE, "eot": SEP}
+    durable.write_json(folder / "train.json", head | {"units": units})
+    return StreamData(manifest=str(folder / "train.json"), root="/")
 
 
 def batches(

@@ -44,7 +44,8 @@ class Jobs:
             ids = [f"{number:032x}" for number in range(len(documents))]
             write_token_shard(path, tokens, offsets, ids, ShardMetadata("t", self.vocab_size, 0, "x"))
             facts = {"sha256": durable.sha256(path), "size": path.stat().st_size, "bytes": len(tokens)}
-            units.append({"path": path.name, "documents": len(documents), "tokens": len(tokens)} | facts)
+            unit = {"path": path.name, "documents": len(documents), "tokens": len(tokens), "corpus": "abc"[index]}
+            units.append(unit | facts)
         manifest = {"schema": 1, "kind": "token_shards", "tokenizer": "t", "vocab_size": self.vocab_size, "eot": 0}
         durable.write_json(self.folder / "train.json", manifest | {"units": units})
 

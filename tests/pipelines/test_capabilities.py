@@ -120,6 +120,17 @@ def test_what_the_import_would_refuse_is_refused_when_the_recipe_is_read(tmp_pat
             changed("tiny", given)
 
 
+@pytest.mark.parametrize("pairs", [{}, {"pretrain.objective": "next_sentence"}, {"task": ANSWERS["span"]}])
+def test_a_bert_with_one_kind_of_segment_learns_from_one_text_at_a_time(pairs: dict[str, str]) -> None:
+    alone = {"model.type_vocab_size": "1", "pretrain.objective": "masked_lm"}
+    assert changed("bert_tiny", alone).model
+    with pytest.raises(ConfigError, match=r"by their segments, and model has one kind \(type_vocab_size=1\); choose"):
+        changed(
+            "bert_tiny",
+            {"model.type_vocab_size": "1"} | ({"finetune": FINETUNE} | alone if "task" in pairs else {}) | pairs,
+        )
+
+
 def test_every_sample_of_weights_says_its_family() -> None:
     assert FAMILIES.keys() == WEIGHTS.keys()
 
@@ -137,12 +148,20 @@ def test_every_sample_of_weights_says_its_family() -> None:
         (finetune.run, "bert", {"release": False}, "release=false measures .* causal models .* leave release on"),
         (pretrain.run, "bert", {"objective": "causal_lm"}, "'causal_lm' cannot be learned by the imported model"),
         (pretrain.run, "llama", {"objective": "masked_lm"}, "'masked_lm' cannot be learned by the imported model"),
+        (
+            pretrain.run,
+            "bert",
+            {"objective": "next_sentence"},
+            "'next_sentence' tells two texts apart by their segments",
+        ),
+        (finetune.run, "bert", {"form": "span"}, "form span tells two texts .* the imported model has one kind"),
     ],
 )
 def test_an_imported_model_is_refused_before_anything_is_trained(
     tmp_path: Path, run: Any, family: str, config: dict[str, Any], said: str
 ) -> None:
-    durable.write_json(tmp_path / "model.json", {"family": family, "n_positions": 64})
+    one_segment = {"type_vocab_size": 1} if family == "bert" else {}
+    durable.write_json(tmp_path / "model.json", {"family": family, "n_positions": 64} | one_segment)
     tiny.write_tokenizer(tmp_path / "tokenizer")
     train = {"sequence_length": 16} | {name: config[name] for name in ("objective",) if name in config}
     made = attempt(
@@ -197,6 +216,13 @@ def test_what_our_own_code_does_not_measure_has_to_be_released() -> None:
         changed("tiny", unreleased | spans)
     for name in ("default", "questions", "dialogue", "generation", "finetune_smollm2"):
         assert not changed(name, unreleased).release
+
+
+def test_a_bert_that_continues_nothing_may_be_shorter_than_a_continuation() -> None:
+    short = dict.fromkeys(("model.n_positions", "pretrain.sequence_length", "evaluate.continuation_tokens"), "48")
+    assert changed("bert_tiny", short).evaluate.continuation_tokens == 48
+    with pytest.raises(ConfigError, match="continuation_tokens=48 leaves no room for a prompt"):
+        changed("default", short | {"finetune.sequence_length": "48"})
 
 
 def test_options_that_apply_are_taken() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,9 @@ from pipelines.config import ConfigError, Recipe, Source, TokenizerConfig
 from pipelines.engine.fingerprint import digest
 from pipelines.pretrain_config import PretrainConfig
 from pipelines.settings import override
+from pipelines.stages import evaluate
+from pipelines.tasks import language_modelling
+from tests.pipelines.data_attempts import attempt
 
 GOLDEN = {
     "shard": "136d0a2c68376db294543f890aecad78f18df98e62ee8b2b864f99f497c396e9",
@@ -37,6 +41,8 @@ TRAIN: dict[str, Any] = {"max_steps": 10, "global_batch_size": 8, "sequence_leng
         ("bert_tiny", ["pretrain.attention=within_documents"], "a sample is a pair"),
         ("tiny", ['pretrain.mixture={"news":1.0}'], "mixture weighs news; .* to no other: tiny_shakespeare"),
         ("tiny", ['pretrain.mixture={"tiny_shakespeare":0.0}'], "weight of 'tiny_shakespeare' is 0"),
+        ("tiny", ['pretrain.mixture={"a":1.0,"b":100000.0}'], "weight 1.0 of 'a' is less than 1/4096 of all; raise it"),
+        ("tiny", ['pretrain.mixture={"a":1.0,"b":Infinity}'], "weight of 'b' is inf"),
     ],
 )
 def test_what_a_family_cannot_learn_is_refused_when_the_recipe_is_read(
@@ -82,6 +88,50 @@ def test_tokenize_and_evaluate_are_told_what_the_objective_needs() -> None:
     mixture = json.dumps({"tiny_shakespeare": 2.0})
     mixed = steps(override(recipes.load("tiny"), {"pretrain.mixture": mixture}))
     assert mixed["tokenize"].config == {"corpora": True}
+
+
+def test_corpora_are_drawn_from_by_name_and_what_was_made_by_the_order_of_keys_is_made_again() -> None:
+    """Both orders had one fingerprint and other samples. One corpus alone has no order."""
+    recipe = recipes.load("tiny")
+    assert recipe.pretrain
+
+    def key(mixture: dict[str, float]) -> tuple[str, Any]:
+        made = recipe.model_copy(update={"pretrain": recipe.pretrain.model_copy(update={"mixture": mixture})})
+        config = steps(made)["pretrain"].config
+        return digest(config), config.get("mixture_order")
+
+    assert key({"a": 1.0, "b": 3.0}) == key({"b": 3.0, "a": 1.0}) != key({"a": 3.0, "b": 1.0})
+    assert [key(one)[1] for one in ({}, {"a": 1.0}, {"a": 1.0, "b": 1.0})] == [None, None, "names"]
+
+
+@pytest.mark.parametrize(("recipe", "objective"), [("tiny", "causal_lm"), ("bert_tiny", "masked_lm")])
+def test_a_base_model_is_measured_as_it_was_trained(recipe: str, objective: str) -> None:
+    across = override(recipes.load(recipe), {"pretrain.objective": objective})
+    within = override(across, {"pretrain.attention": "within_documents"})
+    plain, other = (steps(one)["evaluate-base"].config for one in (across, within))
+    told = other if objective == "causal_lm" else other["options"]
+    assert told.pop("attention") == "within_documents" and other == plain
+
+
+def test_what_evaluates_a_base_model_is_told_how_it_was_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def compute(*_: Any, **job: Any) -> dict[str, Any]:
+        asked.append(job.get("attention"))
+        return {} if len(asked) % 2 else []  # type: ignore[return-value]
+
+    monkeypatch.setattr(evaluate, "compute", compute)
+    monkeypatch.setattr(language_modelling, "baselines", lambda *_: dict.fromkeys(("token_unigram", "gzip", "xz"), 1.0))
+    monkeypatch.setattr(language_modelling, "texts", lambda *_: iter(()))
+    inputs = {f"{kind}_{split}": tmp_path for kind in ("text", "tokens") for split in ("train", "heldout")}
+    for config in ({}, {"attention": "within_documents"}):
+        made = attempt(tmp_path, {"continuations": 0, "continuation_tokens": 1} | config, {}, inputs)
+        for one in made.inputs.values():
+            one.check_units = lambda *_: None  # type: ignore[method-assign]
+        evaluate.language_model(made)
+    assert asked[::2] == ["across_documents", "within_documents"]
 
 
 def test_a_bidirectional_base_model_is_not_retrained() -> None:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
+from model import durable
+from pipelines.stages import compare
 from pipelines.stages.compare import decided
+from pipelines.tasks import language_modelling
 from pipelines.tasks.metrics import difference, ratio_difference
+from tests.pipelines.data_attempts import attempt
 
 
 def test_a_difference_that_is_the_same_for_all_documents_has_no_width() -> None:
@@ -51,3 +58,25 @@ def test_the_lower_end_has_to_be_above_what_the_recipe_asks_for() -> None:
     assert not decided(found, 0.01)["better"] and "is not above 0.01" in decided(found, 0.01)["detail"]
     assert not decided(found | {"low": 0.0}, 0.0)["better"]
     assert decided(found | {"low": -0.01}, -0.02)["better"]
+
+
+def test_each_model_reads_windows_as_it_did_in_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, str] = {}
+
+    def compute(made: Any, function: str, export: Path, output: str, attention: str, **job: Any) -> None:
+        asked[export.parent.name] = attention
+        durable.write_json(Path(output), [100.0, 50.0])
+
+    monkeypatch.setattr(compare, "compute", compute)
+    monkeypatch.setattr(language_modelling, "texts", lambda root, manifest: iter([b"ab", b"c"]))
+    inputs = {name: tmp_path / name for name in ("export", "champion", "text_heldout", "tokens_heldout")}
+    for config, ours, theirs in (
+        ({}, "across_documents", "across_documents"),
+        ({"attention": "within_documents"}, "within_documents", "across_documents"),
+        ({"champion_attention": "within_documents"}, "across_documents", "within_documents"),
+    ):
+        made = attempt(tmp_path, config, {}, inputs)
+        for name in ("text_heldout", "tokens_heldout"):
+            made.inputs[name].check_units = lambda *_: None  # type: ignore[method-assign]
+        assert compare.language_model(made)["gain"] == 0
+        assert asked == {"export": ours, "champion": theirs}

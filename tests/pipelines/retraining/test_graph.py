@@ -16,10 +16,10 @@ from pipelines.engine.step import Step
 TOKENIZER = "7" * 64
 
 
-def champion(folder: Path, name: str) -> Champion:
-    """A champion whose package is a manifest."""
+def champion(folder: Path, name: str, **pretraining: Any) -> Champion:
+    """A champion whose package is a manifest; its pre-training had these options."""
     folder.mkdir()
-    lineage = {"shard": {"sources": {"corpus": ["c1", "c2"]}}, "champion-base": {"sources": {"corpus": ["c0"], "package": ["p"]}},
+    lineage = {"pretrain": {"config": {"train": pretraining}}, "shard": {"sources": {"corpus": ["c1", "c2"]}}, "champion-base": {"sources": {"corpus": ["c0"], "package": ["p"]}},
                "train_tokenizer": {"sources": {"text": ["t1"]}}}  # fmt: skip
     said: dict[str, Any] = {"schema": 1, "kind": "model_package", "name": name, "lineage": lineage}
     said["files"] = {"tokenizer.json": {"sha256": TOKENIZER, "size": 1}}
@@ -114,3 +114,17 @@ def test_a_recipes_retraining_changes_no_step_of_a_run() -> None:
     plain = flow.build(recipes.tiny(), _files)
     changed = recipes.tiny().model_copy(update={"retrain": RetrainConfig(start="scratch", minimum_gain=0.1)})
     assert flow.build(changed, _files) == plain
+
+
+def test_each_base_is_compared_as_it_was_trained(champions: dict[str, Champion], tmp_path: Path) -> None:
+    within = {"attention": "within_documents"}
+    recipe = recipes.tiny()
+    assert recipe.pretrain
+    other = recipe.model_copy(update={"pretrain": recipe.pretrain.model_copy(update=within)})
+    others = champions | {"base": champion(tmp_path / "other", "base", **within)}
+    said: dict[str, str] = {"kind": "language_model"}
+    for one, there, expected in (
+        (recipe, champions, {}), (other, champions, within), (other, others, within | {"champion_attention": within["attention"]}),
+    ):  # fmt: skip
+        steps = {step.name: step for step in challenge.retraining(challenge.challenging(one, there), there, _files)}
+        assert steps["compare-base"].config == said | {"minimum_gain": one.retrain.minimum_gain} | expected
