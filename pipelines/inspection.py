@@ -13,6 +13,7 @@ from typing import Any
 
 from model import durable
 from pipelines import run as runs
+from pipelines import tokenizer_files
 from pipelines.config import ConfigError
 from pipelines.engine.step import Planned, resolve
 from pipelines.execution import Execution, cores
@@ -77,12 +78,10 @@ def _tokenizer_step(workspace: Workspace) -> str:
 
 def _tokenizer(workspace: Workspace) -> Any:
     """The recipe's tokenizer. ConfigError if it is not made yet."""
-    from tokenizers import Tokenizer
-
     planned = runs.plan(workspace)[_tokenizer_step(workspace)]
     if not planned.done or planned.folder is None:
         raise ConfigError("the recipe's tokenizer is not made yet, so tokens cannot be shown as text; next: make run")
-    return Tokenizer.from_file(str(planned.folder / "outputs" / "tokenizer" / "tokenizer.json"))
+    return tokenizer_files.load(planned.folder / "outputs" / "tokenizer")
 
 
 def _arrow(path: Path, rows: int, workspace: Workspace) -> Iterator[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from model import durable
+from pipelines import tokenizer_files
 from pipelines.engine.step import Attempt
 from pipelines.sources import SourceError
 from pipelines.stages import training as jobs
@@ -51,12 +52,10 @@ def encode(source: Path, tokenizer: Path, settings: Mapping[str, Any], target: P
 
     Reserved tokens that stand in a text stay text: a stranger's sentence cannot end itself.
     """
-    from tokenizers import Tokenizer
-
     from model.examples import surrounding, text_windows, write_examples
 
     examples = example_files.read(source, "classification")
-    encoder = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    encoder = tokenizer_files.load(tokenizer)
     encoder.encode_special_tokens = True
     facts, window, stride = jobs.vocabulary(tokenizer), settings["sequence_length"], _stride(settings)
     rows = [

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from model import durable
+from pipelines import tokenizer_files
 from pipelines.engine.step import Attempt
 from pipelines.stages import training as jobs
 from pipelines.stages.evaluate import compute
@@ -87,11 +88,9 @@ def _encoded(
     examples: Sequence[Span], tokenizer: Path
 ) -> tuple[list[list[int]], list[list[int]], list[tuple[int, int] | None]]:
     """The tokens of questions and contexts, uncut, and the first and last token of each first answer. Reserved tokens stay text."""
-    from tokenizers import Tokenizer
-
     from model.questions import covering
 
-    encoder = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    encoder = tokenizer_files.load(tokenizer)
     encoder.encode_special_tokens = True
     questions = encoder.encode_batch([one.question for one in examples], add_special_tokens=False)
     contexts = encoder.encode_batch([one.context for one in examples], add_special_tokens=False)
