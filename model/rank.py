@@ -68,7 +68,7 @@ def loader(job: RankJob, world: World) -> Callable[[int], RankBatch]:
         "world_size": world.size,
     }
     if isinstance(job.data, ExampleData):
-        examples = Examples(Path(job.data.examples))
+        examples = Examples(Path(job.data.examples), job.model.padding)
         _same_vocabulary(examples, job.model)
         pool = job.data.pool
         return lambda step: example_batch(examples, step, objective=job.objective, pool=pool, **order)
@@ -133,7 +133,7 @@ class Run:
         self.best_weights = BestWeights()
         if job.validation and early:
             length = job.train.sequence_length
-            self.validation = Validation(Path(job.validation), job.objective, length, world)
+            self.validation = Validation(Path(job.validation), job.objective, length, job.model.padding, world)
         self.history = _history(self.resumed, numerics(job, world))
         self.saver = Saver(self.engine, world, self.shelf, job.train.zero_stage)
         self._copied_at = time.monotonic()  # when the last checkpoint was begun, or else training

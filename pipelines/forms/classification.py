@@ -74,7 +74,6 @@ def encode(source: Path, tokenizer: Path, settings: Mapping[str, Any], target: P
         vocab_size=facts["vocab_size"],
         eot=facts["eot_token_id"],
         labels=[example.label for example in repeated],
-        pad=encoder.token_to_id("[PAD]"),
         weights=weights([example.label for example in examples], [len(part) for part in parts], settings),
     )
     longer = sum(len(row) > room for row in rows)

@@ -72,7 +72,7 @@ def encode(source: Path, tokenizer: Path, settings: Mapping[str, Any], target: P
         )
     write_examples(
         target, rows, ids, tokenizer=durable.sha256(tokenizer / "tokenizer.json"), vocab_size=facts["vocab_size"],
-        eot=facts["eot_token_id"], pad=facts["pad_token_id"], spans=places,
+        eot=facts["eot_token_id"], spans=places,
     )  # fmt: skip
     return {
         "examples": len(examples),
