@@ -7,6 +7,7 @@ it is counted how many; it is measured as it ships, beside the majority class an
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from pipelines.stages.evaluate import compute
 from pipelines.stages.evaluate import weights as made_by
 from pipelines.tasks import examples as example_files
 
+log = logging.getLogger(__name__)
 PIPELINE = "text-classification"
 CHAT = False  # whether the export's tokenizer has a chat template
 METRICS = {
@@ -205,14 +207,23 @@ def renamed(predicted: Mapping[str, int], theirs: Sequence[str], ours: Sequence[
 
 
 def _refuse_other_labels(attempt: Attempt, labels: Sequence[str]) -> None:
-    """SourceError if training is to go on from a classifier of other classes: its head is not about these."""
+    """SourceError if training is to go on from a champion of other classes: its head is not about these.
+
+    Of somebody else's classifier all but the head is begun from, which is said.
+    """
     base = attempt.inputs.get("base")
     known = label_names(made_by(base)) if base else []
-    if known and known != list(labels):
+    if not known or known == list(labels):
+        return
+    ours, theirs = (f"{len(names)} classes {', '.join(names[:10])}" for names in (labels, known))
+    if "shape" not in attempt.inputs:  # which comes with an import
         raise SourceError(
-            f"training goes on from a classifier of the {len(known)} classes {', '.join(known[:10])}; the examples have the "
-            f"{len(labels)} classes {', '.join(labels[:10])}: begin from the base model (retrain.start=base)"
+            f"training goes on from a classifier of the {theirs}; the examples have the {ours}: begin from the base model "
+            "(retrain.start=base)"
         )
+    log.warning(
+        "the imported model is a classifier of the %s: its head is left out, one is learned for the %s", theirs, ours
+    )
 
 
 def _predicted(path: Path) -> dict[str, int]:
