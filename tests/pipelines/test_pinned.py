@@ -10,11 +10,14 @@ from typing import Any
 import pytest
 
 from model.examples import Examples
-from pipelines import chat, sentence_marks, tokenizer_files
+from pipelines import chat, recipes, sentence_marks, tokenizer_files
+from pipelines.config import ConfigError, Recipe, TokenizerConfig, check_together
 from pipelines.encoding import Encoder
+from pipelines.execution import Execution
 from pipelines.forms import classification, dialogue, span, text
 from pipelines.tasks import examples
 from pipelines.tasks.examples import Dialogue, Labelled, Span, Text
+from tests.model import tiny
 from tests.pipelines.test_sentences import TEXTS, wordpiece
 from tests.pipelines.test_tokenize import arrow
 
@@ -94,6 +97,30 @@ def test_documents_and_their_sentences_are_whole(whole: Path, cutting: Path) -> 
 def test_prompts_are_whole(whole: Path, cutting: Path) -> None:
     asked = [{"role": "user", "content": LONG}]
     assert chat.Chat(cutting).prompt(asked) == chat.Chat(whole).prompt(asked)
+
+
+def pinned_bert(folder: Path) -> Recipe:
+    """A BERT that is pre-trained with the tokenizer in a folder."""
+    tokenizer = TokenizerConfig(pinned=str(folder), digest="0" * 64)
+    return Recipe.model_validate(dict(recipes.load("bert_tiny")) | {"tokenizer": tokenizer})
+
+
+def test_a_berts_pinned_tokenizer_without_its_special_tokens_is_refused_when_the_recipe_is_read(
+    whole: Path, tmp_path: Path
+) -> None:
+    check_together(pinned_bert(whole), Execution())
+    check_together(pinned_bert(tmp_path / "of another host"), Execution())
+    plain = tiny.write_tokenizer(tmp_path / "plain")
+    with pytest.raises(
+        ConfigError, match=r"tokenizer.pinned: .*plain/tokenizer.json has no \[PAD\], \[CLS\], \[SEP\], \[MASK\]"
+    ):
+        check_together(pinned_bert(plain), Execution())
+    check_together(
+        Recipe.model_validate(dict(recipes.tiny()) | {"tokenizer": pinned_bert(plain).tokenizer}), Execution()
+    )
+    (plain / "tokenizer.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"tokenizer\.pinned: "):
+        check_together(pinned_bert(plain), Execution())
 
 
 def test_only_one_place_reads_a_tokenizer_of_the_tokenizers_library() -> None:
