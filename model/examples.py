@@ -11,8 +11,7 @@ on disk.
     columns span_start, span_end, second_segment: int64    the tokens at which an answer begins and ends, and where the
                                                    text that it stands in begins; there for questions only
     column id:        string
-    schema metadata b"gptline": canonical JSON {"format", "tokenizer", "vocab_size", "eot"}, and "pad" where padding
-    has a token of its own
+    schema metadata b"gptline": canonical JSON {"format", "tokenizer", "vocab_size", "eot"}
 """
 
 from __future__ import annotations
@@ -62,14 +61,12 @@ def write_examples(
     loss_masks: Sequence[Any | None] | None = None,
     weights: Sequence[float] | None = None,
     spans: Sequence[tuple[int, int, int]] | None = None,
-    pad: int | None = None,
 ) -> None:
     """Write examples whole or not at all; `tokens[i]` are the ids of example `ids[i]`.
 
     `weights` are what each example's loss counts, above 0; all alike if none. `spans` are the first and the last token of
-    each answer and where the second segment begins. `pad` is the padding token, the EOT if none. `tokenizer` is the digest
-    of the tokenizer that made them. ValueError names the example that is empty, outside of the vocabulary or does not fit
-    its mask.
+    each answer and where the second segment begins. `tokenizer` is the digest of the tokenizer that made them. ValueError
+    names the example that is empty, outside of the vocabulary or does not fit its mask.
     """
     for identifier, row in zip(ids, tokens, strict=True):
         if len(row) == 0 or max(row) >= vocab_size:
@@ -87,8 +84,7 @@ def write_examples(
     if spans is not None:
         places = np.array(spans, np.int64).reshape(-1, len(SPAN_COLUMNS))  # (examples, 3)
         columns |= {name: pa.array(places[:, column]) for column, name in enumerate(SPAN_COLUMNS)}
-    facts = {"tokenizer": tokenizer, "vocab_size": vocab_size, "eot": eot} | ({} if pad is None else {"pad": pad})
-    metadata = metadata_bytes(facts)
+    metadata = metadata_bytes({"tokenizer": tokenizer, "vocab_size": vocab_size, "eot": eot})
     schema = pa.schema([(name, values.type) for name, values in columns.items()], metadata)
     batch = pa.record_batch(list(columns.values()), schema=schema)
     with durable.writing(path) as draft, pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
@@ -117,15 +113,18 @@ def window_starts(count: int, length: int, stride: int) -> list[int]:
 
 
 class Examples:
-    """The examples of one file, memory-mapped, with random access. DamagedShard if it is not such a file."""
+    """The examples of one file, memory-mapped, with random access. DamagedShard if it is not such a file.
 
-    def __init__(self, path: Path) -> None:
+    `pad` is what the model that reads them takes for padding: a classifier finds the last token of a row by it. EOT if none.
+    """
+
+    def __init__(self, path: Path, pad: int | None = None) -> None:
         batch, metadata = map_batch(path)
         self.path = path
         self.tokenizer: str = metadata["tokenizer"]
         self.vocab_size: int = metadata["vocab_size"]
         self.eot: int = metadata["eot"]
-        self.pad: int = metadata.get("pad", self.eot)  # what batches are filled up with
+        self.pad = self.eot if pad is None else pad  # what batches are filled up with
         column = batch.column("tokens")
         self._tokens: np.ndarray = view(column.values)
         self._offsets: np.ndarray = view(column.offsets)

@@ -104,6 +104,17 @@ def from_hugging_face(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     return config, state
 
 
+def begin_from(folder: Path, model: nn.Module, config: ModelConfig) -> list[str]:
+    """Copy the weights in `folder` into `model` (of `config`), as `load_pretrained` does; returns the parameters without any.
+
+    The head of a classifier of other classes is left out, though its shape may fit: it is not about these.
+    """
+    found, state = from_hugging_face(folder)
+    if found.num_labels is not None and _label_names(found) != _label_names(config):
+        state = {name: tensor for name, tensor in state.items() if not name.startswith("score.")}
+    return load_pretrained(model, state)
+
+
 def load_pretrained(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
     """Copy `state` into `model` in place and return the parameters that it had nothing for (a new head), sorted.
 

@@ -23,15 +23,18 @@ def training_batch(job: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows of step `job["step"]` (from 0) of a training job: {"place", "origin", "tokens", "loss_mask", "label"}, and of
     text "targets": the tokens as they are where some are hidden.
 
-    `job` has "train" (TrainConfig as JSON), "data" and "objective" as in a rank's job, "step", and for text also the job's
-    "objective_options" and "tokenizer". `loss_mask[i]` says whether the
-    loss counts token i as a target.
+    `job` has "train" (TrainConfig as JSON), "data" and "objective" as in a rank's job, "step", for examples also "pad" (the
+    model's padding), and for text the job's "objective_options" and "tokenizer". `loss_mask[i]` says whether the loss counts
+    token i as a target.
     """
     train = TrainConfig.model_validate(job["train"])
     if "examples" in job["data"]:
         places = {"seed": train.seed, "global_batch_size": train.global_batch_size}
         places |= {"pool": job["data"]["pool"]} if "pool" in job["data"] else {}
-        examples, objective = Examples(Path(job["data"]["examples"])), job.get("objective", "classification")
+        examples, objective = (
+            Examples(Path(job["data"]["examples"]), job["pad"]),
+            job.get("objective", "classification"),
+        )
         return _examples(examples, job["step"], places | {"objective": objective}, train.sequence_length)
     order = Order(train.seed, train.global_batch_size, train.sequence_length)
     source, options = StreamData.model_validate(job["data"]), ObjectiveConfig.model_validate(job["objective_options"])

@@ -22,7 +22,7 @@ from model.checkpoint import BEST, Checkpoint, open_shelf
 from model.config import ModelConfig, accumulation_steps
 from model.examples import Examples
 from model.heads import build
-from model.hf import from_hugging_face, load_pretrained
+from model.hf import begin_from
 from model.job import ExampleData, RankJob
 from model.monitor import METRICS, DivergenceGuard, Journal, flops_per_token, remembered_peak, sigterm_noticed
 from model.pretraining import Order, streams
@@ -68,7 +68,7 @@ def loader(job: RankJob, world: World) -> Callable[[int], RankBatch]:
         "world_size": world.size,
     }
     if isinstance(job.data, ExampleData):
-        examples = Examples(Path(job.data.examples))
+        examples = Examples(Path(job.data.examples), job.model.padding)
         _same_vocabulary(examples, job.model)
         pool = job.data.pool
         return lambda step: example_batch(examples, step, objective=job.objective, pool=pool, **order)
@@ -100,8 +100,7 @@ def initial_model(job: RankJob) -> nn.Module:
     """The model before the first step: the same on every rank, from the seed and from `init`'s weights if there are any."""
     model = build(job.model, seed=job.train.seed, activation_checkpointing=job.train.activation_checkpointing)
     if job.init is not None:
-        _, state = from_hugging_face(Path(job.init))
-        fresh = load_pretrained(model, state)
+        fresh = begin_from(Path(job.init), model, job.model)
         log.info("initial weights from %s; from the seed: %s", job.init, fresh or "none")
     tuning.prepare(model, job.tuning, job.train.seed)
     return model
@@ -133,7 +132,7 @@ class Run:
         self.best_weights = BestWeights()
         if job.validation and early:
             length = job.train.sequence_length
-            self.validation = Validation(Path(job.validation), job.objective, length, world)
+            self.validation = Validation(Path(job.validation), job.objective, length, job.model.padding, world)
         self.history = _history(self.resumed, numerics(job, world))
         self.saver = Saver(self.engine, world, self.shelf, job.train.zero_stage)
         self._copied_at = time.monotonic()  # when the last checkpoint was begun, or else training

@@ -33,8 +33,8 @@ BATCH_SIZE = 32  # examples; whatever the micro-batch of training, so that no sl
 class Validation:
     """The validation examples in batches, and the objective by which a model is measured on them."""
 
-    def __init__(self, path: Path, objective: objectives.Objective, length: int, world: World) -> None:
-        examples = Examples(path)
+    def __init__(self, path: Path, objective: objectives.Objective, length: int, pad: int, world: World) -> None:
+        examples = Examples(path, pad)
         if not len(examples):
             raise ValueError(f"{path} has no examples; early stopping needs some: raise task.validation_fraction")
         self._objective, self._world = objective, world

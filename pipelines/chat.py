@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model import durable
-from pipelines.tokenizer_files import EOT, FILES, ending
+from pipelines.tokenizer_files import EOT, FILES, ending, load
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -51,10 +51,8 @@ class Chat:
     """The tokenizer of a folder, as its chat template uses it."""
 
     def __init__(self, tokenizer: Path) -> None:
-        from tokenizers import Tokenizer
-
         self._folder = tokenizer
-        self._encoder = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+        self._encoder = load(tokenizer)
         self._end = ending(tokenizer, self._encoder.token_to_id(EOT) is not None)
         self._own = _template_of(tokenizer) not in (None, TEMPLATE, _ours(self._encoder))
         self._loaded: Any = None  # the tokenizer as `transformers` loads it: only a template of its own needs that
@@ -218,8 +216,6 @@ def with_template(source: Path, target: Path, *, several_turns: bool) -> Path:
     Where several turns are rendered, the EOT between them has to be read as the reserved token, so the copy does not
     split reserved tokens; that of a single prompt still does.
     """
-    from tokenizers import Tokenizer
-
     target.mkdir()
     for name in FILES:
         if (source / name).exists() and name != _SETTINGS:
@@ -228,6 +224,6 @@ def with_template(source: Path, target: Path, *, several_turns: bool) -> Path:
     brought = _template_of(source)
     if brought is None and several_turns:
         settings["split_special_tokens"] = False
-    template = brought or _ours(Tokenizer.from_file(str(source / "tokenizer.json")))
+    template = brought or _ours(load(source))
     durable.write_json(target / _SETTINGS, settings | {"chat_template": template})
     return target

@@ -6,6 +6,7 @@ the rest.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_serializer, model_validator
@@ -230,7 +231,8 @@ class ConfigError(ValueError):
 
 
 def check_together(recipe: Recipe, execution: Execution) -> None:
-    """ConfigError if a sample is unknown, or a batch cannot be sliced over the execution's ranks and micro-batches."""
+    """ConfigError if a sample is unknown, a pinned tokenizer that is here lacks a token that the model needs, or a batch
+    cannot be sliced over the execution's ranks and micro-batches."""
     from pipelines import samples
 
     labelled = recipe.task.sources.values() if recipe.task else ()
@@ -238,6 +240,7 @@ def check_together(recipe: Recipe, execution: Execution) -> None:
     for source in (*unlabelled, *labelled):
         if source.sample and source.sample not in samples.SAMPLES:
             raise ConfigError(f"no sample is called {source.sample!r}; there are {', '.join(sorted(samples.SAMPLES))}")
+    _check_pinned(recipe)
     for name, part in (("pretrain", recipe.pretrain), ("finetune", recipe.finetune)):
         try:
             if part is not None:
@@ -246,3 +249,18 @@ def check_together(recipe: Recipe, execution: Execution) -> None:
             raise ConfigError(
                 f"{name}: {error} (execution.ranks={execution.ranks}, execution.micro_batch_size={execution.micro_batch_size})"
             ) from None
+
+
+def _check_pinned(recipe: Recipe) -> None:
+    """ConfigError unless a BERT's pinned tokenizer, if it is here already, has the special tokens that BERT learns with."""
+    if not (recipe.tokenizer and recipe.tokenizer.pinned and recipe.model and recipe.model.family == "bert"):
+        return
+    from model import vocabulary
+
+    folder = Path(recipe.tokenizer.pinned).expanduser().absolute()
+    if not (folder / "tokenizer.json").is_file():  # the step train_tokenizer says so, when its turn comes
+        return
+    try:
+        vocabulary.load(folder)
+    except (ValueError, KeyError) as error:  # a KeyError: JSON, but no tokenizer
+        raise ConfigError(f"tokenizer.pinned: {error}") from error

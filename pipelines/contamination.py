@@ -10,30 +10,42 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from pipelines.words import have_marks, word
 
 # Words; longer examples are searched for by windows of so many. Of 64 words and more, two windows share no word, so one
 # cut between documents leaves a window whole. In a shorter example a cut may go through all windows and hide it.
 WINDOW = 32
 # Kana, Han and Hangul are written without spaces (or with few): each character counts as a word.
-_WORD = re.compile(
-    r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]|[^\W_\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]+"
-)
+_ALONE = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff"
+_LETTER = rf"[^\W_{_ALONE}]"
+_UNMARKED = re.compile(f"[{_ALONE}]|{_LETTER}+")
 
 
 def words(text: str) -> list[str]:
     """The words of a text as they are compared."""
-    return _WORD.findall(text.casefold())
+    return _marked().findall(text.casefold())
 
 
-def patterns(examples: Iterable[str], min_words: int) -> tuple[set[str], int]:
+@functools.cache
+def _marked() -> re.Pattern[str]:
+    return re.compile(f"[{_ALONE}]|{word(_LETTER).pattern}")
+
+
+def _unmarked(text: str) -> list[str]:
+    """The words of a text, each cut at its marks: how all were compared once."""
+    return _UNMARKED.findall(text.casefold())
+
+
+def patterns(examples: Iterable[str], min_words: int, cut: Callable[[str], list[str]] = words) -> tuple[set[str], int]:
     """What to search for, and how many examples have fewer than `min_words` words and are not searched for."""
     found: set[str] = set()
     ignored = 0
     for example in examples:
-        sequence = words(example)
+        sequence = cut(example)
         if len(sequence) < min_words:
             ignored += 1
             continue
@@ -47,14 +59,15 @@ class Contamination:
 
     def __init__(self, examples: Sequence[str], min_words: int) -> None:
         self.examples = len(examples)
-        found, self.ignored = patterns(examples, min_words)
+        self._cut = words if _any_marks(examples) else _unmarked
+        found, self.ignored = patterns(examples, min_words, self._cut)
         self._automaton = _automaton(found) if found else None
 
     def contains(self, document: str) -> bool:
         """Whether the document contains an example."""
         if self._automaton is None:
             return False
-        return next(self._automaton.iter(f" {' '.join(words(document))} "), None) is not None
+        return next(self._automaton.iter(f" {' '.join(self._cut(document))} "), None) is not None
 
 
 def _automaton(found: Iterable[str]) -> Any:
@@ -69,15 +82,28 @@ def _automaton(found: Iterable[str]) -> Any:
 
 def read_examples(paths: Iterable[Path | str]) -> list[str]:
     """The texts of evaluation examples, one JSON object a line: what is asked and what is answered, each by itself."""
+    return [text for example in _examples(paths) for text in _texts(example)]
+
+
+def _examples(paths: Iterable[Path | str]) -> Iterator[dict[str, Any]]:
     # Not splitlines(): it also splits at U+2028, which JSON may hold as it is.
     lines = (line for path in paths for line in Path(path).read_text("utf-8").split("\n"))
-    return [text for line in lines if line for text in _texts(json.loads(line))]
+    return (json.loads(line) for line in lines if line)
 
 
 def _texts(example: dict[str, Any]) -> list[str]:
-    """What of an example must not stand in the training text, in any of the four forms (pipelines/tasks/examples.py)."""
+    """What of an example must not stand in the training text, in any of the forms (pipelines/tasks/examples.py)."""
     named = [example[field] for field in ("text", "prompt", "response", "question", "context") if field in example]
-    return named + [turn["content"] for turn in example.get("messages", ())]
+    return named + _other_answers(example) + [turn["content"] for turn in example.get("messages", ())]
+
+
+def _other_answers(example: dict[str, Any]) -> list[str]:
+    """What counts as right beside the response that is learned."""
+    return [text for text in example.get("references", ()) if text != example["response"]]
+
+
+def _any_marks(examples: Iterable[str]) -> bool:
+    return have_marks(text.casefold() for text in examples)
 
 
 @functools.lru_cache(maxsize=2)
@@ -87,8 +113,18 @@ def load(paths: tuple[str, ...], digest: str, min_words: int) -> Contamination:
 
 
 def evaluation_inputs(inputs: Any) -> tuple[tuple[str, ...], dict[str, str]]:
-    """The evaluation files among a step's inputs, named "test", "validation" and "benchmark", and the digest of each."""
+    """The evaluation files among a step's inputs, named "test", "validation" and "benchmark"; the digest of each, and how
+    they are searched for, which together are what a unit depends on."""
     names = [name for name in ("test", "validation", "benchmark") if name in inputs]
-    return tuple(str(inputs[name].path(f"{name}.jsonl")) for name in names), {
-        name: inputs[name].digest for name in names
-    }
+    paths, digests = (
+        tuple(str(inputs[name].path(f"{name}.jsonl")) for name in names),
+        {name: inputs[name].digest for name in names},
+    )
+    return paths, digests | _came_later(paths, tuple(digests.values()))
+
+
+@functools.lru_cache(maxsize=2)
+def _came_later(paths: tuple[str, ...], digests: tuple[str, ...]) -> dict[str, str]:
+    """What is done to these examples that once was not, where they have what it is about: text cleaned of others stays."""
+    found = {"words": "with marks"} if _any_marks(read_examples(paths)) else {}
+    return found | ({"references": "all"} if any(map(_other_answers, _examples(paths))) else {})

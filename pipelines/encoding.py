@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from pipelines import tokenizer_files
 from pipelines.tokenizer_files import EOT, TokenizerFacts
 
 SAMPLE_SHARE, SAMPLE_BYTES = (
@@ -48,14 +49,10 @@ class Encoder:
     def __init__(self, folder: Path, facts: TokenizerFacts) -> None:
         # Ray's tasks are the parallelism; more threads in each would only fight over the cores.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        from tokenizers import Tokenizer
-
         self.facts = facts
         self._json = (folder / "tokenizer.json").read_text("utf-8")
-        self._reference = Tokenizer.from_str(self._json)
+        self._reference = tokenizer_files.load(folder)
         self._reference.encode_special_tokens = True
-        self._reference.no_truncation()
-        self._reference.no_padding()
         self._dtype = np.dtype(np.uint16 if facts.vocab_size <= 1 << 16 else np.uint32)
         self._fast: Any = None
         self._encoded = _RENEW_BYTES

@@ -83,7 +83,9 @@ def task_settings(config: TaskConfig) -> dict[str, Any]:
     """
     settings = _json(config, "source", "validation_source", "test_source", "benchmark_source")
     given = {name: value for name, value in settings.items() if value or name not in ADDED_TO_TASK}
-    return given | _version(task.of(config.name), "VERSION")
+    # Words with marks were once cut at them: own data may have some, and are prepared again; equal examples change nothing.
+    own = any(source.sample is None for source in config.sources.values())
+    return given | ({"words": "with marks"} if own else {}) | _version(task.of(config.name), "VERSION")
 
 
 def _version(module: ModuleType, name: str) -> dict[str, int]:
@@ -164,7 +166,9 @@ def _data(recipe: Recipe, files: Files) -> list[Step]:
     if recipe.shard is None:
         return steps
     corpus = {"corpus": _all(recipe.shard.sources, files)}
-    steps.append(Step("shard", shard.STAGE, _json(recipe.shard, "sources"), evaluation, corpus))
+    # Once only the first of the right answers was searched for; units of examples without others stay as they are.
+    searched = {"references": True} if recipe.task and form_of(recipe) == "response" else {}
+    steps.append(Step("shard", shard.STAGE, _json(recipe.shard, "sources") | searched, evaluation, corpus))
     if recipe.tokenizer:
         steps.append(
             Step("train_tokenizer", train_tokenizer.STAGE, _json(recipe.tokenizer, "sources", "pinned"), {}, _tokenizer(recipe.tokenizer, files))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from model import durable
-from pipelines import chat
+from pipelines import chat, tokenizer_files
 from pipelines.config import ConfigError
 from pipelines.engine.step import resolve
 from pipelines.forms import form, replies
@@ -133,9 +133,7 @@ def _answers(held: Sequence[replies.Asked], new: int, scratch: Path, how: Job) -
 
 def _dialogue(made: Made, export: Path, scratch: Path) -> Asked:
     """The replies of the test conversations, each after the turns that our evaluation has before it."""
-    from tokenizers import Tokenizer
-
-    said, encoder = chat.Chat(export), Tokenizer.from_file(str(export / "tokenizer.json"))
+    said, encoder = chat.Chat(export), tokenizer_files.load(export)
     test = form.of("dialogue").read(_split(made, "test"))
     rows = [row for several in replies.rows(test, said, replies.positions(export)) for row in several]
     lines, masks, left_out = list[dict[str, Any]](), [[False] * len(row.tokens) for row in rows], 0

@@ -13,6 +13,7 @@ from typing import Any
 
 from model import durable
 from pipelines import run as runs
+from pipelines import tokenizer_files
 from pipelines.config import ConfigError
 from pipelines.engine.step import Planned, resolve
 from pipelines.execution import Execution, cores
@@ -77,12 +78,10 @@ def _tokenizer_step(workspace: Workspace) -> str:
 
 def _tokenizer(workspace: Workspace) -> Any:
     """The recipe's tokenizer. ConfigError if it is not made yet."""
-    from tokenizers import Tokenizer
-
     planned = runs.plan(workspace)[_tokenizer_step(workspace)]
     if not planned.done or planned.folder is None:
         raise ConfigError("the recipe's tokenizer is not made yet, so tokens cannot be shown as text; next: make run")
-    return Tokenizer.from_file(str(planned.folder / "outputs" / "tokenizer" / "tokenizer.json"))
+    return tokenizer_files.load(planned.folder / "outputs" / "tokenizer")
 
 
 def _arrow(path: Path, rows: int, workspace: Workspace) -> Iterator[str]:
@@ -125,7 +124,8 @@ def _batch(step_name: str, step: int, rows: int, workspace: Workspace) -> Iterat
 
 def _data_job(step_name: str, planned: dict[str, Planned], workspace: Workspace, scratch: Path) -> dict[str, Any]:
     from pipelines.forms import form
-    from pipelines.stages.training import objective_options, train_config, training_pool
+    from pipelines.stages.import_model import MODEL
+    from pipelines.stages.training import objective_options, train_config, training_pool, vocabulary
 
     needed = "prepare_task" if step_name == "finetune" else "tokenize"
     if needed not in planned or not planned[needed].done:
@@ -135,23 +135,23 @@ def _data_job(step_name: str, planned: dict[str, Planned], workspace: Workspace,
     step = next(step for step in workspace.steps if step.name == step_name)
     settings = step.config["train"]
     train = train_config(settings)
-    tokenizer = planned[_tokenizer_step(workspace)].folder
-    assert tokenizer is not None
+    made = planned[_tokenizer_step(workspace)].folder
+    assert made is not None
+    tokenizer, shape = made / "outputs" / "tokenizer", made / "outputs" / MODEL
     if step_name == "pretrain":
         return {
             "train": train,
             "data": {"manifest": str(folder / "outputs" / "train.json"), "root": str(workspace.root)},
             "objective": settings["objective"],
             "objective_options": objective_options(settings),
-            "tokenizer": str(tokenizer / "outputs" / "tokenizer"),
+            "tokenizer": str(tokenizer),
         }
     kind = step.config.get("form", "classification")
-    form.of(kind).encode(
-        folder / "outputs" / "train.jsonl", tokenizer / "outputs" / "tokenizer", settings, scratch / "examples.arrow"
-    )
+    form.of(kind).encode(folder / "outputs" / "train.jsonl", tokenizer, settings, scratch / "examples.arrow")
+    known = durable.read_json(shape) if workspace.recipe.pretrained else vocabulary(tokenizer)
     objective = kind if kind in ("classification", "span") else "causal_lm"
     data = {"examples": str(scratch / "examples.arrow")} | training_pool(settings)
-    return {"train": train, "objective": objective, "data": data}
+    return {"train": train, "objective": objective, "data": data, "pad": known.get("pad_token_id")}
 
 
 def continued(execution: Execution, model: str, prompt: str, tokens: int, seed: int, temperature: float) -> str:

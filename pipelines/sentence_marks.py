@@ -17,7 +17,7 @@ import numpy as np
 
 from model import durable
 from model.vocabulary import byte_lengths, is_byte_level
-from pipelines import sentences
+from pipelines import sentences, tokenizer_files
 
 
 def mark(texts: Any, tokens: np.ndarray, offsets: np.ndarray, folder: Path) -> np.ndarray:
@@ -62,11 +62,8 @@ def _by_bytes(
 
 def _by_offsets(documents: Iterator[bytes], offsets: np.ndarray, folder: Path) -> Iterator[np.ndarray]:
     """The later sentences of each document, from the characters that `tokenizers` says its tokens begin at."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer = tokenizer_files.load(folder)
     tokenizer.encode_special_tokens = True
-    tokenizer.no_truncation()
     for document, start, end in zip(documents, offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
         encoding = tokenizer.encode(document.decode(), add_special_tokens=False)
         begins = np.array([begin for begin, _ in encoding.offsets], np.int64)  # (tokens,) in characters

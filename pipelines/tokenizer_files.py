@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from model import durable
 from model.vocabulary import (
@@ -16,6 +17,9 @@ from model.vocabulary import (
     SEP,
     tokens_of,
 )  # SEP ends each document where there is no end-of-text token: in bidirectional models
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 EOT = "<|endoftext|>"  # ends each document; beginning of text, padding and unknown too, as in GPT-2
 FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
@@ -46,6 +50,20 @@ def tokenizer_facts(folder: Path) -> TokenizerFacts:
         wanted = f"{EOT} (or {SEP})" if end == SEP else end
         raise ValueError(f"{path} has no token {wanted}, which has to end each document; use a tokenizer that has it")
     return TokenizerFacts(durable.sha256(path), max(ids.values()) + 1, ids[end])
+
+
+def load(folder: Path) -> Tokenizer:
+    """The tokenizer of a directory in the `tokenizers` library, which takes each text whole and as it is.
+
+    A sentence encoder's tokenizer.json (MiniLM's) says that texts are cut and filled up to 128 tokens: that is about its
+    model. How long ours may be, and what fills a batch, is decided where examples are made.
+    """
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def special_ids(folder: Path) -> dict[str, int]:

@@ -7,12 +7,14 @@ it is counted how many; it is measured as it ships, beside the majority class an
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from model import durable
+from pipelines import tokenizer_files
 from pipelines.engine.step import Attempt
 from pipelines.sources import SourceError
 from pipelines.stages import training as jobs
@@ -20,6 +22,7 @@ from pipelines.stages.evaluate import compute
 from pipelines.stages.evaluate import weights as made_by
 from pipelines.tasks import examples as example_files
 
+log = logging.getLogger(__name__)
 PIPELINE = "text-classification"
 CHAT = False  # whether the export's tokenizer has a chat template
 EVALUATION = 2  # its first macro-F1 took a class that does not occur for one with an F1 of 0
@@ -52,12 +55,10 @@ def encode(source: Path, tokenizer: Path, settings: Mapping[str, Any], target: P
 
     Reserved tokens that stand in a text stay text: a stranger's sentence cannot end itself.
     """
-    from tokenizers import Tokenizer
-
     from model.examples import surrounding, text_windows, write_examples
 
     examples = example_files.read(source, "classification")
-    encoder = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    encoder = tokenizer_files.load(tokenizer)
     encoder.encode_special_tokens = True
     facts, window, stride = jobs.vocabulary(tokenizer), settings["sequence_length"], _stride(settings)
     rows = [
@@ -76,7 +77,6 @@ def encode(source: Path, tokenizer: Path, settings: Mapping[str, Any], target: P
         vocab_size=facts["vocab_size"],
         eot=facts["eot_token_id"],
         labels=[example.label for example in repeated],
-        pad=encoder.token_to_id("[PAD]"),
         weights=weights([example.label for example in examples], [len(part) for part in parts], settings),
     )
     longer = sum(len(row) > room for row in rows)
@@ -208,14 +208,23 @@ def renamed(predicted: Mapping[str, int], theirs: Sequence[str], ours: Sequence[
 
 
 def _refuse_other_labels(attempt: Attempt, labels: Sequence[str]) -> None:
-    """SourceError if training is to go on from a classifier of other classes: its head is not about these."""
+    """SourceError if training is to go on from a champion of other classes: its head is not about these.
+
+    Of somebody else's classifier all but the head is begun from, which is said.
+    """
     base = attempt.inputs.get("base")
     known = label_names(made_by(base)) if base else []
-    if known and known != list(labels):
+    if not known or known == list(labels):
+        return
+    ours, theirs = (f"{len(names)} classes {', '.join(names[:10])}" for names in (labels, known))
+    if "shape" not in attempt.inputs:  # which comes with an import
         raise SourceError(
-            f"training goes on from a classifier of the {len(known)} classes {', '.join(known[:10])}; the examples have the "
-            f"{len(labels)} classes {', '.join(labels[:10])}: begin from the base model (retrain.start=base)"
+            f"training goes on from a classifier of the {theirs}; the examples have the {ours}: begin from the base model "
+            "(retrain.start=base)"
         )
+    log.warning(
+        "the imported model is a classifier of the %s: its head is left out, one is learned for the %s", theirs, ours
+    )
 
 
 def _predicted(path: Path) -> dict[str, int]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from model import durable
+from pipelines import tokenizer_files
 from pipelines.engine.step import Attempt
 from pipelines.stages import training as jobs
 from pipelines.stages.evaluate import compute
@@ -71,7 +72,7 @@ def encode(source: Path, tokenizer: Path, settings: Mapping[str, Any], target: P
         )
     write_examples(
         target, rows, ids, tokenizer=durable.sha256(tokenizer / "tokenizer.json"), vocab_size=facts["vocab_size"],
-        eot=facts["eot_token_id"], pad=facts["pad_token_id"], spans=places,
+        eot=facts["eot_token_id"], spans=places,
     )  # fmt: skip
     return {
         "examples": len(examples),
@@ -87,11 +88,9 @@ def _encoded(
     examples: Sequence[Span], tokenizer: Path
 ) -> tuple[list[list[int]], list[list[int]], list[tuple[int, int] | None]]:
     """The tokens of questions and contexts, uncut, and the first and last token of each first answer. Reserved tokens stay text."""
-    from tokenizers import Tokenizer
-
     from model.questions import covering
 
-    encoder = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    encoder = tokenizer_files.load(tokenizer)
     encoder.encode_special_tokens = True
     questions = encoder.encode_batch([one.question for one in examples], add_special_tokens=False)
     contexts = encoder.encode_batch([one.context for one in examples], add_special_tokens=False)

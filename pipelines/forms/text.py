@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from model import durable
+from pipelines import tokenizer_files
 from pipelines.engine.step import Attempt
 from pipelines.forms import replies
 from pipelines.stages import training as jobs
@@ -54,9 +55,7 @@ def encode(source: Path, tokenizer: Path, settings: Mapping[str, Any], target: P
 
 def documents(texts: Sequence[Text], tokenizer: Path) -> list[list[int]]:
     """Each document's tokens between two EOT: the first is predicted from the EOT before it. Reserved tokens stay text."""
-    from tokenizers import Tokenizer
-
-    encoder = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    encoder = tokenizer_files.load(tokenizer)
     encoder.encode_special_tokens = True
     eot = jobs.vocabulary(tokenizer)["eot_token_id"]
     return [[eot, *row.ids, eot] for row in encoder.encode_batch([one.text for one in texts], add_special_tokens=False)]
@@ -110,14 +109,12 @@ def _continuations(
     attempt: Attempt, test: Sequence[Text], rows: Sequence[Sequence[int]], table: NGrams
 ) -> dict[str, dict[str, Any]]:
     """What the export, the trigrams and the authors go on with, drawn from the whole distribution; written with samples.json."""
-    from tokenizers import Tokenizer
-
     export = weights(attempt.inputs["export"])
     new = replies.positions(export) // 2
     chosen = [place for place, row in enumerate(rows) if len(row) > _PROMPT + new][:_CONTINUED]
     if not chosen:
         return {}
-    decode = Tokenizer.from_file(str(export / "tokenizer.json")).decode
+    decode = tokenizer_files.load(export).decode
     prompts = [list(rows[place][1 : 1 + _PROMPT]) for place in chosen]
     file, output = attempt.scratch / "beginnings.arrow", attempt.scratch / "continuations.jsonl"
     replies.write(file, prompts, export)

@@ -11,13 +11,15 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
+
+from pipelines.words import word
 
 if TYPE_CHECKING:
     import numpy as np
 
 BASELINES = ("copy", "frequent", "retrieval", "dictionary")
-_TOKEN = re.compile(r"[\w'’-]+|[^\w\s]")
 _SPACED = re.compile(r" ([,.;:!?)\]])|([(\[]) ")
 _ROUNDS = 5  # of expectation maximisation
 _LONGEST = 40  # words; longer prompts and responses teach the dictionary little and cost their product
@@ -48,7 +50,7 @@ def retrieval(train: Sequence[tuple[str, str]], prompts: Sequence[str]) -> list[
     """The response to the training prompt with the largest cosine of TF-IDF vectors, of several the first."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    vectors = TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
+    vectors = TfidfVectorizer(sublinear_tf=True, token_pattern=word().pattern)
     try:
         known = vectors.fit_transform([prompt for prompt, _ in train])  # (N, terms), sparse
     except ValueError:  # no prompt has a word
@@ -104,14 +106,19 @@ def _maximised(cell: np.ndarray, slot: np.ndarray, source: np.ndarray, sources: 
 def _numbered(rows: Any) -> dict[str, int]:
     numbers: dict[str, int] = {}
     for row in rows:
-        for word in row:
-            numbers.setdefault(word, len(numbers))
+        for one in row:
+            numbers.setdefault(one, len(numbers))
     return numbers
 
 
 def words(text: str) -> list[str]:
-    """Words, and marks by themselves."""
-    return _TOKEN.findall(text)
+    """Words, and punctuation by itself."""
+    return _token().findall(text)
+
+
+@cache
+def _token() -> re.Pattern[str]:
+    return re.compile(word(r"[\w'’-]").pattern + r"|[^\w\s]")
 
 
 def spaced(found: Sequence[str]) -> str:

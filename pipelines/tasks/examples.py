@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -18,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from model import durable
+from pipelines.words import word
 
 SPLITS = ("train", "validation", "test")
 BENCHMARK = "benchmark"
 KEEP_ORDER = ("test", "validation", "train")  # of equal examples, the one furthest from training is kept
 _SHOWN = 20  # dropped examples that a report shows, of which it counts all
-_WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,7 @@ def normalised(text: str) -> str:
 
     A text without any word (only emoji or punctuation) is itself.
     """
-    return " ".join(_WORD.findall(text.lower())) or text.strip()
+    return " ".join(word().findall(text.lower())) or text.strip()
 
 
 def split_of(group: str, validation: float, test: float, seed: int = 0) -> str:

@@ -18,6 +18,8 @@ from collections.abc import Callable, Sequence
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
+from pipelines.words import have_marks, mark
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -191,6 +193,8 @@ def tfidf_predictions(
 
     by_character = written_without_spaces(train[0])
     terms: dict[str, Any] = {"analyzer": "char", "ngram_range": (1, 3)} if by_character else {"ngram_range": (1, 2)}
+    if not by_character and have_marks(train[0]):  # which its own words are cut at
+        terms |= {"token_pattern": rf"\w(?:\w|{mark()})+"}
     many = len(set(train[1])) > _FEW_CLASSES
     terms |= {"max_features": _MOST_TERMS} if many else {}
     least = _shared_by(train[0], TfidfVectorizer(**terms).build_analyzer())

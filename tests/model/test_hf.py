@@ -185,6 +185,23 @@ def test_classifier_starts_from_a_language_models_transformer() -> None:
     assert torch.equal(classifier.score.weight, score)
 
 
+@pytest.mark.parametrize("shape", [{}, {"family": "bert", "pad_token_id": 3}])
+@pytest.mark.parametrize("theirs", [("bad", "good"), ("good", "bad"), ("one", "two", "three"), ("yes", "no")])
+def test_a_classifier_begins_from_another_ones_head_only_where_both_have_the_same_classes(
+    tmp_path: Path, theirs: tuple[str, ...], shape: dict[str, Any]
+) -> None:
+    other = tiny.config(num_labels=len(theirs), labels=theirs, **shape)
+    state = random_state(other)
+    write(tmp_path, other, state)
+    config = tiny.config(num_labels=2, labels=("bad", "good"), **shape)
+    model = heads.build(config, seed=1)
+    own, same = {name: value.clone() for name, value in model.state_dict().items()}, theirs == config.labels
+    fresh = hf.begin_from(tmp_path, model, config)
+    assert fresh == ([] if same else [name for name in sorted(own) if name.startswith("score.")])
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, own[name] if name in fresh else state[name])
+
+
 def test_pretrained_weights_of_another_shape_are_refused() -> None:
     classifier = heads.build(tiny.config(num_labels=2, n_layer=4))
     with pytest.raises(hf.UnsupportedModel, match=r"transformer\.h\.3"):

@@ -39,10 +39,9 @@ def write(folder: Path, count: int = 12) -> Examples:
         tokenizer="t",
         vocab_size=301,
         eot=SEP,
-        pad=PAD,
         spans=spans,
     )
-    return Examples(folder / "q.arrow")
+    return Examples(folder / "q.arrow", PAD)
 
 
 def test_a_window_is_what_transformers_makes_of_question_and_context() -> None:

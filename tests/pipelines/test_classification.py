@@ -185,6 +185,20 @@ def test_a_champion_of_other_labels_is_compared_by_their_names_and_not_trained_o
     assert classification.label_names(tmp_path) == []  # weights of release=false have no config.json
 
 
+def test_somebody_elses_classifier_of_other_labels_loses_its_head_and_that_is_said(
+    tmp_path: Path, tokenizer: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    encoded(tmp_path, tokenizer, [3, 4])
+    durable.write_json(tmp_path / "labels.json", ["bad", "good"])
+    (tmp_path / "export").mkdir()
+    config = {"architectures": ["BertForSequenceClassification"], "id2label": {"0": "no", "1": "maybe", "2": "yes"}}
+    durable.write_json(tmp_path / "export" / "config.json", config)
+    imported = attempt(tmp_path, {}, inputs=dict.fromkeys(("base", "shape", "labels", "examples"), tmp_path))
+    job, counts = classification.training(imported, tokenizer, SETTINGS)
+    assert job["model"] == {"num_labels": 2, "labels": ["bad", "good"]} and counts["examples"] == 2
+    assert "3 classes no, maybe, yes: its head is left out, one is learned for the 2 classes bad, good" in caplog.text
+
+
 def test_what_is_not_set_enters_no_fingerprint_and_what_is_set_does() -> None:
     default = recipes.default()
     assert default.finetune

@@ -152,7 +152,7 @@ def test_examples_of_each_form_are_read_back_and_no_training_text_may_hold_their
     assert examples.read(tmp_path / "test.jsonl", form) == [FORMS[form]]
     searched = {
         "classification": ["Fine."],
-        "response": ["Fine?", "Yes."],
+        "response": ["Fine?", "Yes.", "Very."],
         "dialogue": ["Hi.", "Ho."],
         "span": ["Who?", "It was Ada."],
     }
