@@ -16,6 +16,7 @@ from pipelines import labels_flow
 from pipelines.config import FinetuneConfig, Recipe, Source, TaskConfig, TokenizerConfig
 from pipelines.engine.step import Input, Step
 from pipelines.finetune_config import ADDED_TO_FINETUNE
+from pipelines.forms import form
 from pipelines.pretrained import Pretrained
 from pipelines.stages import (
     evaluate,
@@ -116,7 +117,9 @@ def asked(recipe: Recipe) -> dict[str, Any]:
     windows = (
         {"window": recipe.finetune.sequence_length, "stride": recipe.finetune.stride} if recipe.finetune.stride else {}
     )
-    return {"kind": form_of(recipe)} | windows
+    kind = form_of(recipe)
+    version = {"version": form.EVALUATION[kind]} if kind in form.EVALUATION else {}
+    return {"kind": kind} | version | windows
 
 
 def _data(recipe: Recipe, files: Files) -> list[Step]:
@@ -189,9 +192,9 @@ def _task(recipe: Recipe) -> list[Step]:
     start = Input("pretrain", made) if recipe.pretrain else Input("import", "export/")
     base = {"base": start} if recipe.finetune.init == "base" else {}
     examples = _examples("train", "validation", *recipe.task.test_sets)
-    form = form_of(recipe)
-    labels = {"labels": Input("prepare_task", "labels.json")} if form == "classification" else {}
-    named = {} if form == "classification" else {"form": form}  # it was the only one: what was made stays made
+    kind = form_of(recipe)
+    labels = {"labels": Input("prepare_task", "labels.json")} if kind == "classification" else {}
+    named = {} if kind == "classification" else {"form": kind}  # it was the only one: what was made stays made
     return [
         Step(
             "finetune", finetune.STAGE, {"model": shape, "train": _finetuning(recipe.finetune)} | named | how,
@@ -200,7 +203,7 @@ def _task(recipe: Recipe) -> list[Step]:
         ),
         Step(
             "evaluate-task", evaluate.STAGE, asked(recipe),
-            {"export": Input("finetune", made)} | labels | examples | (base if form == "text" else {}),
+            {"export": Input("finetune", made)} | labels | examples | (base if kind == "text" else {}),
         ),
         *(_released("task", recipe.register_as.task, _json(recipe.register_as)["task_gates"], "finetune") if recipe.release else []),
         *(_adapter(recipe) if recipe.register_as.adapter else []),

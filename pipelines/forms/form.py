@@ -20,6 +20,8 @@ import importlib
 from types import ModuleType
 
 FORMS = ("classification", "response", "dialogue", "text", "span")
+# Raised by hand when a form's evaluation comes to mean something else, in place of the version of a stage that all forms share.
+EVALUATION = {"response": 2, "dialogue": 2, "text": 2}
 
 
 def of(form: str) -> ModuleType:

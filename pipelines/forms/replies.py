@@ -19,10 +19,10 @@ from typing import Any
 from model import durable
 from pipelines import chat
 from pipelines.engine.step import Attempt
+from pipelines.forms import reply_ngrams
 from pipelines.stages import training as jobs
 from pipelines.stages.evaluate import compute, weights
 from pipelines.tasks import answer_baselines, generation_metrics
-from pipelines.tasks.ngram import NGrams
 
 Messages = list[dict[str, str]]
 MEASURED = ("bleu", "chrf", "exact_match", "f1", "repetition", "perplexity", "bits_per_byte")  # with intervals
@@ -122,10 +122,8 @@ def likelihood(attempt: Attempt, train: Sequence[Conversation], test: Sequence[C
     groups = [test[place].group for place, _ in flat]
     sizes, counts = [row.reply_bytes for _, row in flat], [tokens for _, tokens in ours]
     reports = {"": generation_metrics.likelihood([nats for nats, _ in ours], counts, sizes, groups)}
-    learned = [row.tokens for several in rows(train, said, window) for row in several]
     facts = jobs.vocabulary(export)
-    for name, order in (("unigram", 1), ("trigram", 3)):
-        table = NGrams(learned, facts["vocab_size"], facts["eot_token_id"], order)
+    for name, table in reply_ngrams.tables(train, said, facts["vocab_size"], facts["eot_token_id"]).items():
         theirs = [float(table.nats(row.tokens)[1:][row.mask[1:]].sum()) for _, row in flat]
         reports[name] = generation_metrics.likelihood(theirs, counts, sizes, groups)
     bits, size = [0.0] * len(test), [0] * len(test)

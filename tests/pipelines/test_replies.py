@@ -1,0 +1,129 @@
+"""The baselines of replies and what is asked of whom, without a model: its probabilities are invented."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model import durable
+from model.examples import Examples
+from pipelines import flow, recipes
+from pipelines.chat import Chat
+from pipelines.engine.step import Attempt
+from pipelines.forms import replies, reply_ngrams
+from pipelines.forms.replies import Conversation
+from pipelines.tasks.ngram import NGrams
+from tests.model import tiny
+from tests.pipelines import data_attempts
+from tests.pipelines.test_chat import turns
+
+TRAIN = [
+    turns("the quick fox", "jumps over the dog.", "a tale", "of two cities", "and?", "it was the best of times."),
+    turns("of one film", "it was the lazy dog.", "and the fox", "jumps over two cities"),
+]
+TEST = [Conversation("t", turns("the fox", "jumps over the dog.", "a tale of", "two cities"), "t")]
+Measure = Callable[..., replies.Likelihood]
+
+
+def of(messages: list[list[dict[str, str]]], group: str | None = None) -> list[Conversation]:
+    """Conversations, each in a group of its own if none is given."""
+    return [Conversation(str(place), one, group or str(place)) for place, one in enumerate(messages)]
+
+
+def export(folder: Path, positions: int) -> Path:
+    """A folder that holds `export`: a tokenizer and how many positions there are, but no weights."""
+    if not folder.exists():
+        folder.mkdir()
+        tiny.write_tokenizer(folder / "export")
+    durable.write_json(folder / "export" / "config.json", {"n_positions": positions})
+    return folder
+
+
+def invented(attempt: Attempt, function: str, export: Path | None = None, **job: Any) -> Any:
+    """In place of `compute`: a nat for each learned token."""
+    asked = Examples(Path(job["examples"]))
+    counts = [int(asked.loss_mask(place)[1:].sum()) for place in range(len(asked))]
+    return [(float(count), count) for count in counts]
+
+
+@pytest.fixture
+def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Measure:
+    """`replies.likelihood` of a model with so many positions."""
+    monkeypatch.setattr(replies, "compute", invented)
+
+    def found(train: list[Conversation], test: list[Conversation] = TEST, positions: int = 200) -> replies.Likelihood:
+        attempt = data_attempts.attempt(tmp_path, {}, {}, {"export": export(tmp_path / str(positions), positions)})
+        return replies.likelihood(attempt, train, test)
+
+    return found
+
+
+@pytest.mark.parametrize("name", ["unigram", "trigram"])
+def test_what_stands_in_the_training_examples_twice_counts_once_in_the_n_grams(measured: Measure, name: str) -> None:
+    """As it stands, from a later turn on (a view, a window) or up to an earlier one (a record for each reply)."""
+    once = of(TRAIN)
+    again = [
+        *once,
+        *(Conversation("again", one.messages, one.group) for one in once),
+        *(Conversation("later", one.messages[2:], one.group) for one in once),
+        *(Conversation("earlier", one.messages[:2], one.group) for one in once),
+    ]
+    assert measured(again).reports[name] == measured(once).reports[name]
+
+
+def test_a_window_that_shows_turns_again_counts_them_once(tmp_path: Path) -> None:
+    """A model reads a long conversation in pieces, which begin with turns of the piece before; n-grams read it once."""
+    said = Chat(export(tmp_path / "model", 32) / "export")
+    pieces = [row for several in replies.rows(of(TRAIN), said, 32) for row in several]
+    whole, masks = reply_ngrams.learned(of(TRAIN), said)
+    assert len(pieces) > len(whole) and sum(len(row.tokens) for row in pieces) > sum(map(len, whole))
+    assert sum(map(sum, masks)) == sum(sum(row.mask) for row in pieces)
+
+
+def test_what_is_said_again_in_one_conversation_or_in_another_one_counts_each_time(tmp_path: Path) -> None:
+    said = Chat(export(tmp_path / "model", 32) / "export")
+    twice = turns("and?", "a tale", "and?", "a tale")
+    for conversations in (of([twice]), of([twice[:2], twice[:2]])):
+        _, masks = reply_ngrams.learned(conversations, said)
+        assert sum(map(sum, masks)) == 2 * len(said.exchanges(twice)[0].reply)
+
+
+def test_n_grams_of_replies_learn_no_prompt_and_see_it_before_them(measured: Measure) -> None:
+    """Single tokens are as good as those of the replies alone; that a reply follows a prompt is what trigrams know."""
+    prompts = [turns(f"{asked} {'times ' * 30}", reply) for asked, reply in (("fox", "the dog"), ("tale", "of cities"))]
+    asked = [Conversation("t", turns("a tale", "of cities"), "t"), Conversation("u", turns("a fox", "the dog"), "u")]
+    short = [turns(messages[0]["content"].split()[0], messages[1]["content"]) for messages in prompts]
+    assert measured(of(prompts), asked).reports["unigram"] == measured(of(short), asked).reports["unigram"]
+    by_prompt = measured(of([turns("tale", "of cities"), turns("fox", "the dog")] * 5), asked).reports["trigram"]
+    without = measured(of([turns("and", "of cities"), turns("and", "the dog")] * 5), asked).reports["trigram"]
+    assert by_prompt["perplexity"] < without["perplexity"]
+
+
+def test_n_grams_count_the_tokens_of_their_mask_after_whatever_stands_before() -> None:
+    table = NGrams([[3, 1, 2]], 4, 0, 2, [[False, True, True]])
+    one = (1 + 2 / 4) / (2 + 2)  # p(1): one of two, two different tokens, uniform over four below
+    assert NGrams([[3, 1, 2]], 4, 0, 1, [[False, True, True]]).distribution([])[1] == pytest.approx(one)
+    assert math.exp(-table.nats([3, 1])[1]) == pytest.approx((1 + one) / (1 + 1))
+    assert table.distribution([0])[3] == pytest.approx(NGrams([[1, 2]], 4, 0, 1).distribution([])[3])
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("default", {"kind": "classification"}),
+        ("cloze", {"kind": "span", "window": 192, "stride": 96}),
+        ("translation", {"kind": "response", "version": 2}),
+        ("dialogue", {"kind": "dialogue", "version": 2}),
+        ("generation", {"kind": "text", "version": 2}),
+    ],
+)
+def test_what_a_form_measures_has_a_version_of_its_own_which_no_other_step_knows(
+    name: str, config: dict[str, Any]
+) -> None:
+    made = {step.name: step.config for step in flow.build(recipes.load(name), lambda source: [])}
+    assert made["evaluate-task"] == config
+    assert all("version" not in made[other] for other in made if other != "evaluate-task")
