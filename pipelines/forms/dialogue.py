@@ -72,7 +72,7 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
     ]
     durable.write_json(attempt.outputs / "samples.json", samples)
     durable.write_json(attempt.outputs / "report.json", replies.named(reports))
-    return replies.figures(reports) | {"examples": len(test)} | said.counts
+    return replies.figures(reports) | {"examples": len(test)} | likely.counts | said.counts
 
 
 def _asked(conversations: Sequence[replies.Conversation]) -> Iterator[replies.Asked]:
@@ -106,3 +106,4 @@ def told(metrics: Mapping[str, Any]) -> Iterator[str]:
             f"{title}: chrF {m[f'{name}chrf']:.1f}, distinct-1 {m[f'{name}distinct_1']:.3f}, "
             f"distinct-2 {m[f'{name}distinct_2']:.3f} on {m['asked']:,}"
         )
+    yield from replies.cut_told(m)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,8 +66,7 @@ def encode(conversations: Sequence[Conversation], tokenizer: Path, window: int, 
     return {
         "examples": len(conversations),
         "sequences": len(encoded),
-        "prompts_cut": sum(row.prompt_cut for row in encoded),
-        "replies_cut": sum(row.reply_cut for row in encoded),
+        **_cut(encoded),
         "learned_tokens": sum(sum(row.mask) for row in encoded),
     }
 
@@ -76,11 +75,24 @@ def rows(conversations: Sequence[Conversation], said: chat.Chat, window: int) ->
     """The sequences of each conversation. ValueError if there is no reply in any of them."""
     found = []
     for conversation in conversations:
-        groups, contexts = chat.fitted(said.exchanges(conversation.messages), window)
-        found.append([chat.row(*group, window) for group in zip(groups, contexts, strict=True)])
+        exchanges = said.exchanges(conversation.messages)
+        _check_that_all_reply(exchanges, conversation)
+        groups, contexts = chat.fitted(exchanges, window)
+        found.append([chat.row(*group, window, said.size) for group in zip(groups, contexts, strict=True)])
     if not any(found):
         raise ValueError(f"{len(conversations)} examples hold no reply to learn; give messages of the role assistant")
     return found
+
+
+def _check_that_all_reply(exchanges: Sequence[chat.Exchange], conversation: Conversation) -> None:
+    """ValueError for a reply of which nothing is left without reserved tokens: it would teach to say nothing."""
+    said = [turn["content"] for turn in conversation.messages if turn["role"] == "assistant"]
+    for number, (exchange, text) in enumerate(zip(exchanges, said, strict=True), 1):
+        if not exchange.text:
+            raise ValueError(
+                f"example {conversation.id}: reply {number} is {text[:60]!r}, reserved tokens of the tokenizer and nothing else; "
+                "remove it from the task's data"
+            )
 
 
 def write(target: Path, tokens: Sequence[Any], tokenizer: Path, masks: Sequence[Any] | None = None) -> None:
@@ -103,11 +115,12 @@ def positions(export: Path) -> int:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """How probable replies were, by conversation; and the figures, the n-grams' beside the model's."""
+    """How probable replies were, by conversation; the figures, the n-grams' beside the model's; and what was cut."""
 
     bits: list[float]
     bytes: list[int]
     reports: dict[str, dict[str, Any]]
+    counts: dict[str, int]
 
 
 def likelihood(attempt: Attempt, train: Sequence[Conversation], test: Sequence[Conversation]) -> Likelihood:
@@ -130,7 +143,25 @@ def likelihood(attempt: Attempt, train: Sequence[Conversation], test: Sequence[C
     for (place, row), (nats, _) in zip(flat, ours, strict=True):
         bits[place] += nats / math.log(2)
         size[place] += row.reply_bytes
-    return Likelihood(bits, size, reports)
+    return Likelihood(bits, size, reports, _cut([row for _, row in flat]))
+
+
+def _cut(found: Sequence[chat.Row]) -> dict[str, int]:
+    """How many sequences lost the beginning of their prompt, and how many the end of their reply."""
+    return {
+        "prompts_cut": sum(row.prompt_cut for row in found),
+        "replies_cut": sum(row.reply_cut for row in found),
+    }
+
+
+def cut_told(metrics: Mapping[str, Any]) -> Iterator[str]:
+    """What a run says of what was too long for the window, where something was."""
+    m = metrics
+    if m["prompts_cut"] or m["asked_prompts_cut"]:
+        yield (
+            f"cut to the window: {m['prompts_cut']:,} prompts and {m['replies_cut']:,} replies; "
+            f"of {m['asked']:,} prompts that were answered {m['asked_prompts_cut']:,}"
+        )
 
 
 @dataclass(frozen=True)
@@ -147,21 +178,21 @@ def answered(attempt: Attempt, train: Sequence[Conversation], asked: Sequence[As
     """The export's greedy answers beside the baselines', which know the last thing said and the reply to it."""
     export = weights(attempt.inputs["export"])
     new = longest_reply(train, export)
-    texts = said_by(attempt, asked, export, new)
+    texts, cut = said_by(attempt, asked, export, new)
     pairs = [pair for conversation in train for pair in _pairs(conversation.messages)]
     simple = answer_baselines.answers(pairs, [one.messages[-1]["content"] for one in asked], baselines)
     references, groups = [one.references for one in asked], [one.group for one in asked]
     reports = {
         name: generation_metrics.report(found, references, groups) for name, found in ({"": texts} | simple).items()
     }
-    return Said(texts, simple, reports, {"asked": len(asked), "max_new_tokens": new})
+    return Said(texts, simple, reports, {"asked": len(asked), "asked_prompts_cut": cut, "max_new_tokens": new})
 
 
-def said_by(attempt: Attempt, asked: Sequence[Asked], export: Path, new: int) -> list[str]:
-    """The greedy answers of the step's export, at most `new` tokens each."""
+def said_by(attempt: Attempt, asked: Sequence[Asked], export: Path, new: int) -> tuple[list[str], int]:
+    """The greedy answers of the step's export, at most `new` tokens each, and how many prompts lost their beginning."""
     job = asking(asked, export, new, attempt.scratch)
-    compute(attempt, "model.generate:answer", **job)
-    return [line["text"] for line in json_lines(Path(job["output"]))]
+    done = compute(attempt, "model.generate:answer", **job)
+    return [line["text"] for line in json_lines(Path(job["output"]))], done["cut"]
 
 
 def asking(asked: Sequence[Asked], export: Path, new: int, scratch: Path) -> dict[str, Any]:
@@ -237,11 +268,17 @@ def compared(attempt: Attempt, champion: Path, test: Sequence[Conversation]) -> 
     write(file, [row.tokens for row in flat], champion, [row.mask for row in flat])
     found = iter(compute(attempt, "model.likelihood:example_nats", champion, examples=str(file)))
     theirs = [sum(next(found)[0] for _ in several) for several in held]
-    return gained(attempt, [(one.id, one.group) for one in test], theirs)
+    sizes = [sum(row.reply_bytes for row in several) for several in held]
+    return gained(attempt, [(one.id, one.group) for one in test], theirs, sizes)
 
 
-def gained(attempt: Attempt, test: Sequence[tuple[str, str]], nats: Sequence[float]) -> dict[str, Any]:
-    """The champion's bits per byte, from its `nats` of each test example (id and group), minus those in predictions.jsonl."""
+def gained(
+    attempt: Attempt, test: Sequence[tuple[str, str]], nats: Sequence[float], sizes: Sequence[int] | None = None
+) -> dict[str, Any]:
+    """The champion's bits per byte, from its `nats` of each test example (id and group), minus those in predictions.jsonl.
+
+    `sizes` are the bytes that the champion was asked for, where its window may have cut others than the challenger's.
+    """
     import numpy as np
 
     from pipelines.tasks import metrics
@@ -249,8 +286,15 @@ def gained(attempt: Attempt, test: Sequence[tuple[str, str]], nats: Sequence[flo
     ours = json_lines(attempt.inputs["predictions"].path("predictions.jsonl"))
     if [line["id"] for line in ours] != [identifier for identifier, _ in test]:
         raise ValueError("challenger and champion were not asked about the same examples; remove the step and retrain")
-    table = np.array([[line["bits"], cost / math.log(2), line["bytes"]] for line, cost in zip(ours, nats, strict=True)])
-    sums = generation_metrics.by_group(table, [group for _, group in test])  # (G, 3)
-    gain = metrics.ratio_difference(sums[:, 1].tolist(), sums[:, 0].tolist(), sums[:, 2].tolist())
-    challenger, champion = (round(float(bits), 6) for bits in sums.sum(0)[:2] / sums[:, 2].sum())
+    asked = [line["bytes"] for line in ours] if sizes is None else sizes
+    table = np.array(
+        [
+            [line["bits"], line["bytes"], cost / math.log(2), size]
+            for line, cost, size in zip(ours, nats, asked, strict=True)
+        ]
+    )
+    sums = generation_metrics.by_group(table, [group for _, group in test])  # (G, 4)
+    own, own_bytes, other, other_bytes = sums.T.tolist()
+    gain = metrics.ratio_difference(other, own, other_bytes, own_bytes)
+    challenger, champion = (round(sum(bits) / sum(size), 6) for bits, size in ((own, own_bytes), (other, other_bytes)))
     return {"metric": "bits_per_byte", "challenger": challenger, "champion": champion, "examples": len(test)} | gain

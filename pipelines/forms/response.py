@@ -80,7 +80,7 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
         ],
     )  # fmt: skip
     durable.write_json(attempt.outputs / "report.json", replies.named(reports) | {"against": _against(asked, said)})
-    return replies.figures(reports) | {"examples": len(test)} | said.counts
+    return replies.figures(reports) | {"examples": len(test)} | likely.counts | said.counts
 
 
 def _against(asked: Sequence[replies.Asked], said: replies.Said) -> dict[str, Any]:
@@ -117,3 +117,4 @@ def told(metrics: Mapping[str, Any]) -> Iterator[str]:
             f"{name}: chrF {m[f'{name}_chrf']:.1f}, BLEU {m[f'{name}_bleu']:.1f}, "
             f"exact match {m[f'{name}_exact_match']:.1%}, F1 {m[f'{name}_f1']:.3f}"
         )
+    yield from replies.cut_told(m)

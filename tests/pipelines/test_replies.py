@@ -111,6 +111,53 @@ def test_n_grams_count_the_tokens_of_their_mask_after_whatever_stands_before() -
     assert table.distribution([0])[3] == pytest.approx(NGrams([[1, 2]], 4, 0, 1).distribution([])[3])
 
 
+LONG = [Conversation("t", turns("a tale of the fox", "it was the best of times. " * 12), "t")]
+
+
+def test_what_the_window_cut_is_counted_and_its_bytes_do_not_count(measured: Measure) -> None:
+    whole, cut = measured(of(TRAIN), LONG), measured(of(TRAIN), LONG, 24)
+    assert whole.counts == {"prompts_cut": 0, "replies_cut": 0} and cut.counts == {"prompts_cut": 1, "replies_cut": 1}
+    assert 24 < cut.bytes[0] < whole.bytes[0] / 3
+    for name in ("", "unigram", "trigram"):  # a byte of the same words costs about as much
+        bits = [one.reports[name]["bits_per_byte"] for one in (whole, cut)]
+        assert bits[0] == pytest.approx(bits[1], rel=0.2)
+
+
+def test_a_champion_of_fewer_positions_does_not_win_by_what_it_was_not_asked(measured: Measure, tmp_path: Path) -> None:
+    ours = measured(of(TRAIN), LONG)
+    lines = [{"id": "t", "bits": bits, "bytes": size} for bits, size in zip(ours.bits, ours.bytes, strict=True)]
+    (tmp_path / "predicted").mkdir()
+    replies.write_lines(tmp_path / "predicted" / "predictions.jsonl", lines)
+    attempt = data_attempts.attempt(tmp_path, {}, {}, {"predictions": tmp_path / "predicted"})
+    found = replies.compared(attempt, export(tmp_path / "champion", 24) / "export", LONG)
+    assert found["champion"] == pytest.approx(found["challenger"], rel=0.2)
+    assert found["gain"] == pytest.approx(found["champion"] - found["challenger"], abs=2e-6)
+
+
+def test_the_prompts_that_lost_their_beginning_when_they_were_answered_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answered(attempt: Attempt, function: str, export: Path | None = None, **job: Any) -> Any:
+        asked = Examples(Path(job["prompts"]))
+        replies.write_lines(Path(job["output"]), [{"text": "the dog"} for _ in range(len(asked))])
+        return {"prompts": len(asked), "cut": 1}
+
+    monkeypatch.setattr(replies, "compute", answered)
+    attempt = data_attempts.attempt(tmp_path, {}, {}, {"export": export(tmp_path / "model", 24)})
+    asked = [replies.Asked(turns("the fox " * times), ["the dog"], "t") for times in (1, 20)]
+    counts = replies.answered(attempt, of(TRAIN), asked, ("frequent",)).counts
+    assert (counts["asked"], counts["asked_prompts_cut"]) == (2, 1)
+    told = list(replies.cut_told(counts | {"prompts_cut": 0, "replies_cut": 0}))
+    assert told == ["cut to the window: 0 prompts and 0 replies; of 2 prompts that were answered 1"]
+    assert not list(replies.cut_told(counts | {"prompts_cut": 0, "replies_cut": 0, "asked_prompts_cut": 0}))
+
+
+def test_a_reply_of_reserved_tokens_alone_is_refused_by_its_example_and_number(measured: Measure) -> None:
+    empty = Conversation("e1", turns("and?", "a tale", "and?", "<|endoftext|> <|endoftext|>"), "e1")
+    with pytest.raises(ValueError, match=r"example e1: reply 2 is '<\|endoftext\|> <\|endoftext\|>', reserved tokens"):
+        measured(of(TRAIN), [empty])
+
+
 @pytest.mark.parametrize(
     ("name", "config"),
     [
