@@ -17,6 +17,7 @@ from pipelines.tasks import task
 _LESS_IS_BETTER = ("perplexity", "bits_per_byte", "repetition")
 _SHARES = ("accuracy", "exact_match")  # shown in percent
 _POINTS = ("bleu", "chrf", "perplexity")  # shown with one digit after the point
+_OF_ALL = ("perplexity", "bits_per_byte")  # of each test example, where only some are asked for an answer
 _BENCHMARK = "_benchmark"  # after the name of a metric: on somebody else's test set, with its own number of examples
 _TITLES = {"bleu": "BLEU", "chrf": "chrF", "f1": "F1", "macro_f1": "macro-F1", "tfidf": "TF-IDF"}
 
@@ -52,8 +53,14 @@ def rows(recipe: str, name: str, planned: Mapping[str, Planned]) -> Iterator[Row
         if metric in m:
             interval = (m[f"{metric}_low"], m[f"{metric}_high"]) if f"{metric}_low" in m else None
             simple = {one: m[f"{one}_{metric}"] for one in baselines if f"{one}_{metric}" in m}
-            examples = m[f"examples{_BENCHMARK}" if metric.endswith(_BENCHMARK) else "examples"]
-            yield Row(recipe, name, metric, m[metric], interval, simple, examples, seconds)
+            yield Row(recipe, name, metric, m[metric], interval, simple, _examples(metric, m), seconds)
+
+
+def _examples(metric: str, m: Mapping[str, Any]) -> int:
+    """How many test examples a metric rests on."""
+    if metric.endswith(_BENCHMARK):
+        return int(m[f"examples{_BENCHMARK}"])
+    return int(m["examples"] if metric in _OF_ALL else m.get("asked", m["examples"]))
 
 
 def markdown(found: Iterable[Row]) -> Iterator[str]:

@@ -94,7 +94,8 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
         ],
     )
     durable.write_json(attempt.outputs / "report.json", replies.named(reports))
-    return replies.figures(reports) | {"examples": len(test)}
+    continued = {"asked": reports[""]["examples"]} if "examples" in reports[""] else {}
+    return replies.figures(reports) | {"examples": len(test)} | continued
 
 
 def _nats(attempt: Attempt, rows: Sequence[Sequence[int]], export: Path) -> list[float]:
@@ -137,6 +138,7 @@ def _continuations(
     groups = [test[place].group for place in chosen]
     return {
         name: {
+            "examples": len(several),
             **generation_metrics.repetition(several, groups),
             "distinct_1": round(generation_metrics.distinct(several, 1), 6),
             "distinct_2": round(generation_metrics.distinct(several, 2), 6),

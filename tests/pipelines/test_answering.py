@@ -183,7 +183,7 @@ def test_a_dialogue_model_finds_the_replies_more_probable_than_n_grams_do(measur
 def test_a_writer_is_measured_beside_n_grams_its_base_and_the_authors(measured: dict[str, Attempt]) -> None:
     m = measured["text"].metrics
     assert m["base_bits_per_byte"] == m["bits_per_byte"] < m["unigram_bits_per_byte"]
-    assert m["original_distinct_1"] > 0 and m["repetition"] >= 0
+    assert m["original_distinct_1"] > 0 and m["repetition"] >= 0 and 0 < m["asked"] <= m["examples"]
     assert durable.read_json(measured["text"].outputs / "samples.json")[0].keys() >= {
         "prompt",
         "model",

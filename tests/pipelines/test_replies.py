@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from model.examples import Examples
 from pipelines import flow, recipes
 from pipelines.chat import Chat
 from pipelines.engine.step import Attempt
-from pipelines.forms import replies, reply_ngrams
+from pipelines.forms import dialogue, replies, reply_ngrams
 from pipelines.forms.replies import Conversation
 from pipelines.tasks.ngram import NGrams
 from tests.model import tiny
@@ -150,6 +151,22 @@ def test_the_prompts_that_lost_their_beginning_when_they_were_answered_are_count
     told = list(replies.cut_told(counts | {"prompts_cut": 0, "replies_cut": 0}))
     assert told == ["cut to the window: 0 prompts and 0 replies; of 2 prompts that were answered 1"]
     assert not list(replies.cut_told(counts | {"prompts_cut": 0, "replies_cut": 0, "asked_prompts_cut": 0}))
+
+
+def test_the_replies_that_a_dialogue_model_is_asked_for_come_from_all_conversations(tmp_path: Path) -> None:
+    """A long conversation first, and two views of each: what is asked for is as much of each as there can be."""
+    held = [
+        Conversation(f"{group}{view}", turns(*(f"{group} {view} {turn}" for turn in range(length))), group)
+        for group, length in (("a", 60), ("b", 10), ("c", 4), ("d", 20))
+        for view in (0, 1)
+    ]
+    every = list(dialogue._asked(held))
+    chosen = dialogue.spread(every, 24)
+    counts = Counter(one.group for one in chosen)
+    assert counts["c"] == 4 and sorted(counts.values()) == [4, 6, 7, 7], "c has no more"
+    assert chosen == dialogue.spread(every, 24) == [one for one in every if one in chosen]
+    assert max(len(one.messages) for one in chosen if one.group == "a") > 14, "not the first ones"
+    assert dialogue.spread(every, 999) == every
 
 
 def test_a_reply_of_reserved_tokens_alone_is_refused_by_its_example_and_number(measured: Measure) -> None:

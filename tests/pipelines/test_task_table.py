@@ -68,6 +68,12 @@ def test_texts_are_measured_by_their_variety_and_by_their_repetition_of_which_le
     assert [row.metric for row in task_table.rows(name, name, _done(old))] == ["distinct_2"]
 
 
+def test_what_only_some_were_asked_for_says_how_many() -> None:
+    told = {"distinct_1": 0.3, "retrieval_distinct_1": 0.2, "perplexity": 9.0, "unigram_perplexity": 20.0}
+    rows = task_table.rows("dialogue", "dialogue", _done(told | {"examples": 200, "asked": 30}))
+    assert {row.metric: row.examples for row in rows} == {"perplexity": 200, "distinct_1": 30}
+
+
 def test_of_perplexity_less_is_better() -> None:
     found = {"perplexity": 10.0, "unigram_perplexity": 20.0, "trigram_perplexity": 9.0, "examples": 5}
     (row,) = task_table.rows("dialogue", "dialogue", _done(found))
