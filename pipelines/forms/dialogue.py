@@ -71,7 +71,8 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
         for place, (one, text) in enumerate(zip(asked, said.texts, strict=True))
     ]
     durable.write_json(attempt.outputs / "samples.json", samples)
-    durable.write_json(attempt.outputs / "report.json", replies.named(reports))
+    drawn = replies.merged(said.drawn, likely.drawn)
+    durable.write_json(attempt.outputs / "report.json", replies.named(reports, drawn))
     return replies.figures(reports) | {"examples": len(test)} | likely.counts | said.counts
 
 

@@ -120,6 +120,7 @@ class Likelihood:
     bits: list[float]
     bytes: list[int]
     reports: dict[str, dict[str, Any]]
+    drawn: dict[str, generation_metrics.Drawn]
     counts: dict[str, int]
 
 
@@ -134,16 +135,19 @@ def likelihood(attempt: Attempt, train: Sequence[Conversation], test: Sequence[C
     ours = compute(attempt, "model.likelihood:example_nats", examples=str(file))
     groups = [test[place].group for place, _ in flat]
     sizes, counts = [row.reply_bytes for _, row in flat], [tokens for _, tokens in ours]
-    reports = {"": generation_metrics.likelihood([nats for nats, _ in ours], counts, sizes, groups)}
+    nats = {"": [cost for cost, _ in ours]}
     facts = jobs.vocabulary(export)
     for name, table in reply_ngrams.tables(train, said, facts["vocab_size"], facts["eot_token_id"]).items():
-        theirs = [float(table.nats(row.tokens)[1:][row.mask[1:]].sum()) for _, row in flat]
-        reports[name] = generation_metrics.likelihood(theirs, counts, sizes, groups)
+        nats[name] = [float(table.nats(row.tokens)[1:][row.mask[1:]].sum()) for _, row in flat]
+    drawn: dict[str, generation_metrics.Drawn] = {name: {} for name in nats}
+    reports = {
+        name: generation_metrics.likelihood(costs, counts, sizes, groups, drawn[name]) for name, costs in nats.items()
+    }
     bits, size = [0.0] * len(test), [0] * len(test)
-    for (place, row), (nats, _) in zip(flat, ours, strict=True):
-        bits[place] += nats / math.log(2)
+    for (place, row), (cost, _) in zip(flat, ours, strict=True):
+        bits[place] += cost / math.log(2)
         size[place] += row.reply_bytes
-    return Likelihood(bits, size, reports, _cut([row for _, row in flat]))
+    return Likelihood(bits, size, reports, drawn, _cut([row for _, row in flat]))
 
 
 def _cut(found: Sequence[chat.Row]) -> dict[str, int]:
@@ -171,6 +175,7 @@ class Said:
     texts: list[str]
     baselines: dict[str, list[str]]
     reports: dict[str, dict[str, Any]]
+    drawn: dict[str, generation_metrics.Drawn]
     counts: dict[str, int]
 
 
@@ -182,10 +187,10 @@ def answered(attempt: Attempt, train: Sequence[Conversation], asked: Sequence[As
     pairs = [pair for conversation in train for pair in _pairs(conversation.messages)]
     simple = answer_baselines.answers(pairs, [one.messages[-1]["content"] for one in asked], baselines)
     references, groups = [one.references for one in asked], [one.group for one in asked]
-    reports = {
-        name: generation_metrics.report(found, references, groups) for name, found in ({"": texts} | simple).items()
-    }
-    return Said(texts, simple, reports, {"asked": len(asked), "asked_prompts_cut": cut, "max_new_tokens": new})
+    every = {"": texts} | simple
+    drawn: dict[str, generation_metrics.Drawn] = {name: {} for name in every}
+    reports = {name: generation_metrics.report(found, references, groups, drawn[name]) for name, found in every.items()}
+    return Said(texts, simple, reports, drawn, {"asked": len(asked), "asked_prompts_cut": cut, "max_new_tokens": new})
 
 
 def said_by(attempt: Attempt, asked: Sequence[Asked], export: Path, new: int) -> tuple[list[str], int]:
@@ -250,14 +255,17 @@ def figures(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 
 
 def merged(*several: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Reports by name, of which several may be of one."""
+    """Reports (or what was drawn of them) by name, of which several may be of one."""
     names = dict.fromkeys(name for reports in several for name in reports)
     return {name: {k: v for reports in several for k, v in reports.get(name, {}).items()} for name in names}
 
 
-def named(reports: Mapping[str, Any]) -> dict[str, Any]:
-    """Reports as report.json has them: the model's under `model`."""
-    return {name or "model": report for name, report in reports.items()}
+def named(
+    reports: Mapping[str, Mapping[str, Any]], drawn: Mapping[str, Mapping[str, Sequence[float]]]
+) -> dict[str, Any]:
+    """Reports as report.json has them: the model's under `model`, and how far it is from each other one."""
+    own = {name or "model": report for name, report in reports.items()}
+    return own | {"against": generation_metrics.against(reports, drawn)}
 
 
 def compared(attempt: Attempt, champion: Path, test: Sequence[Conversation]) -> dict[str, Any]:

@@ -84,8 +84,9 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
     nats |= {name: [float(table.nats(row[1:]).sum()) for row in rows] for name, table in tables.items()}
     counts, sizes = [len(row) - 1 for row in rows], [len(one.text.encode()) for one in test]
     groups = [one.group for one in test]
-    reports = {name: generation_metrics.likelihood(of, counts, sizes, groups) for name, of in nats.items()}
-    reports = replies.merged(reports, _continuations(attempt, test, rows, tables["trigram"]))
+    drawn: dict[str, generation_metrics.Drawn] = {name: {} for name in nats}
+    reports = {name: generation_metrics.likelihood(of, counts, sizes, groups, drawn[name]) for name, of in nats.items()}
+    reports = replies.merged(reports, _continuations(attempt, test, rows, tables["trigram"], drawn))
     replies.write_predictions(
         attempt,
         [
@@ -93,7 +94,7 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
             for one, cost, size in zip(test, nats[""], sizes, strict=True)
         ],
     )
-    durable.write_json(attempt.outputs / "report.json", replies.named(reports))
+    durable.write_json(attempt.outputs / "report.json", replies.named(reports, drawn))
     continued = {"asked": reports[""]["examples"]} if "examples" in reports[""] else {}
     return replies.figures(reports) | {"examples": len(test)} | continued
 
@@ -108,7 +109,11 @@ def _nats(attempt: Attempt, rows: Sequence[Sequence[int]], export: Path) -> list
 
 
 def _continuations(
-    attempt: Attempt, test: Sequence[Text], rows: Sequence[Sequence[int]], table: NGrams
+    attempt: Attempt,
+    test: Sequence[Text],
+    rows: Sequence[Sequence[int]],
+    table: NGrams,
+    drawn: dict[str, generation_metrics.Drawn],
 ) -> dict[str, dict[str, Any]]:
     """What the export, the trigrams and the authors go on with, drawn from the whole distribution; written with samples.json."""
     from tokenizers import Tokenizer
@@ -139,7 +144,7 @@ def _continuations(
     return {
         name: {
             "examples": len(several),
-            **generation_metrics.repetition(several, groups),
+            **generation_metrics.repetition(several, groups, drawn.setdefault(name, {})),
             "distinct_1": round(generation_metrics.distinct(several, 1), 6),
             "distinct_2": round(generation_metrics.distinct(several, 2), 6),
             "words": round(sum(len(text.split()) for text in several) / len(several), 6),

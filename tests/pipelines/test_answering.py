@@ -169,7 +169,9 @@ def test_a_translator_beats_the_source_and_learns_what_the_dictionary_knows(meas
     assert m["perplexity"] < m["trigram_perplexity"] < m["unigram_perplexity"]
     assert m["chrf_low"] <= m["chrf"] <= m["chrf_high"]
     (report,) = [durable.read_json(measured["response"].outputs / "report.json")]
-    assert "version:2.6" in report["model"]["bleu_signature"] and report["against"]["copy"]["low"] > 0
+    assert "version:2.6" in report["model"]["bleu_signature"] and report["against"]["copy"]["f1"]["low"] > 0
+    assert report["against"]["copy"]["chrf"]["low"] > 0 and report["against"]["trigram"]["perplexity"]["high"] < 0
+    assert 200 < m["dictionary_pairs"] <= 400
 
 
 def test_a_dialogue_model_finds_the_replies_more_probable_than_n_grams_do(measured: dict[str, Attempt]) -> None:
