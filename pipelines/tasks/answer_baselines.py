@@ -21,9 +21,7 @@ _TOKEN = re.compile(r"[\w'’-]+|[^\w\s]")
 _SPACED = re.compile(r" ([,.;:!?)\]])|([(\[]) ")
 _ROUNDS = 5  # of expectation maximisation
 _LONGEST = 40  # words; longer prompts and responses teach the dictionary little and cost their product
-_LINKS = (
-    20_000_000  # of a prompt's word with a response's: 1.2 GB; what comes after them teaches the dictionary nothing
-)
+_LINKS = 20_000_000  # from a prompt's word to a response's, 1.2 GB of memory: the dictionary learns from no more
 _AT_ONCE = 256  # prompts that are compared with all training prompts at a time
 
 
@@ -99,9 +97,9 @@ def translations(pairs: Sequence[tuple[list[str], list[str]]]) -> dict[str, str]
     probability = _maximised(cell.ravel(), slot, cells // len(targets), len(sources))
     names, best = list(targets), dict[str, str]()
     order = np.lexsort((cells, -probability, cells // len(targets)))
-    said_words = list(sources)
+    known = list(sources)
     for place in order.tolist():
-        best.setdefault(said_words[cells[place] // len(targets)], names[cells[place] % len(targets)])
+        best.setdefault(known[cells[place] // len(targets)], names[cells[place] % len(targets)])
     return best
 
 
