@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,6 +85,10 @@ class Chat:
         for token in _reserved(self._encoder):
             text = text.replace(token, " ")
         return text.strip()
+
+    def size(self, tokens: Sequence[int]) -> int:
+        """UTF-8 bytes of what the tokens of a reply say. A character that was cut in two is none."""
+        return len(self._encoder.decode(list(tokens), skip_special_tokens=True).strip("\ufffd").encode())
 
     def _rendered(self, messages: Sequence[dict[str, str]], begun: int, place: int, shown: str) -> tuple[str, str]:
         """What is new before the reply `place`, and the reply with its end. `shown` is what stands before message `begun`."""
@@ -190,15 +194,16 @@ class Row:
 
     tokens: list[int]
     mask: list[bool]
-    reply_bytes: int  # UTF-8 bytes of the learned replies
+    reply_bytes: int  # UTF-8 bytes of what is learned of the replies
     prompt_cut: bool
     reply_cut: bool
 
 
-def row(group: Sequence[Exchange], context: int, window: int) -> Row:
+def row(group: Sequence[Exchange], context: int, window: int, size: Callable[[Sequence[int]], int]) -> Row:
     """A group of `fitted` as one sequence: the mask covers the replies and their ends, and nothing else.
 
-    What is too long loses the beginning of its prompt first, down to one token, and only then the end of its reply.
+    What is too long loses the beginning of its prompt first, down to one token, and only then the end of its reply. A reply
+    that opens a conversation is learned from its second token on: nothing stands before the first. `size` is `Chat.size`.
     """
     tokens, mask = list[int](), list[bool]()
     for place, exchange in enumerate(group):
@@ -206,8 +211,13 @@ def row(group: Sequence[Exchange], context: int, window: int) -> Row:
         mask += [False] * len(exchange.head) + [place >= context] * len(exchange.reply)
     over = max(0, len(tokens) - window)  # only a single exchange can be too long
     off = min(over, max(0, len(group[0].head) - 1))
-    size = sum(len(exchange.text.encode()) for exchange in group[context:])
-    return Row(tokens[off:][:window], mask[off:][:window], size, off > 0, over > off)
+    opens = mask[off]
+    tokens, mask = tokens[off:][:window], [False, *mask[off + 1 :][: window - 1]]
+    sizes = [len(exchange.text.encode()) for exchange in group[context:]]
+    if over > off or opens:
+        first = _length(group[0]) - off
+        sizes[0] = size([token for token, learned in zip(tokens[:first], mask, strict=False) if learned])
+    return Row(tokens, mask, sum(sizes), off > 0, over > off)
 
 
 def with_template(source: Path, target: Path, *, several_turns: bool) -> Path:

@@ -135,7 +135,8 @@ def asked(recipe: Recipe) -> dict[str, Any]:
     windows = (
         {"window": recipe.finetune.sequence_length, "stride": recipe.finetune.stride} if recipe.finetune.stride else {}
     )
-    return {"kind": form_of(recipe)} | windows | _without_gaps(recipe)
+    kind = form_of(recipe)
+    return {"kind": kind} | _version(forms.of(kind), "EVALUATION") | windows | _without_gaps(recipe)
 
 
 def _without_gaps(recipe: Recipe) -> dict[str, Any]:
@@ -242,9 +243,9 @@ def _task(recipe: Recipe) -> list[Step]:
     start = Input("pretrain", made) if recipe.pretrain else Input("import", "export/")
     base = {"base": start} if recipe.finetune.init == "base" else {}
     examples = _examples("train", "validation", *recipe.task.test_sets)
-    form = form_of(recipe)
-    labels = {"labels": Input("prepare_task", "labels.json")} if form == "classification" else {}
-    named = {} if form == "classification" else {"form": form}  # it was the only one: what was made stays made
+    kind = form_of(recipe)
+    labels = {"labels": Input("prepare_task", "labels.json")} if kind == "classification" else {}
+    named = {} if kind == "classification" else {"form": kind}  # it was the only one: what was made stays made
     return [
         Step(
             "finetune", finetune.STAGE, {"model": shape, "train": _finetuning(recipe)} | named | how,
@@ -252,8 +253,8 @@ def _task(recipe: Recipe) -> list[Step]:
             | ({"validation": examples["validation"]} if recipe.finetune.early_stopping else {}),
         ),
         Step(
-            "evaluate-task", evaluate.STAGE, asked(recipe) | _version(forms.of(form), "EVALUATION"),
-            {"export": Input("finetune", made)} | labels | examples | (base if form == "text" else {}),
+            "evaluate-task", evaluate.STAGE, asked(recipe),
+            {"export": Input("finetune", made)} | labels | examples | (base if kind == "text" else {}),
         ),
         *(_released("task", recipe.register_as.task, _json(recipe.register_as)["task_gates"], "finetune") if recipe.release else []),
         *(_adapter(recipe) if recipe.register_as.adapter else []),

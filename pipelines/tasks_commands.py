@@ -97,3 +97,4 @@ def _print(found: list[task_table.Row], as_json: bool) -> None:
     out.print()
     for line in task_table.markdown(found):
         out.print(line, markup=False, soft_wrap=True)
+    out.print(f"\n{task_table.LEGEND}", markup=False)

@@ -7,8 +7,8 @@ window is learned in pieces, each reply once, after the turns that fit. The expo
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from pipelines.tasks import examples as example_files
 
 PIPELINE = "text-generation"
 CHAT = True  # whether the export's tokenizer has a chat template
+EVALUATION = 2  # its first n-grams learned a turn several times, and few conversations were asked
 METRICS = {
     "perplexity": ("unigram", "trigram"),
     **dict.fromkeys(("distinct_1", "distinct_2", "repetition"), ("retrieval",)),
@@ -52,10 +53,10 @@ def read(path: Path) -> list[replies.Conversation]:
 
 
 def evaluate(attempt: Attempt) -> dict[str, Any]:
-    """How probable the held-out replies were, and what the export says in place of the first of them."""
+    """How probable the held-out replies were, and what the export says in place of some of each conversation."""
     train, test = (read(attempt.inputs[name].path(f"{name}.jsonl")) for name in ("train", "test"))
     likely = replies.likelihood(attempt, train, test)
-    asked = list(islice(_asked(test), _ASKED))
+    asked = spread(list(_asked(test)), _ASKED)
     said = replies.answered(attempt, train, asked, ("frequent", "retrieval"))
     reports = replies.merged(said.reports, likely.reports)
     replies.write_predictions(
@@ -71,8 +72,9 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
         for place, (one, text) in enumerate(zip(asked, said.texts, strict=True))
     ]
     durable.write_json(attempt.outputs / "samples.json", samples)
-    durable.write_json(attempt.outputs / "report.json", replies.named(reports))
-    return replies.figures(reports) | {"examples": len(test)} | said.counts
+    drawn = replies.merged(said.drawn, likely.drawn)
+    durable.write_json(attempt.outputs / "report.json", replies.named(reports, drawn))
+    return replies.figures(reports) | {"examples": len(test)} | likely.counts | said.counts
 
 
 def _asked(conversations: Sequence[replies.Conversation]) -> Iterator[replies.Asked]:
@@ -81,6 +83,20 @@ def _asked(conversations: Sequence[replies.Conversation]) -> Iterator[replies.As
         for place, turn in enumerate(one.messages):
             if turn["role"] == "assistant" and place:
                 yield replies.Asked(one.messages[:place], [turn["content"]], one.group)
+
+
+def spread(asked: Sequence[replies.Asked], most: int) -> list[replies.Asked]:
+    """At most so many, one from each group in turn, of each in the order of a hash; in the order that they came in."""
+    hashed = sorted(range(len(asked)), key=lambda place: _hash(asked[place]))
+    turn, taken = dict[int, int](), Counter[str]()
+    for place in hashed:
+        turn[place] = taken[asked[place].group]
+        taken[asked[place].group] += 1
+    return [asked[place] for place in sorted(sorted(hashed, key=turn.__getitem__)[:most])]
+
+
+def _hash(one: replies.Asked) -> str:
+    return example_files.identifier(one.group, *(turn["content"] for turn in one.messages), *one.references)
 
 
 def compare(attempt: Attempt, champion: Path) -> dict[str, Any]:
@@ -106,3 +122,4 @@ def told(metrics: Mapping[str, Any]) -> Iterator[str]:
             f"{title}: chrF {m[f'{name}chrf']:.1f}, distinct-1 {m[f'{name}distinct_1']:.3f}, "
             f"distinct-2 {m[f'{name}distinct_2']:.3f} on {m['asked']:,}"
         )
+    yield from replies.cut_told(m)

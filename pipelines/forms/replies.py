@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,10 @@ from typing import Any
 from model import durable
 from pipelines import chat
 from pipelines.engine.step import Attempt
+from pipelines.forms import reply_ngrams
 from pipelines.stages import training as jobs
 from pipelines.stages.evaluate import compute, weights
 from pipelines.tasks import answer_baselines, generation_metrics
-from pipelines.tasks.ngram import NGrams
 
 Messages = list[dict[str, str]]
 MEASURED = ("bleu", "chrf", "exact_match", "f1", "repetition", "perplexity", "bits_per_byte")  # with intervals
@@ -66,8 +66,7 @@ def encode(conversations: Sequence[Conversation], tokenizer: Path, window: int, 
     return {
         "examples": len(conversations),
         "sequences": len(encoded),
-        "prompts_cut": sum(row.prompt_cut for row in encoded),
-        "replies_cut": sum(row.reply_cut for row in encoded),
+        **_cut(encoded),
         "learned_tokens": sum(sum(row.mask) for row in encoded),
     }
 
@@ -76,11 +75,24 @@ def rows(conversations: Sequence[Conversation], said: chat.Chat, window: int) ->
     """The sequences of each conversation. ValueError if there is no reply in any of them."""
     found = []
     for conversation in conversations:
-        groups, contexts = chat.fitted(said.exchanges(conversation.messages), window)
-        found.append([chat.row(*group, window) for group in zip(groups, contexts, strict=True)])
+        exchanges = said.exchanges(conversation.messages)
+        _check_that_all_reply(exchanges, conversation)
+        groups, contexts = chat.fitted(exchanges, window)
+        found.append([chat.row(*group, window, said.size) for group in zip(groups, contexts, strict=True)])
     if not any(found):
         raise ValueError(f"{len(conversations)} examples hold no reply to learn; give messages of the role assistant")
     return found
+
+
+def _check_that_all_reply(exchanges: Sequence[chat.Exchange], conversation: Conversation) -> None:
+    """ValueError for a reply of which nothing is left without reserved tokens: it would teach to say nothing."""
+    said = [turn["content"] for turn in conversation.messages if turn["role"] == "assistant"]
+    for number, (exchange, text) in enumerate(zip(exchanges, said, strict=True), 1):
+        if not exchange.text:
+            raise ValueError(
+                f"example {conversation.id}: reply {number} is {text[:60]!r}, reserved tokens of the tokenizer and nothing else; "
+                "remove it from the task's data"
+            )
 
 
 def write(target: Path, tokens: Sequence[Any], tokenizer: Path, masks: Sequence[Any] | None = None) -> None:
@@ -103,11 +115,13 @@ def positions(export: Path) -> int:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """How probable replies were, by conversation; and the figures, the n-grams' beside the model's."""
+    """How probable replies were, by conversation; the figures, the n-grams' beside the model's; and what was cut."""
 
     bits: list[float]
     bytes: list[int]
     reports: dict[str, dict[str, Any]]
+    drawn: dict[str, generation_metrics.Drawn]
+    counts: dict[str, int]
 
 
 def likelihood(attempt: Attempt, train: Sequence[Conversation], test: Sequence[Conversation]) -> Likelihood:
@@ -121,18 +135,37 @@ def likelihood(attempt: Attempt, train: Sequence[Conversation], test: Sequence[C
     ours = compute(attempt, "model.likelihood:example_nats", examples=str(file))
     groups = [test[place].group for place, _ in flat]
     sizes, counts = [row.reply_bytes for _, row in flat], [tokens for _, tokens in ours]
-    reports = {"": generation_metrics.likelihood([nats for nats, _ in ours], counts, sizes, groups)}
-    learned = [row.tokens for several in rows(train, said, window) for row in several]
+    nats = {"": [cost for cost, _ in ours]}
     facts = jobs.vocabulary(export)
-    for name, order in (("unigram", 1), ("trigram", 3)):
-        table = NGrams(learned, facts["vocab_size"], facts["eot_token_id"], order)
-        theirs = [float(table.nats(row.tokens)[1:][row.mask[1:]].sum()) for _, row in flat]
-        reports[name] = generation_metrics.likelihood(theirs, counts, sizes, groups)
+    for name, table in reply_ngrams.tables(train, said, facts["vocab_size"], facts["eot_token_id"]).items():
+        nats[name] = [float(table.nats(row.tokens)[1:][row.mask[1:]].sum()) for _, row in flat]
+    drawn: dict[str, generation_metrics.Drawn] = {name: {} for name in nats}
+    reports = {
+        name: generation_metrics.likelihood(costs, counts, sizes, groups, drawn[name]) for name, costs in nats.items()
+    }
     bits, size = [0.0] * len(test), [0] * len(test)
-    for (place, row), (nats, _) in zip(flat, ours, strict=True):
-        bits[place] += nats / math.log(2)
+    for (place, row), (cost, _) in zip(flat, ours, strict=True):
+        bits[place] += cost / math.log(2)
         size[place] += row.reply_bytes
-    return Likelihood(bits, size, reports)
+    return Likelihood(bits, size, reports, drawn, _cut([row for _, row in flat]))
+
+
+def _cut(found: Sequence[chat.Row]) -> dict[str, int]:
+    """How many sequences lost the beginning of their prompt, and how many the end of their reply."""
+    return {
+        "prompts_cut": sum(row.prompt_cut for row in found),
+        "replies_cut": sum(row.reply_cut for row in found),
+    }
+
+
+def cut_told(metrics: Mapping[str, Any]) -> Iterator[str]:
+    """What a run says of what was too long for the window, where something was."""
+    m = metrics
+    if m["prompts_cut"] or m["asked_prompts_cut"]:
+        yield (
+            f"cut to the window: {m['prompts_cut']:,} prompts and {m['replies_cut']:,} replies; "
+            f"of {m['asked']:,} prompts that were answered {m['asked_prompts_cut']:,}"
+        )
 
 
 @dataclass(frozen=True)
@@ -142,6 +175,7 @@ class Said:
     texts: list[str]
     baselines: dict[str, list[str]]
     reports: dict[str, dict[str, Any]]
+    drawn: dict[str, generation_metrics.Drawn]
     counts: dict[str, int]
 
 
@@ -149,21 +183,21 @@ def answered(attempt: Attempt, train: Sequence[Conversation], asked: Sequence[As
     """The export's greedy answers beside the baselines', which know the last thing said and the reply to it."""
     export = weights(attempt.inputs["export"])
     new = longest_reply(train, export)
-    texts = said_by(attempt, asked, export, new)
+    texts, cut = said_by(attempt, asked, export, new)
     pairs = [pair for conversation in train for pair in _pairs(conversation.messages)]
     simple = answer_baselines.answers(pairs, [one.messages[-1]["content"] for one in asked], baselines)
     references, groups = [one.references for one in asked], [one.group for one in asked]
-    reports = {
-        name: generation_metrics.report(found, references, groups) for name, found in ({"": texts} | simple).items()
-    }
-    return Said(texts, simple, reports, {"asked": len(asked), "max_new_tokens": new})
+    every = {"": texts} | simple
+    drawn: dict[str, generation_metrics.Drawn] = {name: {} for name in every}
+    reports = {name: generation_metrics.report(found, references, groups, drawn[name]) for name, found in every.items()}
+    return Said(texts, simple, reports, drawn, {"asked": len(asked), "asked_prompts_cut": cut, "max_new_tokens": new})
 
 
-def said_by(attempt: Attempt, asked: Sequence[Asked], export: Path, new: int) -> list[str]:
-    """The greedy answers of the step's export, at most `new` tokens each."""
+def said_by(attempt: Attempt, asked: Sequence[Asked], export: Path, new: int) -> tuple[list[str], int]:
+    """The greedy answers of the step's export, at most `new` tokens each, and how many prompts lost their beginning."""
     job = asking(asked, export, new, attempt.scratch)
-    compute(attempt, "model.generate:answer", **job)
-    return [line["text"] for line in json_lines(Path(job["output"]))]
+    done = compute(attempt, "model.generate:answer", **job)
+    return [line["text"] for line in json_lines(Path(job["output"]))], done["cut"]
 
 
 def asking(asked: Sequence[Asked], export: Path, new: int, scratch: Path) -> dict[str, Any]:
@@ -221,14 +255,17 @@ def figures(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 
 
 def merged(*several: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Reports by name, of which several may be of one."""
+    """Reports (or what was drawn of them) by name, of which several may be of one."""
     names = dict.fromkeys(name for reports in several for name in reports)
     return {name: {k: v for reports in several for k, v in reports.get(name, {}).items()} for name in names}
 
 
-def named(reports: Mapping[str, Any]) -> dict[str, Any]:
-    """Reports as report.json has them: the model's under `model`."""
-    return {name or "model": report for name, report in reports.items()}
+def named(
+    reports: Mapping[str, Mapping[str, Any]], drawn: Mapping[str, Mapping[str, Sequence[float]]]
+) -> dict[str, Any]:
+    """Reports as report.json has them: the model's under `model`, and how far it is from each other one."""
+    own = {name or "model": report for name, report in reports.items()}
+    return own | {"against": generation_metrics.against(reports, drawn)}
 
 
 def compared(attempt: Attempt, champion: Path, test: Sequence[Conversation]) -> dict[str, Any]:
@@ -239,11 +276,17 @@ def compared(attempt: Attempt, champion: Path, test: Sequence[Conversation]) -> 
     write(file, [row.tokens for row in flat], champion, [row.mask for row in flat])
     found = iter(compute(attempt, "model.likelihood:example_nats", champion, examples=str(file)))
     theirs = [sum(next(found)[0] for _ in several) for several in held]
-    return gained(attempt, [(one.id, one.group) for one in test], theirs)
+    sizes = [sum(row.reply_bytes for row in several) for several in held]
+    return gained(attempt, [(one.id, one.group) for one in test], theirs, sizes)
 
 
-def gained(attempt: Attempt, test: Sequence[tuple[str, str]], nats: Sequence[float]) -> dict[str, Any]:
-    """The champion's bits per byte, from its `nats` of each test example (id and group), minus those in predictions.jsonl."""
+def gained(
+    attempt: Attempt, test: Sequence[tuple[str, str]], nats: Sequence[float], sizes: Sequence[int] | None = None
+) -> dict[str, Any]:
+    """The champion's bits per byte, from its `nats` of each test example (id and group), minus those in predictions.jsonl.
+
+    `sizes` are the bytes that the champion was asked for, where its window may have cut others than the challenger's.
+    """
     import numpy as np
 
     from pipelines.tasks import metrics
@@ -251,8 +294,15 @@ def gained(attempt: Attempt, test: Sequence[tuple[str, str]], nats: Sequence[flo
     ours = json_lines(attempt.inputs["predictions"].path("predictions.jsonl"))
     if [line["id"] for line in ours] != [identifier for identifier, _ in test]:
         raise ValueError("challenger and champion were not asked about the same examples; remove the step and retrain")
-    table = np.array([[line["bits"], cost / math.log(2), line["bytes"]] for line, cost in zip(ours, nats, strict=True)])
-    sums = generation_metrics.by_group(table, [group for _, group in test])  # (G, 3)
-    gain = metrics.ratio_difference(sums[:, 1].tolist(), sums[:, 0].tolist(), sums[:, 2].tolist())
-    challenger, champion = (round(float(bits), 6) for bits in sums.sum(0)[:2] / sums[:, 2].sum())
+    asked = [line["bytes"] for line in ours] if sizes is None else sizes
+    table = np.array(
+        [
+            [line["bits"], line["bytes"], cost / math.log(2), size]
+            for line, cost, size in zip(ours, nats, asked, strict=True)
+        ]
+    )
+    sums = generation_metrics.by_group(table, [group for _, group in test])  # (G, 4)
+    own, own_bytes, other, other_bytes = sums.T.tolist()
+    gain = metrics.ratio_difference(other, own, other_bytes, own_bytes)
+    challenger, champion = (round(sum(bits) / sum(size), 6) for bits, size in ((own, own_bytes), (other, other_bytes)))
     return {"metric": "bits_per_byte", "challenger": challenger, "champion": champion, "examples": len(test)} | gain

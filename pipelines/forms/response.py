@@ -15,12 +15,12 @@ from model import durable
 from pipelines.engine.step import Attempt
 from pipelines.forms import replies
 from pipelines.tasks import examples as example_files
-from pipelines.tasks import generation_metrics
-from pipelines.tasks.answer_baselines import BASELINES
+from pipelines.tasks.answer_baselines import BASELINES, teaching
 from pipelines.tasks.examples import Response
 
 PIPELINE = "text-generation"
 CHAT = True  # whether the export's tokenizer has a chat template
+EVALUATION = 2  # its first n-grams learned prompts too, and bytes of replies that were cut counted
 METRICS = {"f1": ("copy", "frequent", "retrieval"), "perplexity": ("unigram", "trigram")}  # of the table
 SUMMARY = "A causal language model, fine-tuned by gptline to answer prompts like those of the examples below."
 LIMITS = (
@@ -79,19 +79,10 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
             for place, (one, text, bits, size) in enumerate(zip(test, said.texts, likely.bits, likely.bytes, strict=True))
         ],
     )  # fmt: skip
-    durable.write_json(attempt.outputs / "report.json", replies.named(reports) | {"against": _against(asked, said)})
-    return replies.figures(reports) | {"examples": len(test)} | said.counts
-
-
-def _against(asked: Sequence[replies.Asked], said: replies.Said) -> dict[str, Any]:
-    """F1 of the export minus that of each baseline, paired."""
-    groups = [one.group for one in asked]
-
-    def f1(texts: Sequence[str]) -> list[float]:
-        return [generation_metrics.token_f1(text, one.references) for text, one in zip(texts, asked, strict=True)]
-
-    ours = f1(said.texts)
-    return {name: generation_metrics.difference(ours, f1(texts), groups) for name, texts in said.baselines.items()}
+    drawn = replies.merged(said.drawn, likely.drawn)
+    durable.write_json(attempt.outputs / "report.json", replies.named(reports, drawn))
+    taught = {"dictionary_pairs": len(teaching([(one.prompt, one.response) for one in train]))}
+    return replies.figures(reports) | {"examples": len(test)} | likely.counts | said.counts | taught
 
 
 def compare(attempt: Attempt, champion: Path) -> dict[str, Any]:
@@ -117,3 +108,4 @@ def told(metrics: Mapping[str, Any]) -> Iterator[str]:
             f"{name}: chrF {m[f'{name}_chrf']:.1f}, BLEU {m[f'{name}_bleu']:.1f}, "
             f"exact match {m[f'{name}_exact_match']:.1%}, F1 {m[f'{name}_f1']:.3f}"
         )
+    yield from replies.cut_told(m)

@@ -25,6 +25,7 @@ from pipelines.tasks.ngram import NGrams
 
 PIPELINE = "text-generation"
 CHAT = False  # whether the export's tokenizer has a chat template
+EVALUATION = 2  # its first table told documents that were not asked
 METRICS = {
     "bits_per_byte": ("unigram", "trigram", "base"),
     **dict.fromkeys(("distinct_1", "distinct_2", "repetition"), ("trigram", "original")),
@@ -83,8 +84,9 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
     nats |= {name: [float(table.nats(row[1:]).sum()) for row in rows] for name, table in tables.items()}
     counts, sizes = [len(row) - 1 for row in rows], [len(one.text.encode()) for one in test]
     groups = [one.group for one in test]
-    reports = {name: generation_metrics.likelihood(of, counts, sizes, groups) for name, of in nats.items()}
-    reports = replies.merged(reports, _continuations(attempt, test, rows, tables["trigram"]))
+    drawn: dict[str, generation_metrics.Drawn] = {name: {} for name in nats}
+    reports = {name: generation_metrics.likelihood(of, counts, sizes, groups, drawn[name]) for name, of in nats.items()}
+    reports = replies.merged(reports, _continuations(attempt, test, rows, tables["trigram"], drawn))
     replies.write_predictions(
         attempt,
         [
@@ -92,8 +94,9 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
             for one, cost, size in zip(test, nats[""], sizes, strict=True)
         ],
     )
-    durable.write_json(attempt.outputs / "report.json", replies.named(reports))
-    return replies.figures(reports) | {"examples": len(test)}
+    durable.write_json(attempt.outputs / "report.json", replies.named(reports, drawn))
+    continued = {"asked": reports[""]["examples"]} if "examples" in reports[""] else {}
+    return replies.figures(reports) | {"examples": len(test)} | continued
 
 
 def _nats(attempt: Attempt, rows: Sequence[Sequence[int]], export: Path) -> list[float]:
@@ -106,7 +109,11 @@ def _nats(attempt: Attempt, rows: Sequence[Sequence[int]], export: Path) -> list
 
 
 def _continuations(
-    attempt: Attempt, test: Sequence[Text], rows: Sequence[Sequence[int]], table: NGrams
+    attempt: Attempt,
+    test: Sequence[Text],
+    rows: Sequence[Sequence[int]],
+    table: NGrams,
+    drawn: dict[str, generation_metrics.Drawn],
 ) -> dict[str, dict[str, Any]]:
     """What the export, the trigrams and the authors go on with, drawn from the whole distribution; written with samples.json."""
     export = weights(attempt.inputs["export"])
@@ -134,7 +141,8 @@ def _continuations(
     groups = [test[place].group for place in chosen]
     return {
         name: {
-            **generation_metrics.repetition(several, groups),
+            "examples": len(several),
+            **generation_metrics.repetition(several, groups, drawn.setdefault(name, {})),
             "distinct_1": round(generation_metrics.distinct(several, 1), 6),
             "distinct_2": round(generation_metrics.distinct(several, 2), 6),
             "words": round(sum(len(text.split()) for text in several) / len(several), 6),

@@ -23,7 +23,7 @@ BASELINES = ("copy", "frequent", "retrieval", "dictionary")
 _SPACED = re.compile(r" ([,.;:!?)\]])|([(\[]) ")
 _ROUNDS = 5  # of expectation maximisation
 _LONGEST = 40  # words; longer prompts and responses teach the dictionary little and cost their product
-_PAIRS = 40_000  # that the dictionary is learned from
+_LINKS = 20_000_000  # from a prompt's word to a response's, 1.2 GB of memory: the dictionary learns from no more
 _AT_ONCE = 256  # prompts that are compared with all training prompts at a time
 
 
@@ -64,30 +64,44 @@ def retrieval(train: Sequence[tuple[str, str]], prompts: Sequence[str]) -> list[
 
 def dictionary(train: Sequence[tuple[str, str]], prompts: Sequence[str]) -> list[str]:
     """Word by word, each by its most probable translation under IBM model 1."""
-    pairs = [(words(prompt), words(response)) for prompt, response in train]
-    short = [(source, target) for source, target in pairs if max(len(source), len(target)) <= _LONGEST]
-    table = translations([([word.casefold() for word in source], target) for source, target in short[:_PAIRS]])
+    table = translations(teaching(train))
     return [spaced([table.get(word.casefold(), word) for word in words(prompt)]) for prompt in prompts]
+
+
+def teaching(train: Sequence[tuple[str, str]]) -> list[tuple[list[str], list[str]]]:
+    """The words of the pairs that the dictionary is learned from: all but long ones, as far as memory goes."""
+    found, links = list[tuple[list[str], list[str]]](), 0
+    for prompt, response in train:
+        source, target = [word.casefold() for word in words(prompt)], words(response)
+        if max(len(source), len(target)) > _LONGEST:
+            continue
+        links += len(source) * len(target)
+        if links > _LINKS:
+            break
+        found.append((source, target))
+    return found
 
 
 def translations(pairs: Sequence[tuple[list[str], list[str]]]) -> dict[str, str]:
     """The most probable response word for each prompt word, after a few rounds of IBM model 1 without the empty word."""
     import numpy as np
 
-    sources, targets = _numbered(pair[0] for pair in pairs), _numbered(pair[1] for pair in pairs)
-    links = [(s, t, place, j) for place, pair in enumerate(pairs) for j, t in enumerate(pair[1]) for s in pair[0]]
-    if not links:
+    both = [pair for pair in pairs if pair[0] and pair[1]]
+    if not both:
         return {}
-    source = np.array([sources[s] for s, _, _, _ in links])  # (L,)
-    target = np.array([targets[t] for _, t, _, _ in links])
-    slot = np.unique(np.array([(place, j) for _, _, place, j in links]), axis=0, return_inverse=True)[1].ravel()
+    sources, targets = _numbered(pair[0] for pair in both), _numbered(pair[1] for pair in both)
+    # Each word of a response is a slot that has a link to every word of its prompt; L links.
+    source = np.concatenate([np.tile([sources[word] for word in said], len(heard)) for said, heard in both])  # (L,)
+    width: np.ndarray = np.repeat([len(said) for said, _ in both], [len(heard) for _, heard in both])  # (slots,)
+    target: np.ndarray = np.repeat([targets[word] for _, heard in both for word in heard], width)
+    slot: np.ndarray = np.repeat(np.arange(len(width)), width)
     cells, cell = np.unique(source * len(targets) + target, return_inverse=True)
     probability = _maximised(cell.ravel(), slot, cells // len(targets), len(sources))
     names, best = list(targets), dict[str, str]()
     order = np.lexsort((cells, -probability, cells // len(targets)))
-    said = list(sources)
+    known = list(sources)
     for place in order.tolist():
-        best.setdefault(said[cells[place] // len(targets)], names[cells[place] % len(targets)])
+        best.setdefault(known[cells[place] // len(targets)], names[cells[place] % len(targets)])
     return best
 
 

@@ -157,18 +157,27 @@ def difference(
     return {"accuracy_gain": _rounded(gain), "accuracy_gain_interval_by_group": _central(drawn)}
 
 
-def ratio_difference(ours: Sequence[float], theirs: Sequence[float], sizes: Sequence[int]) -> dict[str, Any]:
-    """sum(ours) / sum(sizes) minus the same of `theirs`, with the paired bootstrap interval over the places of the lists."""
+def ratio_difference(
+    ours: Sequence[float], theirs: Sequence[float], sizes: Sequence[float], their_sizes: Sequence[float] | None = None
+) -> dict[str, Any]:
+    """sum(ours) / sum(sizes) minus the same of `theirs`, with the paired bootstrap interval over the places of the lists.
+
+    `their_sizes`, where they may differ: what one of two models was not asked counts in neither of its sums.
+    """
     import numpy as np
 
-    gains, weights = np.asarray(ours) - np.asarray(theirs), np.asarray(sizes, dtype=np.float64)  # (D,), (D,)
+    pairs = np.array([ours, sizes, theirs, sizes if their_sizes is None else their_sizes], dtype=np.float64)  # (4, D)
     random = np.random.default_rng(0)
     drawn = np.empty(_RESAMPLES)
     for place in range(_RESAMPLES):  # one at a time: a large corpus has many documents
-        chosen = random.integers(0, len(gains), len(gains))
-        drawn[place] = gains[chosen].sum() / weights[chosen].sum()
+        chosen = random.integers(0, pairs.shape[1], pairs.shape[1])
+        drawn[place] = _gain(*pairs[:, chosen].sum(1))
     low, high = _central(drawn)
-    return {"gain": _rounded(gains.sum() / weights.sum()), "low": low, "high": high}
+    return {"gain": _rounded(_gain(*pairs.sum(1))), "low": low, "high": high}
+
+
+def _gain(ours: float, size: float, theirs: float, their_size: float) -> float:
+    return ours / size - theirs / their_size
 
 
 def majority_predictions(train_labels: Sequence[int], examples: int) -> list[int]:

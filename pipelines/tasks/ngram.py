@@ -22,9 +22,19 @@ ORDER = 3
 
 
 class NGrams:
-    """Counts of all n-grams up to `order` in some sequences of tokens, each of which begins after `start`."""
+    """Counts of all n-grams up to `order` in some sequences of tokens, each of which begins after `start`.
 
-    def __init__(self, sequences: Iterable[Sequence[int]], vocab_size: int, start: int, order: int = ORDER) -> None:
+    `masks`, where given, say which tokens are learned: the others are only what stands before them.
+    """
+
+    def __init__(
+        self,
+        sequences: Iterable[Sequence[int]],
+        vocab_size: int,
+        start: int,
+        order: int = ORDER,
+        masks: Iterable[Sequence[bool]] | None = None,
+    ) -> None:
         import numpy as np
 
         if vocab_size**order >= 2**63:
@@ -33,14 +43,19 @@ class NGrams:
             )
         self.vocab_size, self.start, self.order = vocab_size, start, order
         padded = [np.asarray([start] * (order - 1) + list(row), np.int64) for row in sequences]
-        self._tables = [self._counted(padded, length) for length in range(1, order + 1)]
+        learned = None if masks is None else [np.asarray(mask, bool) for mask in masks]
+        self._tables = [self._counted(padded, learned, length) for length in range(1, order + 1)]
 
-    def _counted(self, padded: list[np.ndarray], length: int) -> dict[str, np.ndarray]:
+    def _counted(
+        self, padded: list[np.ndarray], learned: list[np.ndarray] | None, length: int
+    ) -> dict[str, np.ndarray]:
         """The n-grams of one length: keys and counts, and of their histories keys, counts and different followers."""
         import numpy as np
 
         skip = self.order - length
-        keys = [self._keys(row[skip:], length) for row in padded]
+        keys = [self._keys(row[skip:], length) for row in padded]  # each (T,): one ends with each token
+        if learned is not None:
+            keys = [row[mask] for row, mask in zip(keys, learned, strict=True)]
         grams, counts = np.unique(np.concatenate([*keys, np.empty(0, np.int64)]), return_counts=True)
         histories, first = np.unique(grams // self.vocab_size, return_index=True)
         followers: np.ndarray = np.diff(np.append(first, len(grams)))

@@ -170,12 +170,14 @@ def test_a_translator_beats_the_source_and_learns_what_the_dictionary_knows(meas
     assert m["perplexity"] < m["trigram_perplexity"] < m["unigram_perplexity"]
     assert m["chrf_low"] <= m["chrf"] <= m["chrf_high"]
     (report,) = [durable.read_json(measured["response"].outputs / "report.json")]
-    assert "version:2.6" in report["model"]["bleu_signature"] and report["against"]["copy"]["low"] > 0
+    assert "version:2.6" in report["model"]["bleu_signature"] and report["against"]["copy"]["f1"]["low"] > 0
+    assert report["against"]["copy"]["chrf"]["low"] > 0 and report["against"]["trigram"]["perplexity"]["high"] < 0
+    assert 200 < m["dictionary_pairs"] <= 400
 
 
 def test_a_dialogue_model_finds_the_replies_more_probable_than_n_grams_do(measured: dict[str, Attempt]) -> None:
     m = measured["dialogue"].metrics
-    assert m["perplexity"] < m["unigram_perplexity"]
+    assert 1 < m["perplexity"] < m["trigram_perplexity"] < m["unigram_perplexity"]
     assert 0 < m["distinct_2"] <= 1 and m["asked"] > 10
     samples = durable.read_json(measured["dialogue"].outputs / "samples.json")
     assert {"messages", "reply", "model", "retrieval"} <= samples[0].keys() and len(samples) == m["asked"]
@@ -184,7 +186,7 @@ def test_a_dialogue_model_finds_the_replies_more_probable_than_n_grams_do(measur
 def test_a_writer_is_measured_beside_n_grams_its_base_and_the_authors(measured: dict[str, Attempt]) -> None:
     m = measured["text"].metrics
     assert m["base_bits_per_byte"] == m["bits_per_byte"] < m["unigram_bits_per_byte"]
-    assert m["original_distinct_1"] > 0 and m["repetition"] >= 0
+    assert m["original_distinct_1"] > 0 and m["repetition"] >= 0 and 0 < m["asked"] <= m["examples"]
     assert durable.read_json(measured["text"].outputs / "samples.json")[0].keys() >= {
         "prompt",
         "model",

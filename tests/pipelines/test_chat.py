@@ -67,7 +67,7 @@ def test_the_mask_covers_exactly_the_replies_and_the_end_of_each(
     said = Chat(folder)
     groups, contexts = fitted(said.exchanges(messages), 200)
     (group,), (context,) = groups, contexts
-    made = row(group, context, 200)
+    made = row(group, context, 200, said.size)
     learned = [token for token, on in zip(made.tokens, made.mask, strict=True) if on]
     wanted = [said.clean(turn["content"]) for turn in messages if turn["role"] == "assistant"]
     assert decoded(folder, learned) == "".join(text + end for text in wanted)
@@ -149,13 +149,13 @@ def exchange(head: int, reply: int, name: int = 1) -> Exchange:
 
 def test_what_is_too_long_loses_the_beginning_of_its_prompt_first() -> None:
     prompt, reply = list(range(1, 11)), [50, 51, 52, EOT]
-    made = row([Exchange(prompt, reply, "abc")], 0, 8)
+    made = row([Exchange(prompt, reply, "abc")], 0, 8, len)
     assert (made.tokens, made.mask) == ([7, 8, 9, 10, *reply], [False] * 4 + [True] * 4)
     assert made.prompt_cut and not made.reply_cut
 
 
 def test_never_the_whole_reply_is_cut_and_one_token_of_the_prompt_stays() -> None:
-    made = row([Exchange([1, 2, 3], list(range(50, 60)), "abc")], 0, 6)
+    made = row([Exchange([1, 2, 3], list(range(50, 60)), "abc")], 0, 6, len)
     assert (made.tokens, made.mask) == ([3, 50, 51, 52, 53, 54], [False] + [True] * 5)
     assert made.prompt_cut and made.reply_cut
 
@@ -165,11 +165,38 @@ def test_a_long_conversation_is_learned_in_pieces_each_reply_once_after_what_fit
     groups, contexts = fitted(exchanges, 23)
     assert [[one.head[0] for one in group] for group in groups] == [[1, 2, 3], [3, 4, 5], [5, 6, 7]]
     assert contexts == [0, 1, 1]
-    rows = [row(group, context, 23) for group, context in zip(groups, contexts, strict=True)]
+    rows = [row(group, context, 23, len) for group, context in zip(groups, contexts, strict=True)]
     learned = [token for made in rows for token, on in zip(made.tokens, made.mask, strict=True) if on]
     assert learned == [token for one in exchanges for token in one.reply]
     assert sum(made.reply_bytes for made in rows) == 7 * 4
     assert all(len(made.tokens) <= 23 for made in rows)
+
+
+def test_of_a_reply_that_is_cut_only_the_bytes_of_its_tokens_that_stay_count(folder: Path) -> None:
+    """Whatever the window leaves: with a byte of three for a token, a character counts when its last one is there."""
+    said = Chat(folder)
+    (one,) = said.exchanges(turns("the quick fox", "jumps \u2013 over the lazy dog."))
+    whole = len(one.text.encode())
+    for window in range(2, len(one.reply) + 1):
+        made = row([one], 0, window, said.size)
+        assert made.reply_cut and made.tokens[1:] == one.reply[: window - 1]
+        text = decoded(folder, made.tokens[1:]).rstrip("\ufffd")
+        assert one.text.startswith(text) and made.reply_bytes == len(text.encode()) <= whole
+    assert row([one], 0, len(one.reply) + 1, said.size).reply_bytes == whole
+
+
+def test_a_reply_that_opens_a_conversation_counts_from_its_second_token_on(folder: Path) -> None:
+    said = Chat(folder)
+    messages = [{"role": "assistant", "content": "the lazy dog"}, *turns("of times", "two cities")]
+    first, second = said.exchanges(messages)
+    made = row([first, second], 0, 200, said.size)
+    assert not first.head and made.tokens == first.reply + second.head + second.reply
+    assert made.mask == [False] + [True] * (len(first.reply) - 1) + [False] * len(second.head) + [True] * len(
+        second.reply
+    )
+    said_first = decoded(folder, first.reply[1:-1])
+    assert said_first and made.reply_bytes == len(said_first) + len("two cities")
+    assert row([first, second], 1, 200, said.size).reply_bytes == len("two cities"), "as context it counts not at all"
 
 
 def test_an_exchange_that_fills_the_window_stands_alone() -> None:

@@ -95,6 +95,36 @@ def test_intervals_hold_the_figure_and_repeat_exactly() -> None:
     assert one_each["bleu"] == found["bleu"]
 
 
+def test_differences_are_paired_by_the_groups_that_are_drawn() -> None:
+    """The same as when each text's figure is computed of the drawn groups, and narrower than two intervals side by side."""
+    import sacrebleu
+
+    texts, references, groups = corpus()
+    worse = [text.rsplit(" ", 1)[0] for text in texts]
+    drawn: dict[str, generation_metrics.Drawn] = {"": {}, "worse": {}}
+    reports = {
+        name: generation_metrics.report(said, references, groups, drawn[name])
+        for name, said in (("", texts), ("worse", worse))
+    }
+    found = generation_metrics.against(reports, drawn)["worse"]
+    assert found.keys() == {"bleu", "chrf", "exact_match", "f1", "repetition"}
+    for metric in ("bleu", "chrf", "f1"):
+        one = found[metric]
+        assert one["low"] < one["difference"] < one["high"] and one["low"] > 0, "each is worse by its last word"
+        assert one["difference"] == pytest.approx(reports[""][metric] - reports["worse"][metric], abs=1e-5)
+        low, high = reports[""][f"{metric}_interval_by_group"]
+        assert one["high"] - one["low"] < high - low
+    first = generation_metrics.draws(len(set(groups)))[0]
+    places = [place for place, group in enumerate(groups) for _ in range(int(first[sorted(set(groups)).index(group)]))]
+    columns: Any = [
+        [row[i] if i < len(row) else None for row in (references[place] for place in places)] for i in range(2)
+    ]
+    scores = [sacrebleu.corpus_chrf([said[place] for place in places], columns).score for said in (texts, worse)]
+    ours, theirs = (drawn[name]["chrf"][0] for name in drawn)
+    assert ours - theirs == pytest.approx(scores[0] - scores[1], abs=1e-9)
+    assert generation_metrics.report(texts, references, groups) == reports[""], "what is drawn changes no report"
+
+
 @pytest.mark.parametrize(
     ("text", "references", "exact", "f1"),
     [  # what SQuAD's evaluate-v1.1.py gives
@@ -176,6 +206,16 @@ PAIRS = [
 def test_the_dictionary_learns_which_word_means_which() -> None:
     found = answer_baselines.dictionary(PAIRS, ["House, book!", "an unknown word"])
     assert found == ["casa, libro!", "an unknown word"]
+
+
+def test_the_dictionary_learns_from_all_pairs_but_long_ones_as_far_as_memory_goes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    late = [("a house", "una casa")] * 40_000 + [("the sea", "il mare")] * 3
+    assert answer_baselines.dictionary(late, ["sea"]) == ["il"], "40,000 pairs are not all"
+    assert len(answer_baselines.teaching([*PAIRS, ("word " * 41, "parola"), ("", "niente")])) == len(PAIRS) + 1
+    monkeypatch.setattr(answer_baselines, "_LINKS", 8)
+    assert answer_baselines.teaching(PAIRS) == [(["the", "house"], ["la", "casa"]), (["the", "book"], ["il", "libro"])]
 
 
 def test_simple_answers_are_the_prompt_the_commonest_and_that_of_the_nearest_prompt() -> None:

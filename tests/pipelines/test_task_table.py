@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from model import durable
 from pipelines import harness_commands, recipes, task_table, tasks_commands
 from pipelines.__main__ import app
 from pipelines.config import ConfigError
@@ -24,10 +25,10 @@ ACCURACY: dict[str, Any] = {
 }  # fmt: skip
 
 
-def _done(metrics: dict[str, Any]) -> dict[str, Any]:
+def _done(metrics: dict[str, Any], folder: Path | None = None) -> dict[str, Any]:
     """Steps as a run leaves them, as far as the table reads them."""
     return {
-        name: SimpleNamespace(record=SimpleNamespace(metrics=found, seconds=60.0))
+        name: SimpleNamespace(record=SimpleNamespace(metrics=found, seconds=60.0), folder=folder)
         for name, found in (("finetune", {}), ("evaluate-task", metrics))
     }
 
@@ -68,6 +69,37 @@ def test_texts_are_measured_by_their_variety_and_by_their_repetition_of_which_le
     assert [row.metric for row in task_table.rows(name, name, _done(old))] == ["distinct_2"]
 
 
+def test_what_only_some_were_asked_for_says_how_many() -> None:
+    told = {"distinct_1": 0.3, "retrieval_distinct_1": 0.2, "perplexity": 9.0, "unigram_perplexity": 20.0}
+    rows = task_table.rows("dialogue", "dialogue", _done(told | {"examples": 200, "asked": 30}))
+    assert {row.metric: row.examples for row in rows} == {"perplexity": 200, "distinct_1": 30}
+
+
+@pytest.mark.parametrize(
+    ("name", "metric", "baseline", "report"),
+    [
+        ("translation", "chrf", "dictionary", {"against": {"dictionary": {"chrf": {"low": -0.4, "high": 1.9}}}}),
+        ("dialogue", "perplexity", "trigram", {"against": {"trigram": {"perplexity": {"low": -9.0, "high": 0.0}}}}),
+        ("cloze", "f1", "overlap", {"against": {"overlap": {"low": -0.1, "high": 0.1}}}),
+        ("cloze", "f1_benchmark", "overlap", {"benchmark": {"against": {"overlap": {"low": -0.1, "high": 0.1}}}}),
+        ("sentiment", "accuracy", "tfidf", {"against_tfidf": {"accuracy_gain_interval_by_group": [-0.1, 0.1]}}),
+    ],
+)
+def test_a_baseline_that_is_within_noise_is_marked_whether_it_is_beaten_or_not(
+    tmp_path: Path, name: str, metric: str, baseline: str, report: dict[str, Any]
+) -> None:
+    (tmp_path / "outputs").mkdir()
+    durable.write_json(tmp_path / "outputs" / "report.json", report)
+    ours, theirs = (9.0, 8.0) if metric == "perplexity" else (0.75, 0.76)
+    found = {metric: ours, f"{baseline}_{metric}": theirs, "examples": 5, "examples_benchmark": 5}
+    (row,) = task_table.rows(name, name, _done(found, tmp_path))
+    assert row.within_noise == (baseline,)
+    shown = f"{task_table.title(baseline)} ~{task_table.shown(metric, theirs)}"
+    assert f"| **{shown}** |" in list(task_table.markdown([row]))[-1]
+    (plain,) = task_table.rows(name, name, _done(found))
+    assert plain.within_noise == () and "| ~" not in list(task_table.markdown([plain]))[-1]
+
+
 def test_of_perplexity_less_is_better() -> None:
     found = {"perplexity": 10.0, "unigram_perplexity": 20.0, "trigram_perplexity": 9.0, "examples": 5}
     (row,) = task_table.rows("dialogue", "dialogue", _done(found))
@@ -94,6 +126,7 @@ def test_without_runs_the_table_is_empty_and_says_what_is_not_done(tmp_path: Pat
     assert "next: make tasks TASKS='default topics' WORK=" in said.output
     as_json = CliRunner().invoke(app, [*given, "--json"])
     assert json.loads(as_json.stdout) == []
+    assert "~: within noise" in " ".join(said.output.split())
     assert "not done: default, topics" in as_json.stderr
 
 
