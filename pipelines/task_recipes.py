@@ -208,7 +208,7 @@ def questions() -> Recipe:
 
 
 def dialogue() -> Recipe:
-    """Replies in conversations of two; the base model reads conversations of others. It does not beat trigrams of the replies."""
+    """Replies in conversations of two; the base model reads conversations of others."""
     return _answering(
         "dialogue",
         corpus=(Source(sample="conversations", label="conversations"),),
@@ -221,10 +221,10 @@ def dialogue() -> Recipe:
             test_fraction=0.03,
         ),
         finetune=FinetuneConfig(
-            max_steps=1500, global_batch_size=16, sequence_length=128, learning_rate=1e-3, min_learning_rate=1e-4,
+            max_steps=5000, global_batch_size=16, sequence_length=128, learning_rate=1.5e-3, min_learning_rate=1e-4,
             warmup_steps=50, dropout=0.0,
         ),
-        gates=_fewer("perplexity", "unigram"),
+        gates=_fewer("perplexity", "unigram", "trigram"),
     )  # fmt: skip
 
 
