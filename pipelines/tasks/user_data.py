@@ -35,7 +35,8 @@ class Record:
         """The field's text without spaces around it. ValueError if it is missing, no text, or empty."""
         value = self.field(field, option)
         if not isinstance(value, str):
-            raise ValueError(f"{self.place}: field {field!r} is {_seen(value)}; it has to be text")
+            advice = "; fill it, or remove the record" if value is None else ""
+            raise ValueError(f"{self.place}: field {field!r} is {_seen(value)}; it has to be text{advice}")
         if not value.strip():
             raise ValueError(f"{self.place}: field {field!r} is empty; remove the record or fill it")
         if any("\ud800" <= character <= "\udfff" for character in value):
@@ -138,13 +139,24 @@ def _csv(path: Path, data: bytes) -> Iterator[Record]:
     lines = (_decoded(path, number, line) for number, line in enumerate(io.BytesIO(data), start=1))
     reader = csv.DictReader(lines, strict=True)
     try:
-        for row in _rows(reader, len(data)):
+        for number, row in enumerate(_rows(reader, len(data))):
+            if number == 0:
+                _refuse_repeated(path, reader.fieldnames or ())
             place = f"{path}:{reader.line_num}"
             if None in row or None in row.values():
                 raise ValueError(f"{place}: not as many fields as the header has ({len(reader.fieldnames or ())}); quote fields that hold commas")  # fmt: skip
             yield Record(place, dict(row))
     except csv.Error as error:
         raise ValueError(f"{path}: the record after line {reader.line_num} is not valid CSV ({error})") from error
+
+
+def _refuse_repeated(path: Path, columns: Sequence[str]) -> None:
+    """ValueError if two columns have one name: the last would win. Columns without a name cannot be asked for."""
+    for name in columns:
+        if name and columns.count(name) > 1:
+            raise ValueError(
+                f"{path}: the header has the column {name!r} {columns.count(name)} times; rename all but one, or remove them"
+            )
 
 
 def _rows(reader: csv.DictReader[str], longest: int) -> Iterator[dict[str, Any]]:
@@ -178,7 +190,7 @@ def _parquet(path: Path) -> Iterator[Record]:
 
 
 def write_dataset(file: SourceFile, target: Path) -> None:
-    """Write a Hugging Face dataset as JSON lines; classes that it stores as numbers by their names.
+    """Write a Hugging Face dataset as JSON lines; classes that it stores as numbers by their names, an unknown one (-1) as null.
 
     SourceError names the row that is no JSON.
     """
@@ -194,8 +206,10 @@ def write_dataset(file: SourceFile, target: Path) -> None:
 def _json_lines(file: SourceFile, stream: Iterable[dict[str, Any]], classes: dict[str, list[str]]) -> Iterator[str]:
     for row, record in enumerate(stream, 1):
         named = {
-            name: names[record[name]] for name, names in classes.items() if isinstance(record.get(name), int) and record[name] >= 0
-        }  # a class of -1 means: none is known  # fmt: skip
+            name: names[record[name]] if record[name] >= 0 else None  # a class of -1 means: none is known
+            for name, names in classes.items()
+            if isinstance(record.get(name), int)
+        }
         try:
             yield json.dumps(record | named, ensure_ascii=False) + "\n"
         except TypeError as error:
