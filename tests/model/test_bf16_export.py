@@ -46,7 +46,7 @@ def write(folder: Path, config: ModelConfig, live: heads.Model) -> float:
     """What a run of one step leaves in `folder` of the model `live`, whose logits are probed; the difference."""
     state = dict(shaken(config).state_dict())
     tokens, mask = export.probe_inputs(config)
-    logits = export.last_logits(live, tokens, mask, config.family)
+    logits = export.last_logits(live, tokens, mask, config.segments)
     folder.mkdir(exist_ok=True)
     return outputs._write_export(job(folder, config), folder, state, tokens, mask, logits)
 
@@ -68,11 +68,11 @@ def test_what_is_rounded_to_bf16_is_computed_as_by_our_model_and_read_back(tmp_p
     plain: Any = getattr(transformers, hf.architecture(config)).from_pretrained(folder).eval()
     assert plain.dtype == torch.bfloat16, "downstream gets the precision that was asked for"
     tokens, mask = export.probe_inputs(config)
-    segments = export._segments(config.family, tokens)
+    segments = export._segments(config.segments, tokens)
     inputs = {} if segments is None else {"token_type_ids": segments[:1]}
     with torch.no_grad():
         said = export._at_last(export._logits(plain(tokens[:1], attention_mask=mask[:1], **inputs)), int(mask[0].sum()))
-    ours = export.last_logits(live, tokens[:1], mask[:1], config.family)[0]
+    ours = export.last_logits(live, tokens[:1], mask[:1], config.segments)[0]
     assert float((said - ours).abs().max()) <= outputs.LIVE_TOLERANCE["bf16"] * float(ours.abs().max())
 
 

@@ -38,7 +38,7 @@ def measured(folder: Path, rows: list[tuple[str, int, list[float]]], weights: li
     ids, labels = [row[0] for row in rows], [row[1] for row in rows]
     write_examples(folder / "validation.arrow", tokens, ids, labels=labels, weights=weights, **facts)
     world: Any = SimpleNamespace(rank=0, size=1, device=torch.device("cpu"), gather=lambda value: [value])
-    validation = Validation(folder / "validation.arrow", "classification", 8, world)
+    validation = Validation(folder / "validation.arrow", "classification", 8, 0, world)
     return validation.measure(Engine({1 + place: row[2] for place, row in enumerate(rows)}))
 
 
