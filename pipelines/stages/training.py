@@ -108,7 +108,8 @@ def train(attempt: Attempt, job: dict[str, Any]) -> dict[str, Any]:
     stop = Stop(attempt.scratch / STOP, execution["grace_seconds"])
     with signals_ask(stop):
         result = _result(attempt, job, stop)
-    if result["stopped"]:
+    # Also of ranks that were done before they saw it: the run has to end here, and the next one goes on from the last step.
+    if result["stopped"] or stop.asked:
         raise Interrupted(
             f"{attempt.name} stopped after step {result['steps']} of {job['train']['max_steps']}; run again to go on"
         )

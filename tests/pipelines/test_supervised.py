@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,8 +12,8 @@ import pytest
 
 from cluster import services
 from cluster.gang import NodeLost
-from pipelines.stages import recovery
-from pipelines.stages.stop import STOP
+from pipelines.stages import recovery, training
+from pipelines.stages.stop import STOP, Interrupted
 
 
 class Room:
@@ -94,3 +96,20 @@ def test_ranks_that_are_lost_while_they_pause_for_more_room_train_on_in_the_next
     job = {"micro_batch_size": 1, "train": {"global_batch_size": 1, "max_steps": 9}}
     told = list(recovery.supervised(attempt, job))
     assert told == [("result", {"stopped": False, "steps": 1})] and Growing.rooms == 2
+
+
+def test_a_stop_that_comes_with_the_last_step_ends_the_run_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ranks that are done do not look for it any more, and the next step of the recipe would begin as if nothing had come."""
+
+    def done(*given: object) -> dict[str, Any]:
+        signal.raise_signal(signal.SIGTERM)
+        return {"stopped": False, "steps": 4, "numerics": {}}
+
+    monkeypatch.setattr(training, "connect", lambda attempt: None)
+    monkeypatch.setattr(training, "_result", done)
+    folders = dict.fromkeys(("scratch", "outputs", "checkpoints", "folder"), tmp_path)
+    attempt: Any = SimpleNamespace(name="finetune", config={}, execution=defaultdict(int), numerics={}, **folders)
+    with pytest.raises(Interrupted, match="finetune stopped after step 4 of 4; run again to go on"):
+        training.train(attempt, {"train": {"max_steps": 4}})
