@@ -40,8 +40,10 @@ def language_model(attempt: Attempt) -> dict[str, Any]:
     text, tokens = (attempt.inputs[name].path("heldout.json") for name in ("text_heldout", "tokens_heldout"))
     sizes = [len(document) for document in language_modelling.texts(attempt.root, text)]
     bits = []
-    exports = {"attention": attempt.inputs["export"].path("export"), "champion_attention": _champion(attempt)}
-    for name, (how, export) in zip(("challenger", "champion"), exports.items(), strict=True):
+    for name, export, how in (
+        ("challenger", attempt.inputs["export"].path("export"), "attention"),
+        ("champion", _champion(attempt), "champion_attention"),
+    ):
         output = attempt.outputs / f"{name}_bits.json"
         compute(
             attempt, "model.evaluate:document_bits", export,
