@@ -47,7 +47,7 @@ def evaluate(job: dict[str, Any]) -> dict[str, Any]:
         )
     questions = _questions(job, shards)
     counts = np.fromfile(job["counts"])
-    hidden, follows = _Hidden(counts), _Follows(counts)
+    hidden, follows = _Hidden(counts, load(Path(job["export"])).special), _Follows(counts)
     items = min(job["sequences"], questions.sizes[0])
     for step in range(max(1, items // questions.order.global_batch_size)):
         batch = questions(step).rows.to(model.device)
@@ -81,9 +81,9 @@ def _answers(model: Any, batch: Batch) -> tuple[torch.Tensor | None, torch.Tenso
 class _Hidden:
     """What was said of hidden tokens, added up."""
 
-    def __init__(self, counts: np.ndarray) -> None:
+    def __init__(self, counts: np.ndarray, special: np.ndarray) -> None:
         self.log_unigram = torch.from_numpy(np.log((counts + 1) / (counts + 1).sum()))  # (V,)
-        self.frequent = int(counts.argmax())
+        self.frequent = int(np.where(special, -1, counts).argmax())  # special tokens are never hidden
         self.targets = self.right = self.frequent_right = 0
         self.nats = self.unigram_nats = 0.0
 

@@ -7,7 +7,6 @@ window is learned in pieces, each reply once, after the turns that fit. The expo
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,13 +85,9 @@ def _asked(conversations: Sequence[replies.Conversation]) -> Iterator[replies.As
 
 
 def spread(asked: Sequence[replies.Asked], most: int) -> list[replies.Asked]:
-    """At most so many, one from each group in turn, of each in the order of a hash; in the order that they came in."""
-    hashed = sorted(range(len(asked)), key=lambda place: _hash(asked[place]))
-    turn, taken = dict[int, int](), Counter[str]()
-    for place in hashed:
-        turn[place] = taken[asked[place].group]
-        taken[asked[place].group] += 1
-    return [asked[place] for place in sorted(sorted(hashed, key=turn.__getitem__)[:most])]
+    """At most so many, from every conversation about as many; in the order that they came in."""
+    places = example_files.spread([one.group for one in asked], [_hash(one) for one in asked], most)
+    return [asked[place] for place in places]
 
 
 def _hash(one: replies.Asked) -> str:

@@ -161,7 +161,7 @@ def _cut(found: Sequence[chat.Row]) -> dict[str, int]:
 def cut_told(metrics: Mapping[str, Any]) -> Iterator[str]:
     """What a run says of what was too long for the window, where something was."""
     m = metrics
-    if m["prompts_cut"] or m["asked_prompts_cut"]:
+    if m["prompts_cut"] or m["replies_cut"] or m["asked_prompts_cut"]:
         yield (
             f"cut to the window: {m['prompts_cut']:,} prompts and {m['replies_cut']:,} replies; "
             f"of {m['asked']:,} prompts that were answered {m['asked_prompts_cut']:,}"

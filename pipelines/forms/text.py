@@ -25,7 +25,7 @@ from pipelines.tasks.ngram import NGrams
 
 PIPELINE = "text-generation"
 CHAT = False  # whether the export's tokenizer has a chat template
-EVALUATION = 2  # its first table told documents that were not asked
+EVALUATION = 3  # once, documents that were not asked were told, and the first ones were continued
 METRICS = {
     "bits_per_byte": ("unigram", "trigram", "base"),
     **dict.fromkeys(("distinct_1", "distinct_2", "repetition"), ("trigram", "original")),
@@ -118,9 +118,11 @@ def _continuations(
     """What the export, the trigrams and the authors go on with, drawn from the whole distribution; written with samples.json."""
     export = weights(attempt.inputs["export"])
     new = replies.positions(export) // 2
-    chosen = [place for place, row in enumerate(rows) if len(row) > _PROMPT + new][:_CONTINUED]
-    if not chosen:
+    long = [place for place, row in enumerate(rows) if len(row) > _PROMPT + new]
+    if not long:
         return {}
+    taken = example_files.spread([test[place].group for place in long], [test[place].id for place in long], _CONTINUED)
+    chosen = [long[place] for place in taken]
     decode = tokenizer_files.load(export).decode
     prompts = [list(rows[place][1 : 1 + _PROMPT]) for place in chosen]
     file, output = attempt.scratch / "beginnings.arrow", attempt.scratch / "continuations.jsonl"

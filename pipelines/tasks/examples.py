@@ -198,6 +198,17 @@ def first(splits: Mapping[str, Sequence[Any]], count: int) -> dict[str, list[Any
     return {name: sorted(part, key=lambda example: example.id)[:count] for name, part in splits.items()}
 
 
+def spread(groups: Sequence[str], keys: Sequence[str], most: int) -> list[int]:
+    """The places of at most `most` examples: one of each group in turn, of a group in the order of their `keys`, which are
+    hashes. In ascending order."""
+    hashed = sorted(range(len(groups)), key=keys.__getitem__)
+    turn, taken = dict[int, int](), Counter[str]()
+    for place in hashed:
+        turn[place] = taken[groups[place]]
+        taken[groups[place]] += 1
+    return sorted(sorted(hashed, key=turn.__getitem__)[:most])
+
+
 def summary(part: Sequence[Any], labels: Sequence[str] = ()) -> dict[str, Any]:
     """How many examples and groups a split has, and how many of each class."""
     counts = Counter(example.label for example in part) if labels else Counter[int]()

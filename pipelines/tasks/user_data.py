@@ -12,8 +12,10 @@ import gzip
 import io
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,12 +129,21 @@ def _jsonl(path: Path, data: bytes) -> Iterator[Record]:
         if not line.strip():
             continue
         try:
-            value = json.loads(_decoded(path, number, line))
+            value = json.loads(_decoded(path, number, line), object_pairs_hook=partial(_object, f"{path}:{number}"))
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}:{number}: not valid JSON ({error})") from error
         if not isinstance(value, dict):
             raise ValueError(f"{path}:{number}: a JSON object is expected, this is {_seen(value)}")
         yield Record(f"{path}:{number}", value)
+
+
+def _object(place: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The fields of a JSON object. ValueError for one that has two of a name: JSON itself would lose all but the last."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"{place}: the field {twice!r} is there more than once; keep one of them, or rename it")
+    return fields
 
 
 def _csv(path: Path, data: bytes) -> Iterator[Record]:

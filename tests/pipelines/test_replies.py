@@ -150,7 +150,8 @@ def test_the_prompts_that_lost_their_beginning_when_they_were_answered_are_count
     assert (counts["asked"], counts["asked_prompts_cut"]) == (2, 1)
     told = list(replies.cut_told(counts | {"prompts_cut": 0, "replies_cut": 0}))
     assert told == ["cut to the window: 0 prompts and 0 replies; of 2 prompts that were answered 1"]
-    assert not list(replies.cut_told(counts | {"prompts_cut": 0, "replies_cut": 0, "asked_prompts_cut": 0}))
+    nothing = counts | {"prompts_cut": 0, "replies_cut": 0, "asked_prompts_cut": 0}
+    assert not list(replies.cut_told(nothing)) and list(replies.cut_told(nothing | {"replies_cut": 1}))
 
 
 def test_the_replies_that_a_dialogue_model_is_asked_for_come_from_all_conversations(tmp_path: Path) -> None:
@@ -182,7 +183,7 @@ def test_a_reply_of_reserved_tokens_alone_is_refused_by_its_example_and_number(m
         ("cloze", {"kind": "span", "window": 192, "stride": 96}),
         ("translation", {"kind": "response", "version": 2}),
         ("dialogue", {"kind": "dialogue", "version": 2}),
-        ("generation", {"kind": "text", "version": 2}),
+        ("generation", {"kind": "text", "version": 3}),
     ],
 )
 def test_what_a_form_measures_has_a_version_of_its_own_which_no_other_step_knows(

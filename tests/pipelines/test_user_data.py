@@ -173,6 +173,10 @@ def test_an_error_names_the_file_that_was_given_not_its_copy(tmp_path: Path) -> 
         (b'{"text": "\\ud83d", "label": "good"}', r":1: field 'text' holds half of a surrogate pair"),
         (b'{"text": "Fine\xff", "label": "good"}', r":1: byte 15 of the line \(0xff\) is not valid UTF-8; convert"),
         (b'{"text": "Fine.", "label": "good"', r":1: not valid JSON"),
+        (
+            b'{"text": "Fine.", "label": "good", "text": "Bad."}',
+            r":1: the field 'text' is there more than once; keep one",
+        ),
         (b'["Fine.", "good"]', r":1: a JSON object is expected, this is \['Fine.', 'good'\], a list"),
         (b"", r"mine.jsonl: no record in the file"),
         (b"\xff\xfeF\x00", r"mine.jsonl: the file is in UTF-16"),
