@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from model.tuning_config import Tuning
-from pipelines import labels_flow
+from pipelines import amendments, labels_flow
 from pipelines.config import FinetuneConfig, Recipe, Source, TaskConfig, TokenizerConfig
 from pipelines.engine.step import Input, Step
 from pipelines.finetune_config import ADDED_TO_FINETUNE
@@ -83,9 +83,7 @@ def task_settings(config: TaskConfig) -> dict[str, Any]:
     """
     settings = _json(config, "source", "validation_source", "test_source", "benchmark_source")
     given = {name: value for name, value in settings.items() if value or name not in ADDED_TO_TASK}
-    # Words with marks were once cut at them: own data may have some, and are prepared again; equal examples change nothing.
-    own = any(source.sample is None for source in config.sources.values())
-    return given | ({"words": "with marks"} if own else {}) | _version(task.of(config.name), "VERSION")
+    return given | amendments.words(config) | _version(task.of(config.name), "VERSION")
 
 
 def _version(module: ModuleType, name: str) -> dict[str, int]:
@@ -136,24 +134,7 @@ def asked(recipe: Recipe) -> dict[str, Any]:
         {"window": recipe.finetune.sequence_length, "stride": recipe.finetune.stride} if recipe.finetune.stride else {}
     )
     kind = form_of(recipe)
-    return {"kind": kind} | _version(forms.of(kind), "EVALUATION") | windows | _without_gaps(recipe)
-
-
-def _without_gaps(recipe: Recipe) -> dict[str, Any]:
-    """Once, windows further apart than one has room for beside special tokens passed over tokens. Steps that may have done
-    so are made anew: all but those of a tokenizer that is trained here and puts no tokens around texts."""
-    assert recipe.finetune
-    plain = recipe.tokenizer and recipe.tokenizer.sources and recipe.tokenizer.special_tokens == "gpt2"
-    far = recipe.finetune.stride > recipe.finetune.sequence_length - 2
-    return {"windows": "without_gaps"} if far and not plain and form_of(recipe) == "classification" else {}
-
-
-def _weighted(recipe: Recipe) -> dict[str, Any]:
-    """Once, early stopping counted all windows and classes alike. Steps of which that is not what they ask for are made anew."""
-    assert recipe.finetune
-    uneven = recipe.finetune.stride or recipe.finetune.class_weights != "none"
-    early = recipe.finetune.early_stopping and form_of(recipe) == "classification"
-    return {"validation": "weighted"} if early and uneven else {}
+    return {"kind": kind} | _version(forms.of(kind), "EVALUATION") | windows | amendments.windows(recipe, kind)
 
 
 def _data(recipe: Recipe, files: Files) -> list[Step]:
@@ -167,9 +148,8 @@ def _data(recipe: Recipe, files: Files) -> list[Step]:
     if recipe.shard is None:
         return steps
     corpus = {"corpus": _all(recipe.shard.sources, files)}
-    # Once only the first of the right answers was searched for; units of examples without others stay as they are.
-    searched = {"references": True} if recipe.task and form_of(recipe) == "response" else {}
-    steps.append(Step("shard", shard.STAGE, _json(recipe.shard, "sources") | searched, evaluation, corpus))
+    cleaned = amendments.references(form_of(recipe) if recipe.task else None)
+    steps.append(Step("shard", shard.STAGE, _json(recipe.shard, "sources") | cleaned, evaluation, corpus))
     if recipe.tokenizer:
         steps.append(
             Step("train_tokenizer", train_tokenizer.STAGE, _json(recipe.tokenizer, "sources", "pinned"), {}, _tokenizer(recipe.tokenizer, files))
@@ -188,15 +168,6 @@ def _token_options(recipe: Recipe) -> dict[str, Any]:
     assert recipe.pretrain
     paired, mixed = recipe.pretrain.objective.endswith("next_sentence"), bool(recipe.pretrain.mixture)
     return {name: True for name, needed in {"sentences": paired, "corpora": mixed}.items() if needed}
-
-
-def _drawn(recipe: Recipe) -> dict[str, Any]:
-    """In which order corpora are drawn from, where there are several.
-
-    Once it was that of the recipe's keys, which no fingerprint tells: what was made or begun then may be of either order.
-    """
-    assert recipe.pretrain
-    return {"mixture_order": "names"} if len(recipe.pretrain.mixture) > 1 else {}
 
 
 def attention(recipe: Recipe) -> dict[str, Any]:
@@ -223,7 +194,7 @@ def _base(recipe: Recipe) -> list[Step]:
     begun = {"base": Input("import", "export/")} if recipe.pretrained else {}
     return [
         Step(
-            "pretrain", pretrain.STAGE, {"model": shape, "train": _json(recipe.pretrain)} | how | _drawn(recipe),
+            "pretrain", pretrain.STAGE, {"model": shape, "train": _json(recipe.pretrain)} | how | amendments.mixture(recipe),
             {"tokens": Input("tokenize", "train.json"), "tokenizer": _tokenizer_of(recipe)} | known | begun,
         ),
         Step(
@@ -269,7 +240,8 @@ def _finetuning(recipe: Recipe) -> dict[str, Any]:
     """What decides the fine-tuned weights. Tuning counts where something was chosen: what was made stays made."""
     assert recipe.finetune
     chosen = _finetune_settings(recipe.finetune) | recipe.finetune.meaning()
-    return chosen | _without_gaps(recipe) | _weighted(recipe)
+    form = form_of(recipe)
+    return chosen | amendments.windows(recipe, form) | amendments.validation(recipe, form)
 
 
 def _adapter(recipe: Recipe) -> list[Step]:
