@@ -128,7 +128,7 @@ def gpt2_124m() -> Recipe:
 
 
 def bert() -> Recipe:
-    """A small BERT on sample English: what is hidden in a pair of texts, and whether the second follows: 8 minutes on 2 cores.
+    """A small BERT on sample English: what is hidden in a pair of texts, and whether the second follows: 12 minutes on 2 cores.
 
     Conversations, plays and film texts: as with BERT's books and encyclopedia, a stranger is often of another kind.
     """

@@ -1,7 +1,7 @@
 """Recipes of the tasks: each ends with a registered model that plain `transformers` loads. `recipes.py` names them all.
 
 The one idea: a small base model reads the task's own kind of text first, without labels and without the held-out texts
-(decontamination drops them), and is fine-tuned then: 5 to 10 minutes on 2 cores.
+(decontamination drops them), and is fine-tuned then. docs/tasks.md says how long each takes.
 """
 
 from __future__ import annotations
