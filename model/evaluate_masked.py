@@ -8,7 +8,7 @@ that made the training batches, with a seed of their own. So they are the same i
 
 `masked_perplexity` is exp of the mean -log p of hidden tokens, all of a sequence's hidden at once. The pseudo-perplexity
 of Salazar et al. 2020 hides one at a time, which costs a forward pass for each token, and is lower. The baselines stand
-beside: the most frequent token for every hidden one, with the training text's frequencies; and for pairs the share of the
+beside: the most frequent token for every hidden one, with the training text's frequencies of what may be hidden; and for pairs the share of the
 larger class, and `overlap`: B follows where it shares more with A than the median pair does, tokens counted by rarity.
 """
 
@@ -82,8 +82,9 @@ class _Hidden:
     """What was said of hidden tokens, added up."""
 
     def __init__(self, counts: np.ndarray, special: np.ndarray) -> None:
-        self.log_unigram = torch.from_numpy(np.log((counts + 1) / (counts + 1).sum()))  # (V,)
-        self.frequent = int(np.where(special, -1, counts).argmax())  # special tokens are never hidden
+        smoothed = np.where(special, 0, counts + 1)  # (V,); special tokens are never hidden
+        self.unigram: torch.Tensor = torch.from_numpy(smoothed / smoothed.sum())  # (V,)
+        self.frequent = int(smoothed.argmax())
         self.targets = self.right = self.frequent_right = 0
         self.nats = self.unigram_nats = 0.0
 
@@ -94,7 +95,7 @@ class _Hidden:
         self.right += int((logits.argmax(-1) == asked).sum())
         self.frequent_right += int((asked == self.frequent).sum())
         self.nats += float(F.cross_entropy(logits.float(), asked, reduction="none").double().sum())
-        self.unigram_nats -= float(self.log_unigram[asked.cpu()].sum())
+        self.unigram_nats -= float(self.unigram[asked.cpu()].log().sum())
 
     def figures(self) -> dict[str, Any]:
         """Nothing, if nothing was asked."""

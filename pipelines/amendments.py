@@ -11,6 +11,8 @@ from typing import Any
 
 from pipelines.config import Recipe, TaskConfig
 
+CLEANED = ("references", "words")  # marks of the step `shard` that its units have where they are about them
+
 
 def words(config: TaskConfig) -> dict[str, Any]:
     """Of `prepare_task`: words were cut at their vowel signs, so that texts of some scripts counted as equal. Own data may be of such."""
@@ -18,15 +20,27 @@ def words(config: TaskConfig) -> dict[str, Any]:
     return {"words": "with marks"} if own else {}
 
 
-def references(form: str | None) -> dict[str, Any]:
-    """Of `shard`: a corpus was cleaned of the first right answer to a held-out prompt alone. Units of tasks without others stay."""
-    return {"references": True} if form == "response" else {}
+def cleaned(config: TaskConfig, form: str) -> dict[str, Any]:
+    """Of `shard`: a corpus was cleaned of the first right answer to a held-out prompt alone, and by words that were cut at
+    their vowel signs. Units of which neither is true stay: their keys leave these marks out (`CLEANED`)."""
+    return words(config) | ({"references": True} if form == "response" else {})
+
+
+def overlap(recipe: Recipe, form: str) -> dict[str, Any]:
+    """Of `evaluate`: the sentence that shares most words with a question was found by words that were cut at their vowel signs."""
+    assert recipe.task
+    return words(recipe.task) if form == "span" else {}
 
 
 def mixture(recipe: Recipe) -> dict[str, Any]:
     """Of `pretrain`: corpora were drawn from in the order of the recipe's keys, which no fingerprint tells. It is by name now."""
     assert recipe.pretrain
     return {"mixture_order": "names"} if len(recipe.pretrain.mixture) > 1 else {}
+
+
+def finetuned(recipe: Recipe, form: str) -> dict[str, Any]:
+    """All that is of `finetune`."""
+    return windows(recipe, form) | _validation(recipe, form) | _padding(recipe, form) | _whole_texts(recipe)
 
 
 def windows(recipe: Recipe, form: str) -> dict[str, Any]:
@@ -40,7 +54,19 @@ def windows(recipe: Recipe, form: str) -> dict[str, Any]:
     return {"windows": "without_gaps"} if far and not plain and form == "classification" else {}
 
 
-def validation(recipe: Recipe, form: str) -> dict[str, Any]:
+def _padding(recipe: Recipe, form: str) -> dict[str, Any]:
+    """Of `finetune`: classifiers from other people's models were trained on rows that were filled up with another token than
+    the model's padding, but for BERTs, whose mask passes over it."""
+    foreign = recipe.pretrained and recipe.pretrained.family != "bert"
+    return {"padding": "the model's"} if foreign and form == "classification" else {}
+
+
+def _whole_texts(recipe: Recipe) -> dict[str, Any]:
+    """Of `finetune`: a pinned tokenizer.json that cuts and fills up texts did so, unseen."""
+    return {"texts": "whole"} if recipe.tokenizer and recipe.tokenizer.pinned else {}
+
+
+def _validation(recipe: Recipe, form: str) -> dict[str, Any]:
     """Of `finetune`: early stopping counted all windows and all classes alike, whatever they weigh in training."""
     assert recipe.finetune
     uneven = recipe.finetune.stride or recipe.finetune.class_weights != "none"

@@ -166,9 +166,11 @@ class Recipe(Config):
         form = tasks.form_of(self.task.name) if self.task else ""
         misfits = [*capabilities.form_misfits(form, self.release)]
         misfits += capabilities.family_misfits(known, form, self.release) if known else []
-        if self.model:
+        shape = self._shape(self.pretrained)[0]
+        if shape:
+            said = self.pretrained.said if self.pretrained else "model"
             objective = self.pretrain.objective if self.pretrain else ""
-            misfits += capabilities.segment_misfits(self.model.type_vocab_size, "model", objective, form)
+            misfits += capabilities.segment_misfits(shape.type_vocab_size, said, objective, form)
         if misfits:
             raise ValueError(misfits[0])
         return self

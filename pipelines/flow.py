@@ -134,7 +134,8 @@ def asked(recipe: Recipe) -> dict[str, Any]:
         {"window": recipe.finetune.sequence_length, "stride": recipe.finetune.stride} if recipe.finetune.stride else {}
     )
     kind = form_of(recipe)
-    return {"kind": kind} | _version(forms.of(kind), "EVALUATION") | windows | amendments.windows(recipe, kind)
+    amended = amendments.windows(recipe, kind) | amendments.overlap(recipe, kind)
+    return {"kind": kind} | _version(forms.of(kind), "EVALUATION") | windows | amended
 
 
 def _data(recipe: Recipe, files: Files) -> list[Step]:
@@ -148,7 +149,7 @@ def _data(recipe: Recipe, files: Files) -> list[Step]:
     if recipe.shard is None:
         return steps
     corpus = {"corpus": _all(recipe.shard.sources, files)}
-    cleaned = amendments.references(form_of(recipe) if recipe.task else None)
+    cleaned = amendments.cleaned(recipe.task, form_of(recipe)) if recipe.task else {}
     steps.append(Step("shard", shard.STAGE, _json(recipe.shard, "sources") | cleaned, evaluation, corpus))
     if recipe.tokenizer:
         steps.append(
@@ -184,7 +185,7 @@ def _base_evaluation(recipe: Recipe) -> dict[str, Any]:
         return {"kind": "language_model"} | _json(recipe.evaluate) | attention(recipe)
     options = {name: value for name, value in trained.options.items() if name != "mixture"}
     how = {"objective": trained.objective, "options": options, "sequence_length": trained.sequence_length}
-    return {"kind": evaluate_masked.KIND} | how
+    return {"kind": evaluate_masked.KIND} | how | _version(evaluate_masked, "EVALUATION")
 
 
 def _base(recipe: Recipe) -> list[Step]:
@@ -240,8 +241,7 @@ def _finetuning(recipe: Recipe) -> dict[str, Any]:
     """What decides the fine-tuned weights. Tuning counts where something was chosen: what was made stays made."""
     assert recipe.finetune
     chosen = _finetune_settings(recipe.finetune) | recipe.finetune.meaning()
-    form = form_of(recipe)
-    return chosen | amendments.windows(recipe, form) | amendments.validation(recipe, form)
+    return chosen | amendments.finetuned(recipe, form_of(recipe))
 
 
 def _adapter(recipe: Recipe) -> list[Step]:

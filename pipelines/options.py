@@ -69,7 +69,8 @@ def recipe_of(recipe: str, settings: list[str] | None) -> Recipe:
 
 def _refuse_anothers_name(made: Recipe, changed: Recipe, given: dict[str, str]) -> None:
     """ConfigError if settings give a recipe another task and leave it the name: the new model would take the old one's place."""
-    if not made.task or not changed.task or {"register_as", "register_as.task"} & set(given):
+    registered = changed.release and not changed.few_labels
+    if not registered or not made.task or not changed.task or {"register_as", "register_as.task"} & set(given):
         return
     if changed.task.name != made.task.name:
         raise ConfigError(

@@ -24,7 +24,7 @@ _BENCHMARK = "_benchmark"  # after the name of a metric: on somebody else's test
 _TITLES = {"bleu": "BLEU", "chrf": "chrF", "f1": "F1", "macro_f1": "macro-F1", "tfidf": "TF-IDF"}
 LEGEND = (
     "bold: as good as ours or better; ~: within noise, the paired 95 % interval of the difference holds 0 "
-    "(distinct-n, macro-F1 and a span's exact match are not paired)"
+    "(distinct-n, macro-F1, a span's exact match and the majority class are not paired)"
 )
 
 

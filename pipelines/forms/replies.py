@@ -61,7 +61,9 @@ def job(
 
 def encode(conversations: Sequence[Conversation], tokenizer: Path, window: int, target: Path) -> dict[str, int]:
     """Tokenise conversations into `target`, in pieces of at most `window` tokens; returns what was counted."""
-    encoded = [row for one in rows(conversations, chat.Chat(tokenizer), window) for row in one]
+    said = chat.Chat(tokenizer)
+    _check_that_all_reply(conversations, said)
+    encoded = [row for one in rows(conversations, said, window) for row in one]
     write(target, [row.tokens for row in encoded], tokenizer, [row.mask for row in encoded])
     return {
         "examples": len(conversations),
@@ -75,24 +77,27 @@ def rows(conversations: Sequence[Conversation], said: chat.Chat, window: int) ->
     """The sequences of each conversation. ValueError if there is no reply in any of them."""
     found = []
     for conversation in conversations:
-        exchanges = said.exchanges(conversation.messages)
-        _check_that_all_reply(exchanges, conversation)
-        groups, contexts = chat.fitted(exchanges, window)
+        groups, contexts = chat.fitted(said.exchanges(conversation.messages), window)
         found.append([chat.row(*group, window, said.size) for group in zip(groups, contexts, strict=True)])
     if not any(found):
         raise ValueError(f"{len(conversations)} examples hold no reply to learn; give messages of the role assistant")
     return found
 
 
-def _check_that_all_reply(exchanges: Sequence[chat.Exchange], conversation: Conversation) -> None:
-    """ValueError for a reply of which nothing is left without reserved tokens: it would teach to say nothing."""
-    said = [turn["content"] for turn in conversation.messages if turn["role"] == "assistant"]
-    for number, (exchange, text) in enumerate(zip(exchanges, said, strict=True), 1):
-        if not exchange.text:
-            raise ValueError(
-                f"example {conversation.id}: reply {number} is {text[:60]!r}, reserved tokens of the tokenizer and nothing else; "
-                "remove it from the task's data"
-            )
+def _empty(conversations: Sequence[Conversation], said: chat.Chat) -> Iterator[tuple[Conversation, int, str]]:
+    """The replies of which nothing is left without reserved tokens: whose, which one, and what it says."""
+    for one in conversations:
+        given = [turn["content"] for turn in one.messages if turn["role"] == "assistant"]
+        yield from ((one, number, text) for number, text in enumerate(given, 1) if not said.clean(text))
+
+
+def _check_that_all_reply(conversations: Sequence[Conversation], said: chat.Chat) -> None:
+    """ValueError for a reply of reserved tokens alone, which would teach to say nothing. Held out it is counted."""
+    for one, number, text in _empty(conversations, said):
+        raise ValueError(
+            f"example {one.id}: reply {number} is {text[:60]!r}, reserved tokens of the tokenizer and nothing else; "
+            "remove it from the task's data"
+        )
 
 
 def write(target: Path, tokens: Sequence[Any], tokenizer: Path, masks: Sequence[Any] | None = None) -> None:
@@ -134,20 +139,21 @@ def likelihood(attempt: Attempt, train: Sequence[Conversation], test: Sequence[C
     write(file, [row.tokens for _, row in flat], export, [row.mask for _, row in flat])
     ours = compute(attempt, "model.likelihood:example_nats", examples=str(file))
     groups = [test[place].group for place, _ in flat]
-    sizes, counts = [row.reply_bytes for _, row in flat], [tokens for _, tokens in ours]
+    sizes, learned = [row.reply_bytes for _, row in flat], [tokens for _, tokens in ours]
     nats = {"": [cost for cost, _ in ours]}
     facts = jobs.vocabulary(export)
     for name, table in reply_ngrams.tables(train, said, facts["vocab_size"], facts["eot_token_id"]).items():
         nats[name] = [float(table.nats(row.tokens)[1:][row.mask[1:]].sum()) for _, row in flat]
     drawn: dict[str, generation_metrics.Drawn] = {name: {} for name in nats}
     reports = {
-        name: generation_metrics.likelihood(costs, counts, sizes, groups, drawn[name]) for name, costs in nats.items()
+        name: generation_metrics.likelihood(costs, learned, sizes, groups, drawn[name]) for name, costs in nats.items()
     }
     bits, size = [0.0] * len(test), [0] * len(test)
     for (place, row), (cost, _) in zip(flat, ours, strict=True):
         bits[place] += cost / math.log(2)
         size[place] += row.reply_bytes
-    return Likelihood(bits, size, reports, drawn, _cut([row for _, row in flat]))
+    counts = _cut([row for _, row in flat]) | {"replies_empty": sum(1 for _ in _empty(test, said))}
+    return Likelihood(bits, size, reports, drawn, counts)
 
 
 def _cut(found: Sequence[chat.Row]) -> dict[str, int]:
@@ -159,8 +165,10 @@ def _cut(found: Sequence[chat.Row]) -> dict[str, int]:
 
 
 def cut_told(metrics: Mapping[str, Any]) -> Iterator[str]:
-    """What a run says of what was too long for the window, where something was."""
+    """What a run says of what was too long for the window, and of replies that say nothing, where there are any."""
     m = metrics
+    if m.get("replies_empty"):
+        yield f"{m['replies_empty']:,} held-out replies are reserved tokens of the tokenizer and nothing else"
     if m["prompts_cut"] or m["replies_cut"] or m["asked_prompts_cut"]:
         yield (
             f"cut to the window: {m['prompts_cut']:,} prompts and {m['replies_cut']:,} replies; "

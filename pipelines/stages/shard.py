@@ -15,7 +15,7 @@ from dataclasses import asdict
 from typing import Any
 
 from model import durable
-from pipelines import pieces, text_shards
+from pipelines import amendments, pieces, text_shards
 from pipelines.contamination import evaluation_inputs
 from pipelines.engine.fingerprint import digest
 from pipelines.engine.step import Attempt, Stage
@@ -86,10 +86,9 @@ def _order(piece: Piece) -> tuple[str, int, str]:
 
 def _piece(attempt: Attempt, stretches: list[Stretch]) -> Piece:
     _, evaluation = evaluation_inputs(attempt.inputs)
-    # "references" makes the step look; what it finds in the examples is in `evaluation`, and most have none.
-    config = {name: value for name, value in attempt.config.items() if name != "references"} | {
-        "evaluation": evaluation
-    }
+    # These make the step look; what it finds in the examples is in `evaluation`, and most have none.
+    given = {name: value for name, value in attempt.config.items() if name not in amendments.CLEANED}
+    config = given | {"evaluation": evaluation}
     return Piece(
         unit_key("shard", STAGE.version, config, [stretch.identity for stretch in stretches]), tuple(stretches)
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.tasks.examples import SPLITS, Dialogue, Prepared, identifier, normalised, summary, without_repeats
-from pipelines.tasks.user_data import Record, records
+from pipelines.tasks.user_data import Record, parsed, records
 from pipelines.tasks.user_splits import placed
 
 LANGUAGE = ""  # who gives the data knows
@@ -66,8 +66,8 @@ def _turns(record: Record, column: str) -> list[dict[str, str]]:
     value = record.field(column, "messages_column")
     if isinstance(value, str):
         try:
-            value = json.loads(value)
-        except ValueError as error:
+            value = parsed(value, record.place)
+        except json.JSONDecodeError as error:
             raise ValueError(f"{record.place}: field {column!r} is text and no JSON ({error})") from error
     if not isinstance(value, list) or not value:
         raise ValueError(f"{record.place}: field {column!r} has to be a list of turns, it is {str(value)[:60]!r}")

@@ -220,7 +220,9 @@ def tfidf_predictions(
         fitted = {c: _logistic_regression(features, train[1], c) for c in tried}
         scores = {c: float(model.score(held_out, validation[1])) for c, model in fitted.items()}
     best = max(scores, key=lambda c: (scores[c], -c))
-    setting = {"terms": features.shape[1], "C": best, how: _rounded(scores[best])}
+    setting: dict[str, Any] = {"terms": features.shape[1], "C": best}
+    if validation is not None or _folds(train[1]) > 1:
+        setting |= {how: _rounded(scores[best])}
     setting |= {"terms_are": "1 to 3 characters"} if by_character else {}
     setting |= {"terms_in": "one text or more: no two share a term"} if least == 1 else {}
     model = fitted[best] if validation else _logistic_regression(features, train[1], best)
@@ -250,17 +252,19 @@ def _logistic_regression(features: Any, labels: Sequence[int], c: float) -> Any:
     return LogisticRegression(C=c, solver="lbfgs", max_iter=2000).fit(features, labels)
 
 
-def _cross_validated(features: Any, labels: Sequence[int], c: float) -> float:
-    """The share of the examples that a fit on the other folds is right about; 0 where folds would be of one class.
+def _folds(labels: Sequence[int]) -> int:
+    """As many folds as two classes can be in all of, a rarer class is in some; one, where a fold would be of one class."""
+    return min(_FOLDS, Counter(labels).most_common(2)[1][1])
 
-    As many folds as two classes can be in all of: a rarer class is in some.
-    """
+
+def _cross_validated(features: Any, labels: Sequence[int], c: float) -> float:
+    """The share of the examples that a fit on the other folds is right about; 0 where there are no folds."""
     import warnings
 
     import numpy as np
     from sklearn.model_selection import StratifiedKFold
 
-    folds, truth, right = min(_FOLDS, Counter(labels).most_common(2)[1][1]), np.asarray(labels), 0
+    folds, truth, right = _folds(labels), np.asarray(labels), 0
     if folds < 2:
         return 0.0
     with warnings.catch_warnings():  # of the rarer classes, which is meant

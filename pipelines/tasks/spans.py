@@ -16,7 +16,7 @@ from typing import Any
 
 from pipelines.sources import known_format
 from pipelines.tasks.examples import SPLITS, Prepared, Span, identifier, normalised, summary, without_repeats
-from pipelines.tasks.user_data import Record, records
+from pipelines.tasks.user_data import Record, parsed, records
 from pipelines.tasks.user_splits import placed
 
 LANGUAGE = ""  # who gives the data knows
@@ -95,8 +95,8 @@ def questions(
 def _squad(path: Path) -> Iterator[Record]:
     """The questions of a file in SQuAD's form as records; their place is the way to them in the JSON."""
     try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
+        content = parsed(path.read_bytes(), str(path))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from error
     for article, here in _listed(content, "data", str(path)):
         for paragraph, there in _listed(article, "paragraphs", here):
@@ -130,8 +130,8 @@ def _answers(record: Record) -> list[dict[str, Any]]:
     value = record.field("answers", "source")
     if isinstance(value, str):
         try:
-            value = json.loads(value)
-        except ValueError as error:
+            value = parsed(value, record.place)
+        except json.JSONDecodeError as error:
             raise ValueError(f"{record.place}: field 'answers' is text and no JSON ({error})") from error
     if isinstance(value, dict) and all(isinstance(value.get(name), list) for name in ("text", "answer_start")):
         value = [{"text": text, "start": at} for text, at in zip(value["text"], value["answer_start"], strict=False)]

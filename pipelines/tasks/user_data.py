@@ -129,7 +129,7 @@ def _jsonl(path: Path, data: bytes) -> Iterator[Record]:
         if not line.strip():
             continue
         try:
-            value = json.loads(_decoded(path, number, line), object_pairs_hook=partial(_object, f"{path}:{number}"))
+            value = parsed(_decoded(path, number, line), f"{path}:{number}")
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}:{number}: not valid JSON ({error})") from error
         if not isinstance(value, dict):
@@ -137,13 +137,23 @@ def _jsonl(path: Path, data: bytes) -> Iterator[Record]:
         yield Record(f"{path}:{number}", value)
 
 
+def parsed(text: str | bytes, place: str) -> Any:
+    """The value of a JSON text. JSONDecodeError or UnicodeDecodeError if it is none; ValueError that names the place and the
+    field where an object has two of a name: Python would keep the last without a word."""
+    return json.loads(text, object_pairs_hook=partial(_object, place))
+
+
 def _object(place: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The fields of a JSON object. ValueError for one that has two of a name: JSON itself would lose all but the last."""
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+    if twice := _repeated([name for name, _ in pairs]):
         raise ValueError(f"{place}: the field {twice!r} is there more than once; keep one of them, or rename it")
-    return fields
+    return dict(pairs)
+
+
+def _repeated(names: Sequence[str]) -> str | None:
+    """The first of the names that is there more than once."""
+    if len(set(names)) == len(names):
+        return None
+    return next(name for name, count in Counter(names).items() if count > 1)
 
 
 def _csv(path: Path, data: bytes) -> Iterator[Record]:
@@ -190,6 +200,10 @@ def _parquet(path: Path) -> Iterator[Record]:
     row = 0
     try:
         with pq.ParquetFile(path) as file:
+            if twice := _repeated(file.schema_arrow.names):
+                raise ValueError(
+                    f"{path}: the column {twice!r} is there more than once; keep one of them, or rename it"
+                )
             for batch in file.iter_batches(1024):
                 for fields in batch.to_pylist():
                     row += 1

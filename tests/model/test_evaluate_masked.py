@@ -51,7 +51,8 @@ def test_every_figure_is_that_of_the_questions_and_the_models_own_answers(
     )
     order = Order(evaluate_masked.SEED, SIZE, LENGTH)
     questions = Pretraining({"": shards}, objective, ObjectiveConfig(**options), order, pairs.vocabulary)
-    expected = own_figures(model, [questions(step).rows for step in range(STEPS)], counts)
+    batches = [questions(step).rows for step in range(STEPS)]
+    expected = own_figures(model, batches, counts, pairs.vocabulary.special)
     if objective == "masked_lm":  # and the perplexity is that of training's own loss
         losses = [objectives.loss(model, "masked_lm", questions(step).rows) for step in range(STEPS)]
         mean = sum(float(nats) for nats, _ in losses) / sum(int(count) for _, count in losses)
@@ -60,9 +61,11 @@ def test_every_figure_is_that_of_the_questions_and_the_models_own_answers(
     assert all(value > 0 for value in found.values())
 
 
-def own_figures(model: Any, batches: list[objectives.Batch], counts: np.ndarray) -> dict[str, Any]:
+def own_figures(model: Any, batches: list[objectives.Batch], counts: np.ndarray, special: np.ndarray) -> dict[str, Any]:
     """The figures, token by token and pair by pair."""
-    shares = (counts + 1) / (counts + 1).sum()
+    shares = (counts + 1) / (counts + 1).sum()  # of all tokens, as the rarity of shared ones is told
+    ordinary = np.where(special, 0, counts + 1)
+    hideable = ordinary / ordinary.sum()
     hidden: list[tuple[int, torch.Tensor]] = []  # what it was, and what was said of it
     pairs: list[tuple[int, int, float]] = []  # whether B is a stranger, what was said, how much it shares with A
     for batch in batches:
@@ -86,13 +89,13 @@ def own_figures(model: Any, batches: list[objectives.Batch], counts: np.ndarray)
             pairs.append((int(batch.labels[row]), int(follows[row].argmax()), shared))
     found: dict[str, Any] = {}
     if hidden:
-        frequent = int(np.where(counts == counts.max(), -1, counts).argmax())
+        frequent = int(ordinary.argmax())
         found |= {
             "masked_tokens": len(hidden),
             "masked_accuracy": near([said.argmax() == token for token, said in hidden]),
             "unigram_masked_accuracy": near([token == frequent for token, _ in hidden]),
             "masked_perplexity": pytest.approx(math.exp(-np.mean([said[token] for token, said in hidden])), rel=1e-4),
-            "unigram_masked_perplexity": pytest.approx(math.exp(-np.mean([math.log(shares[t]) for t, _ in hidden]))),
+            "unigram_masked_perplexity": pytest.approx(math.exp(-np.mean([math.log(hideable[t]) for t, _ in hidden]))),
         }
     if pairs:
         median = statistics.median(shared for *_, shared in pairs)

@@ -65,6 +65,7 @@ FOLDERS: dict[str, dict[str, Any]] = {
              "intermediate_size": 50, "max_position_embeddings": 40},
     "gpt2": {"model_type": "gpt2", "n_embd": 24, "n_layer": 2, "n_head": 4, "n_positions": 40},
 }  # fmt: skip
+FOLDERS["one_kind"] = FOLDERS["bert"] | {"type_vocab_size": 1}
 LONG = FINETUNE.replace("32", "64")
 
 
@@ -73,6 +74,8 @@ LONG = FINETUNE.replace("32", "64")
     [
         ("bert", {"task": ANSWERS["response"], "finetune": FINETUNE}, r"which pretrained.path=.* \(of family bert\) cannot"),
         ("gpt2", {"task": ANSWERS["span"], "finetune": FINETUNE}, r"which pretrained.path=.* \(of family gpt2\) cannot"),
+        ("one_kind", {"task": ANSWERS["span"], "finetune": FINETUNE, "pretrain.objective": "masked_lm"},
+         r"form span tells two texts apart by their segments, and pretrained.path=.*one_kind has one kind"),
         ("bert", {}, r"'causal_lm' cannot be learned by pretrained.path=.* \(of family bert\)"),
         ("bert", {"pretrain.objective": "masked_lm", "release": "false"}, "causal models .* only, and not pretrained.path="),
         ("gpt2", {"finetune": LONG}, r"finetune.sequence_length=64 is longer than .*gpt2/config.json's n_positions=40"),

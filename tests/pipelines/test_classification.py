@@ -265,6 +265,30 @@ def test_only_steps_that_passed_over_tokens_or_counted_unevenly_are_made_anew(
     )
 
 
+PINNED = json.dumps({"pinned": "/somebodys", "digest": "0" * 64})
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("default", {}, {}),
+        ("default", {"tokenizer": PINNED}, {"texts": "whole"}),
+        ("sentiment_minilm", {}, {}),
+        ("sentiment_minilm", {"pretrained": '{"sample":"smollm2"}'}, {"padding": "the model's"}),
+        ("sentiment_minilm", {"pretrained": '{"path":"/not/here/yet"}'}, {"padding": "the model's"}),
+        ("finetune_smollm2", {}, {}),
+        ("cloze", {}, {}),
+    ],
+)
+def test_only_what_may_have_been_read_cut_or_at_its_padding_is_learned_anew(
+    name: str, settings: dict[str, str], said: dict[str, str]
+) -> None:
+    made = {step.name: step.config for step in flow.build(override(recipes.load(name), settings), lambda source: [])}
+    assert {
+        mark: made["finetune"]["train"][mark] for mark in ("padding", "texts") if mark in made["finetune"]["train"]
+    } == said
+
+
 @pytest.mark.parametrize("name", ["sentiment_chinese", "topics", "sections"])
 def test_a_tasks_recipe_is_known_by_name_and_fits_together(name: str) -> None:
     recipe = recipes.load(name)

@@ -81,6 +81,7 @@ def test_tokenize_and_evaluate_are_told_what_the_objective_needs() -> None:
     assert both["tokenize"].config == {"sentences": True}
     assert both["evaluate-base"].config == {
         "kind": "masked_language_model", "objective": "masked_lm_next_sentence", "options": {}, "sequence_length": 64,
+        "version": 2,
     }  # fmt: skip
     masked = override(recipes.load("bert_tiny"), {"pretrain.objective": "masked_lm", "pretrain.whole_words": "true"})
     assert steps(masked)["tokenize"].config == {}

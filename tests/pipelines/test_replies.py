@@ -117,7 +117,8 @@ LONG = [Conversation("t", turns("a tale of the fox", "it was the best of times. 
 
 def test_what_the_window_cut_is_counted_and_its_bytes_do_not_count(measured: Measure) -> None:
     whole, cut = measured(of(TRAIN), LONG), measured(of(TRAIN), LONG, 24)
-    assert whole.counts == {"prompts_cut": 0, "replies_cut": 0} and cut.counts == {"prompts_cut": 1, "replies_cut": 1}
+    assert whole.counts == {"prompts_cut": 0, "replies_cut": 0, "replies_empty": 0}
+    assert cut.counts == {"prompts_cut": 1, "replies_cut": 1, "replies_empty": 0}
     assert 24 < cut.bytes[0] < whole.bytes[0] / 3
     for name in ("", "unigram", "trigram"):  # a byte of the same words costs about as much
         bits = [one.reports[name]["bits_per_byte"] for one in (whole, cut)]
@@ -170,10 +171,18 @@ def test_the_replies_that_a_dialogue_model_is_asked_for_come_from_all_conversati
     assert dialogue.spread(every, 999) == every
 
 
-def test_a_reply_of_reserved_tokens_alone_is_refused_by_its_example_and_number(measured: Measure) -> None:
+def test_a_reply_of_reserved_tokens_alone_is_refused_where_it_would_be_learned_and_counted_where_it_is_held_out(
+    measured: Measure, tmp_path: Path
+) -> None:
     empty = Conversation("e1", turns("and?", "a tale", "and?", "<|endoftext|> <|endoftext|>"), "e1")
+    tiny.write_tokenizer(tmp_path / "tokenizer")
     with pytest.raises(ValueError, match=r"example e1: reply 2 is '<\|endoftext\|> <\|endoftext\|>', reserved tokens"):
-        measured(of(TRAIN), [empty])
+        replies.encode([empty], tmp_path / "tokenizer", 64, tmp_path / "learned.arrow")
+    counts = measured(of(TRAIN), [empty]).counts
+    assert counts["replies_empty"] == 1, "held out it costs its end, and no run after its training"
+    assert list(replies.cut_told(counts | {"asked": 2, "asked_prompts_cut": 0})) == [
+        "1 held-out replies are reserved tokens of the tokenizer and nothing else"
+    ]
 
 
 @pytest.mark.parametrize(

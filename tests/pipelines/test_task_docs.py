@@ -51,6 +51,9 @@ def test_settings_that_change_a_recipes_task_and_leave_it_the_name_are_refused()
     assert recipe_of("default", [f"{other} register_as.task=sentiment"]).task  # who says it means it
     assert recipe_of("default", ['task.source={"path":"more.csv.bz2"}']).task  # more reviews are the same task
     assert recipe_of("default", ["task=none finetune=none"]).task is None
+    assert (
+        recipe_of("default", [f"{other} release=false"]).task and recipe_of("labels", [other]).task
+    )  # register nothing
 
 
 def test_every_sample_is_listed_with_its_licence() -> None:

@@ -17,7 +17,7 @@ from pipelines import flow
 from pipelines.config import Source, TaskConfig
 from pipelines.sources import SourceError, described
 from pipelines.stages import prepare_task
-from pipelines.tasks import examples, labelled, messages, responses
+from pipelines.tasks import examples, labelled, messages, responses, spans
 from tests.pipelines.data_attempts import attempt
 
 ROWS = [{"text": f"The {noun} was {word}, said guest {number}.", "label": label}
@@ -215,6 +215,21 @@ def test_a_file_that_is_not_what_it_says_is_named(name: str, content: bytes, mes
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         labelled.prepare([tmp_path / name], 0.1, 0.1)
+
+
+def test_two_fields_of_one_name_are_refused_wherever_they_stand(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_arrays([["a"], ["x"], ["b"]], names=["text", "label", "text"]), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a.parquet: the column 'text' is there more than once; keep one"):
+        labelled.prepare([tmp_path / "a.parquet"], 0.1, 0.1)
+    turn = '{"role": "user", "role": "assistant", "content": "Yes."}'
+    with pytest.raises(ValueError, match=r"b.csv:2: the field 'role' is there more than once; keep one"):
+        messages.prepare([as_csv(tmp_path / "b.csv", [{"messages": f"[{turn}]"}])], 0.1, 0.1)
+    (tmp_path / "c.json").write_text('{"data": [], "data": []}')
+    with pytest.raises(ValueError, match=r"c.json: the field 'data' is there more than once; keep one"):
+        spans.prepare([tmp_path / "c.json"], 0.1, 0.1)
 
 
 def test_a_field_of_a_csv_file_may_be_as_long_as_a_book(tmp_path: Path) -> None:

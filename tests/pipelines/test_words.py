@@ -79,13 +79,17 @@ def test_the_default_tasks_examples_are_what_they_were(monkeypatch: pytest.Monke
 
 
 def test_only_own_data_are_prepared_again() -> None:
-    def config(recipe: Any) -> dict[str, Any]:
-        return dict(next(step for step in flow.build(recipe, lambda source: []) if step.name == "prepare_task").config)
+    """And their corpus is cleaned again, and what overlaps with their questions is found again."""
 
-    default = recipes.default()
-    assert default.task and "words" not in config(default)
-    task = default.task.model_copy(update={"name": "labelled", "source": Source(path="own.jsonl")})
-    assert config(default.model_copy(update={"task": task}))["words"] == "with marks"
+    def marked(recipe: Any, task: str) -> list[str]:
+        own = recipe.task.model_copy(update={"name": task, "source": Source(path="own.jsonl"), "options": {}})
+        made = flow.build(recipe.model_copy(update={"task": own}), lambda source: [])
+        return [step.name for step in made if step.config.get("words") == "with marks"]
+
+    default, cloze = recipes.default(), recipes.load("cloze")
+    assert not [step for step in flow.build(default, lambda source: []) if "words" in step.config]
+    assert marked(default, "labelled") == ["prepare_task", "shard"]
+    assert marked(cloze, "spans") == ["prepare_task", "evaluate-task"]
 
 
 TEST = {"id": "1", "prompt": "How do you do today?", "response": "very well thank you", "group": "g"}
@@ -126,6 +130,7 @@ def test_units_of_a_corpus_stay_where_no_example_has_marks_or_other_answers(tmp_
 
     plain, key = searched(TEST | {"references": [TEST["response"]]})
     assert plain.keys() == {"test"} and searched(TEST | {"references": [TEST["response"]]}, references=True)[1] == key
+    assert searched(TEST | {"references": [TEST["response"]]}, words="with marks")[1] == key
     assert searched(TEST | {"references": [OTHER]})[0].keys() == {"test", "references"}
     assert searched({"id": "1", "text": "कि का", "label": 0, "group": "g"})[0].keys() == {"test", "words"}
 
