@@ -160,8 +160,13 @@ def _pool(examples: Examples, seed: int, global_batch_size: int, size: int, pool
 
 def example_order(examples: Examples, step: int, *, seed: int, global_batch_size: int, pool: int = POOL) -> np.ndarray:
     """The examples of step `step`, (B,) int64, by place in the global batch: each comes once in any len(examples) of a run,
-    but for where a pool of batches reaches over the end of an epoch."""
-    return _pool(examples, seed, global_batch_size, pool, step // pool)[step % pool]
+    but for where a pool of batches reaches over the end of an epoch.
+
+    A pool is a third of an epoch at most. In one that reaches over the end of an epoch some examples come twice, and copies,
+    which are equally long, stand side by side in one batch.
+    """
+    size = max(1, min(pool, len(examples) // (3 * global_batch_size)))
+    return _pool(examples, seed, global_batch_size, size, step // size)[step % size]
 
 
 def example_batch(

@@ -56,8 +56,8 @@ class ModelShape(Config):
         ge=1,
         description="width of the feed-forward layer, in features; 4 x n_embd if none, 8/3 x n_embd for swiglu",
     )
-    embd_pdrop: float = Field(0.0, ge=0, lt=1, description="dropout after the embeddings, a probability")
-    resid_pdrop: float = Field(0.0, ge=0, lt=1, description="dropout on each residual branch, a probability")
+    embd_pdrop: float = Field(0.0, ge=0, le=0.99, description="dropout after the embeddings, a probability")
+    resid_pdrop: float = Field(0.0, ge=0, le=0.99, description="dropout on each residual branch, a probability")
     layer_norm_epsilon: float = Field(
         default_factory=lambda given: 1e-12 if given.get("family") == "bert" else 1e-5,
         gt=0,
@@ -145,7 +145,7 @@ class ModelConfig(ModelShape):
         ge=0, description="id of the end-of-text token; also padding, if there is no pad_token_id"
     )
     num_labels: int | None = Field(None, ge=2, description="classes of the classification head; none: a language model")
-    head_pdrop: float = Field(0.0, ge=0, lt=1, description="dropout before the classification head, a probability")
+    head_pdrop: float = Field(0.0, ge=0, le=0.99, description="dropout before the classification head, a probability")
     labels: tuple[str, ...] = Field((), description="names of the classes, by class index")
     head: Head | None = Field(
         None,

@@ -55,13 +55,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, rows: int) -> Tensor:
         """The summed loss; both gradients are kept for the backward pass."""
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        by_weight = torch.zeros_like(weight, dtype=torch.float32)  # summed over chunks in fp32, also for bf16 weights
+        learned = ctx.needs_input_grad[1]  # not where the weights are frozen: theirs would cost half of the time
+        by_weight = torch.zeros_like(weight, dtype=torch.float32) if learned else None  # in fp32, also of bf16 weights
         by_hidden = []
         for part, chosen in zip(hidden.split(rows), targets.split(rows), strict=True):
             part_loss, gradient = _loss_and_gradient((part @ weight.t()).float(), chosen)  # (rows, V)
             loss += part_loss
             gradient = gradient.to(hidden.dtype)
             by_hidden.append(gradient @ weight)
+            if by_weight is None:
+                continue
             if weight.dtype == torch.float32:
                 by_weight.addmm_(gradient.t(), part)
             else:
@@ -71,11 +74,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         """Scale what the forward pass kept by the loss's own gradient, a single number."""
         (scale,) = gradients
         by_hidden, by_weight = ctx.saved_tensors
-        return by_hidden * scale.to(by_hidden.dtype), (by_weight * scale).to(ctx.dtype), None, None
+        scaled = None if by_weight is None else (by_weight * scale).to(ctx.dtype)
+        return by_hidden * scale.to(by_hidden.dtype), scaled, None, None
 
 
 def linear_cross_entropy_sum(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:

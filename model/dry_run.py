@@ -53,7 +53,7 @@ def describe(job: dict[str, Any]) -> dict[str, Any]:
 def state_bytes(parameters: int, train: TrainConfig, ranks: int) -> int:
     """Bytes of weights, gradients and optimizer state on one rank under the ZeRO stage."""
     half = train.precision == "bf16"
-    weights, gradients = (2, 2) if half else (4, 4)
+    weights, gradients = 2 if half else 4, 4  # which are summed in fp32, also those of bf16 weights
     optimizer = _ADAM + (4 if half else 0)  # bf16 keeps an fp32 copy of the weights with the optimizer
     shared = [1 if train.zero_stage < stage else ranks for stage in (3, 2, 1)]
     return sum(parameters * size // parts for size, parts in zip((weights, gradients, optimizer), shared, strict=True))

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BATCH_SIZE = 16  # sequences at a time where the job does not say
+_LOGITS = 1 << 28  # in one batch: 1 GiB. SmolLM2 takes 8,192 tokens, each with 49,152 logits
 _TOKENS = 16 << 10  # in one forward pass at most: logits are (tokens, vocabulary), and some models take 8,192 at once
 
 
@@ -159,6 +160,13 @@ def by_length(rows: list[list[int]], size: int) -> Iterator[list[int]]:
     order = sorted(range(len(rows)), key=lambda index: (-len(rows[index]), index))
     for start in range(0, len(order), size):
         yield order[start : start + size]
+
+
+def affordable(indices: list[int], logits: int) -> Iterator[list[int]]:
+    """A batch in parts, each with no more logits than `_LOGITS` or of one sequence; each sequence has `logits` of them."""
+    size = max(1, _LOGITS // logits)
+    for start in range(0, len(indices), size):
+        yield indices[start : start + size]
 
 
 @torch.inference_mode()

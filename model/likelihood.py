@@ -8,7 +8,6 @@ bits per byte come from these sums, by example, so that intervals can be drawn o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.cross_entropy import IGNORE_INDEX
-from model.evaluate import BATCH_SIZE, by_length
+from model.evaluate import BATCH_SIZE, affordable, by_length
 from model.examples import Examples
 from model.export import load_export
-
-_LOGITS = 1 << 28  # in one batch: 1 GiB. SmolLM2 takes 8,192 tokens, each with 49,152 logits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -42,17 +39,10 @@ def example_nats(job: dict[str, Any]) -> list[tuple[float, int]]:
     rows = [examples.tokens(index).tolist() for index in range(len(examples))]
     found: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
     for several in by_length(rows, job.get("batch_size", BATCH_SIZE)):
-        for indices in _affordable(several, len(rows[several[0]]) * model.config.vocab_size):
+        for indices in affordable(several, len(rows[several[0]]) * model.config.vocab_size):
             for index, nats in zip(indices, _nats(model, examples, indices).tolist(), strict=True):
                 found[index] = nats, int(examples.loss_mask(index)[1:].sum())
     return found
-
-
-def _affordable(indices: list[int], logits: int) -> Iterator[list[int]]:
-    """A batch in parts, each with no more logits than `_LOGITS` or of one example; each example has `logits` of them."""
-    size = max(1, _LOGITS // logits)
-    for start in range(0, len(indices), size):
-        yield indices[start : start + size]
 
 
 @torch.inference_mode()

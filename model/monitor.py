@@ -38,15 +38,20 @@ def flops_per_token(model: nn.Module, config: ModelConfig, length: int, predicte
 
     N counts the parameters that are multiplied: no position embeddings, and the token embedding only where it
     is the output layer, which the fraction `predicted` of the tokens goes through. T is the length of the sequence.
-    Recomputed activations are not counted.
+    Recomputed activations are not counted. A frozen weight has no gradient of its own and costs 4 of the 6, or 2 where
+    nothing before it is trained, so that no gradient goes through it.
     """
-    count = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())
-    if config.family != "llama":
-        count -= config.n_positions * config.n_embd
     if config.head_kind in ("classification", "span") or not config.tie_word_embeddings:
         predicted = 0  # of the embedding's weights, that is: an untied output layer has its own
-    count -= (1 - predicted) * config.vocab_size * config.n_embd
-    return 6 * count + 12 * config.n_layer * config.n_embd * length
+    flops, reached = 12.0 * config.n_layer * config.n_embd * length, False
+    for name, weight in model.named_parameters():  # in the order in which a token meets them
+        size = getattr(weight, "ds_numel", weight.numel())
+        if name.endswith("transformer.wte.weight"):  # as the output layer, after everything
+            flops += (6 if weight.requires_grad else 4) * predicted * size
+        elif not name.endswith("transformer.wpe.weight"):
+            flops += (6 if weight.requires_grad else 4 if reached else 2) * size
+        reached |= weight.requires_grad
+    return flops
 
 
 def measured_peak(device: torch.device, precision: str) -> float:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from model.evaluate import BATCH_SIZE, by_length, encode, load_tokenizer
+from model.evaluate import BATCH_SIZE, affordable, by_length, encode, load_tokenizer
 from model.export import load_export
 
 if TYPE_CHECKING:
@@ -42,7 +42,9 @@ def text_nats(model: PreTrainedModel, rows: list[list[int]], opening: int, lengt
     """-ln p of each row of token ids, summed in float64, in the order of `rows`."""
     windows = [(row, *window) for row, ids in enumerate(rows) for window in rolling_windows(ids, opening, length)]
     found = [0.0] * len(windows)
-    for places in by_length([ids for _, ids, _ in windows], batch_size):
+    vocabulary = model.config.vocab_size
+    batches = by_length([ids for _, ids, _ in windows], batch_size)
+    for places in (part for each in batches for part in affordable(each, len(windows[each[0]][1]) * vocabulary)):
         width = len(windows[places[0]][1])
         ids = torch.tensor([windows[place][1] + [opening] * (width - len(windows[place][1])) for place in places])
         inputs, targets = ids[:, :-1].to(model.device), ids[:, 1:].to(model.device)  # (B, T), (B, T)

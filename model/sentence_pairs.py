@@ -18,7 +18,7 @@ import numpy as np
 from model.masking import draws, keys
 from model.token_shards import TokenShards
 
-_TRIES = 64  # random boundaries that are tried before a corpus is said to have no other document
+_TRIES = 64  # random boundaries that are tried before those of other documents are counted off
 
 
 @dataclass(frozen=True)
@@ -71,24 +71,46 @@ class SentencePairs:
         row_keys = keys(seed, places, "pair")
         follows = (row_keys >> np.uint64(63)).astype(bool)
         here = self._found(boundaries)
-        there = self._found(np.where(follows, boundaries, self._elsewhere(here, row_keys, ~follows)))
+        there = self._found(np.where(follows, boundaries, self._elsewhere(boundaries, here, row_keys, ~follows)))
         a_start = self._first_sentence(here, room // 2)
         b_end = self._last_sentence(there, room - (here.place - a_start))
         return Pairs(a_start, here.place, there.place, b_end, follows)
 
-    def _elsewhere(self, here: _Boundaries, row_keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    def _elsewhere(
+        self, boundaries: np.ndarray, here: _Boundaries, row_keys: np.ndarray, wanted: np.ndarray
+    ) -> np.ndarray:
         """A random boundary of another document for each row that is `wanted` (B,): (B,) int64."""
         found: np.ndarray = np.zeros(len(row_keys), np.int64)
-        random = draws(row_keys, _TRIES)  # (B, tries)
+        random = draws(row_keys, _TRIES + 1)  # (B, tries + 1)
         missing = np.flatnonzero(wanted)
         for attempt in range(_TRIES):
             if not len(missing):
                 return found
             found[missing] = (random[missing, attempt] % np.uint64(len(self))).astype(np.int64)
             missing = missing[self._found(found[missing]).start == here.start[missing]]
-        raise ValueError(
-            "next-sentence prediction needs two documents of several sentences at least; the corpus has one"
-        )
+        # One document has nearly all boundaries: what is left is counted off, which costs every row two more searches.
+        first, inside = self._document(boundaries[missing])
+        others: np.ndarray = len(self) - inside
+        if not others.all():
+            raise ValueError(
+                "next-sentence prediction needs two documents of several sentences at least; the corpus has one"
+            )
+        place = (random[missing, _TRIES] % others.astype(np.uint64)).astype(np.int64)
+        found[missing] = place + np.where(place < first, 0, inside)
+        return found
+
+    def _document(self, boundaries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of each boundary's document the first boundary, and how many it has: (B,) each."""
+        first: np.ndarray = np.empty(len(boundaries), np.int64)
+        count = np.empty_like(first)
+        shards = np.searchsorted(self._before, boundaries, "right") - 1
+        for shard in np.unique(shards).tolist():
+            rows = np.flatnonzero(shards == shard)
+            inner = self._mark(shard)[2]
+            documents = np.searchsorted(inner, boundaries[rows] - self._before[shard], "right") - 1
+            first[rows] = self._before[shard] + inner[documents]
+            count[rows] = inner[documents + 1] - inner[documents]
+        return first, count
 
     def _found(self, boundaries: np.ndarray) -> _Boundaries:
         """Where boundaries are. A document's k-th boundary is before its sentence k + 1."""

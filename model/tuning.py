@@ -55,7 +55,9 @@ def _chosen(model: nn.Module, tuning: Tuning) -> set[str]:
     """The parameters of the model itself that are trained."""
     names = [name for name, _ in model.named_parameters()]
     head = {name for name in names if not name.startswith("transformer.")}
-    if tuning.tune != "last_layers":
+    if tuning.tune == "lora":  # an output layer of its own is pre-trained like any block, and has no adapter
+        return head - {"lm_head.weight"}
+    if tuning.tune == "head":
         return head
     blocks = 1 + max(int(found[1]) for name in names if (found := re.match(r"transformer\.h\.(\d+)\.", name)))
     assert tuning.last_layers is not None
@@ -63,7 +65,7 @@ def _chosen(model: nn.Module, tuning: Tuning) -> set[str]:
         raise ValueError(f"last_layers={tuning.last_layers} is more than the model's {blocks} blocks; choose fewer")
     first = blocks - tuning.last_layers
     after = [name for name in names if (found := re.match(r"transformer\.h\.(\d+)\.", name)) and int(found[1]) >= first]
-    return head | set(after) | {name for name in names if name.startswith(("transformer.ln_f.", "transformer.pooler."))}
+    return head | set(after) | {name for name in names if name.startswith("transformer.ln_f.")}
 
 
 def targets(lora: LoraConfig) -> list[str]:

@@ -20,7 +20,7 @@ class LoraConfig(Config):
 
     rank: int = Field(8, ge=1, description="rows of A and columns of B")
     alpha: int = Field(16, ge=1, description="the adapter's output is multiplied by alpha / rank")
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout of the adapters' inputs, a probability")
+    dropout: float = Field(0.0, ge=0, le=0.99, description="dropout of the adapters' inputs, a probability")
     targets: Literal["attention", "attention_and_feed_forward"] = Field(
         "attention", description="which matrices of each block get an adapter, whatever the family calls them"
     )

@@ -24,7 +24,7 @@ class FinetuneConfig(TrainConfig, Tuning):
         "base", description="start from the pre-trained base model or from random weights"
     )
     dropout: float = Field(
-        0.1, ge=0, lt=1, description="dropout of embeddings, residual branches and head, a probability"
+        0.1, ge=0, le=0.99, description="dropout of embeddings, residual branches and head, a probability"
     )
     length_pool: int = Field(
         16, ge=1, description="global batches among which examples are sorted by length: more leave less padding"

@@ -60,4 +60,6 @@ def test_frozen_weight_still_passes_gradients_to_the_hidden_states() -> None:
     hidden, weight, targets = inputs()
     found = linear_cross_entropy_sum(hidden, weight.detach(), targets)
     expected = cross_entropy_sum(hidden @ weight.t(), targets)
+    kept = [one for one in found.grad_fn.saved_tensors if one is not None]  # type: ignore[union-attr]
+    assert [one.shape for one in kept] == [hidden.shape], "no gradient of the weights is made or kept"
     torch.testing.assert_close(*gradients(found, hidden), *gradients(expected, hidden), rtol=1e-5, atol=1e-6)

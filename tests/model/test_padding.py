@@ -49,9 +49,9 @@ def test_a_short_row_is_read_in_a_batch_as_alone_and_as_evaluation_reads_it(jobs
     assert 0 not in tokens, "filled up with the EOT"
     assert len({len(row) for row in rows}) > 1, "rows of one length need no padding"
     alone = torch.cat([model(torch.tensor([row])) for row in rows])  # (B, K)
-    torch.testing.assert_close(model(tokens), alone)
+    torch.testing.assert_close(model(tokens), alone, rtol=1e-4, atol=1e-4)  # a wrong token is a tenth and more
     evaluated = evaluate.class_probabilities(export.load_export(folder), rows, batch_size=8)
-    torch.testing.assert_close(torch.tensor(evaluated), alone.softmax(-1))
+    torch.testing.assert_close(torch.tensor(evaluated), alone.softmax(-1), rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()

@@ -13,6 +13,8 @@ import torch
 from model import objectives
 from model.cross_entropy import IGNORE_INDEX
 from model.heads import build
+from model.masking import keys
+from model.sentence_pairs import SentencePairs
 from model.token_shards import TokenShards
 from tests.model.text import CLS, MASK, PAD, SEP, SIZE, batches, corpus
 from tests.model.tiny import config
@@ -139,6 +141,24 @@ def test_a_corpus_without_pairs_is_refused(tmp_path: Path, shards: TokenShards) 
     with pytest.raises(ValueError, match="needs two documents of several sentences"):
         for step in range(20):
             batches(corpus(tmp_path / "one", 5, 1, 1), "next_sentence")(step)
+
+
+def test_strangers_are_found_where_one_document_has_nearly_all_boundaries(tmp_path: Path) -> None:
+    """64 draws find none in many rows; what is found then is any boundary of the others, each about as often."""
+    few = corpus(tmp_path, 7, 2, 3, largest=2000)
+    pairs = SentencePairs(few)
+    counts = [few.shard(index).sentence_offsets for index in range(2)]
+    of_each = np.concatenate([np.diff(one) - 1 for one in counts if one is not None])
+    assert of_each.max() / len(pairs) > 0.98
+    here = int(np.concatenate([[0], np.cumsum(of_each)])[of_each.argmax()])  # the first boundary of the largest
+    found = pairs._elsewhere(
+        np.full(4000, here), pairs._found(np.full(4000, here)), keys(3, np.arange(4000), "pair"), np.full(4000, True)
+    )
+    inside = (found >= here) & (found < here + of_each.max())
+    assert not inside.any()
+    seen = np.bincount(found, minlength=len(pairs))
+    seen = np.delete(seen, np.arange(here, here + of_each.max()))
+    assert seen.min() > 0 and seen.max() < 2 * seen.mean()
 
 
 def loss_of(model: Any, objective: str, made: Any, micro: int) -> float:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model import rolling
+from model import evaluate, rolling
 from model.evaluate import encode, load_tokenizer
 from model.export import load_export
 from tests.model import tiny
@@ -29,7 +29,9 @@ def test_windows_are_those_of_lm_eval(length: int) -> None:
         assert [(ids, predicted) for ids, predicted in rolling.rolling_windows(tokens, 0, length)] == expected
 
 
-def test_batches_of_windows_sum_to_what_one_window_at_a_time_gives(tmp_path: Path) -> None:
+def test_batches_of_windows_sum_to_what_one_window_at_a_time_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tokenizer = tiny.write_tokenizer(tmp_path / "tokenizer")
     write_model(tmp_path / "export", tokenizer)
     model = load_export(tmp_path / "export").double()
@@ -45,6 +47,11 @@ def test_batches_of_windows_sum_to_what_one_window_at_a_time_gives(tmp_path: Pat
         expected.append(nats)
     found = rolling.text_nats(model, rows, 0, length, 3)
     assert found == pytest.approx(expected, rel=1e-5)
+    sizes = list[int]()
+    model.register_forward_hook(lambda _module, _inputs, said: sizes.append(said.logits.numel()))
+    monkeypatch.setattr(evaluate, "_LOGITS", 2 * length * model.config.vocab_size)
+    assert rolling.text_nats(model, rows, 0, length, 16) == pytest.approx(expected, rel=1e-5)
+    assert max(sizes) <= evaluate._LOGITS < 16 * length * model.config.vocab_size
     texts = tmp_path / "texts.jsonl"
     texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in DOCUMENTS))
     figures = rolling.evaluate_texts(job(tmp_path, texts=str(texts)))

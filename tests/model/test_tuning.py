@@ -17,6 +17,7 @@ from model.export import load_export, probe_inputs, write_export
 from model.heads import build
 from model.hf import to_hugging_face
 from model.job import RankJob
+from model.monitor import flops_per_token
 from model.objectives import Batch, loss
 from model.tuning import counts, merged, prepare
 from model.tuning_config import Tuning
@@ -260,6 +261,36 @@ def test_first_weights_of_an_adapter_depend_on_seed_and_name_alone() -> None:
     assert adapters and all(torch.equal(first[name], same[name]) for name in first)
     assert not any(torch.equal(first[name], other[name]) for name in adapters)
     assert counts(models[0])[0] == sum(first[name].numel() for name in first if ".lora_" in name)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_adapters_leave_a_pre_trained_output_layer_frozen(tied: bool) -> None:
+    model = build(tiny.config(family="llama", tie_word_embeddings=tied), seed=5)
+    prepare(model, Tuning(**LORA), 5)
+    assert all(".lora_" in name for name, parameter in model.named_parameters() if parameter.requires_grad)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_frozen_weight_costs_no_product_for_its_own_gradient(tied: bool) -> None:
+    """Counted block by block: 6 of a trained weight, 4 of a frozen one that gradients go through, 2 of one that none do."""
+    shape = tiny.config(family="llama", tie_word_embeddings=tied)
+    model = build(shape, seed=5)
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    attention = 12 * shape.n_layer * shape.n_embd * 10
+    output = shape.vocab_size * shape.n_embd
+    blocks = [sum(size for name, size in sizes.items() if f".h.{place}." in name) for place in range(shape.n_layer)]
+    norm = sizes["transformer.ln_f.weight"]
+    assert flops_per_token(model, shape, 10) == 6 * (sum(blocks) + norm + output) + attention
+    prepare(model, Tuning(tune="last_layers", last_layers=1), 5)
+    last = 6 * (blocks[-1] + norm) + (4 if tied else 6) * output
+    assert flops_per_token(model, shape, 10) == 2 * sum(blocks[:-1]) + last + attention
+    adapted = build(shape, seed=5)
+    prepare(adapted, Tuning(**LORA), 5)
+    below = (
+        sizes["transformer.h.0.ln_1.weight"] + sizes["transformer.h.0.attn.c_attn.weight"]
+    )  # before the first adapter
+    added = counts(adapted)[0]
+    assert flops_per_token(adapted, shape, 10) == 4 * (sum(blocks) + norm + output) - 2 * below + 6 * added + attention
 
 
 def test_a_head_that_is_the_embedding_cannot_be_tuned_alone() -> None:

@@ -24,14 +24,15 @@ def vocabulary() -> Vocabulary:
     return Vocabulary(SIZE, PAD, CLS, SEP, MASK, special, special | (np.arange(SIZE) % 3 > 0))
 
 
-def corpus(folder: Path, seed: int = 1, shards: int = 3, documents: int = 60) -> TokenShards:
-    """Shards of documents of 1 to 9 sentences of 1 to 30 tokens."""
+def corpus(folder: Path, seed: int = 1, shards: int = 3, documents: int = 60, largest: int = 0) -> TokenShards:
+    """Shards of documents of 1 to 9 sentences of 1 to 30 tokens; the first document has `largest` more sentences."""
     generator, units = np.random.default_rng(seed), []
     folder.mkdir(exist_ok=True)
     for index in range(shards):
         texts, marks, filled = [], [], 0
-        for _ in range(documents):
-            sizes = generator.integers(1, 31, generator.integers(1, 10))
+        for number in range(documents):
+            sentences = generator.integers(1, 10) + (largest if index == number == 0 else 0)
+            sizes = generator.integers(1, 31, sentences)
             marks += (filled + np.cumsum([0, *sizes[:-1]])).tolist()
             texts.append([*generator.integers(4, SIZE, sizes.sum()).tolist(), SEP])
             filled += len(texts[-1])

@@ -65,5 +65,5 @@ class TuningJobs(Jobs):
         return {
             "early": self.tuned("early", EARLY, stage=2, **wild),
             "early3": self.tuned("early3", EARLY | LORA, stage=3, **wild),
-            "accuracy": self.tuned("accuracy", accuracy, stage=1),
+            "accuracy": self.tuned("accuracy", accuracy, stage=1, seed=1),
         }
