@@ -38,13 +38,8 @@ def mixture(recipe: Recipe) -> dict[str, Any]:
     return {"mixture_order": "names"} if len(recipe.pretrain.mixture) > 1 else {}
 
 
-def finetuned(recipe: Recipe, form: str) -> dict[str, Any]:
-    """All that is of `finetune`."""
-    return windows(recipe, form) | _validation(recipe, form) | _padding(recipe, form) | _whole_texts(recipe)
-
-
 def windows(recipe: Recipe, form: str) -> dict[str, Any]:
-    """Of `finetune` and `evaluate`: windows further apart than one has room for beside special tokens passed over tokens.
+    """Of `evaluate`: windows further apart than one has room for beside special tokens passed over tokens.
 
     A tokenizer that is trained here as GPT-2's puts no tokens around texts.
     """
@@ -52,23 +47,3 @@ def windows(recipe: Recipe, form: str) -> dict[str, Any]:
     plain = recipe.tokenizer and recipe.tokenizer.sources and recipe.tokenizer.special_tokens == "gpt2"
     far = recipe.finetune.stride > recipe.finetune.sequence_length - 2
     return {"windows": "without_gaps"} if far and not plain and form == "classification" else {}
-
-
-def _padding(recipe: Recipe, form: str) -> dict[str, Any]:
-    """Of `finetune`: classifiers from other people's models were trained on rows that were filled up with another token than
-    the model's padding, but for BERTs, whose mask passes over it."""
-    foreign = recipe.pretrained and recipe.pretrained.family != "bert"
-    return {"padding": "the model's"} if foreign and form == "classification" else {}
-
-
-def _whole_texts(recipe: Recipe) -> dict[str, Any]:
-    """Of `finetune`: a pinned tokenizer.json that cuts and fills up texts did so, unseen."""
-    return {"texts": "whole"} if recipe.tokenizer and recipe.tokenizer.pinned else {}
-
-
-def _validation(recipe: Recipe, form: str) -> dict[str, Any]:
-    """Of `finetune`: early stopping counted all windows and all classes alike, whatever they weigh in training."""
-    assert recipe.finetune
-    uneven = recipe.finetune.stride or recipe.finetune.class_weights != "none"
-    early = recipe.finetune.early_stopping and form == "classification"
-    return {"validation": "weighted"} if early and uneven else {}

@@ -240,8 +240,7 @@ def _examples(*names: str) -> dict[str, Input]:
 def _finetuning(recipe: Recipe) -> dict[str, Any]:
     """What decides the fine-tuned weights. Tuning counts where something was chosen: what was made stays made."""
     assert recipe.finetune
-    chosen = _finetune_settings(recipe.finetune) | recipe.finetune.meaning()
-    return chosen | amendments.finetuned(recipe, form_of(recipe))
+    return _finetune_settings(recipe.finetune) | recipe.finetune.meaning()
 
 
 def _adapter(recipe: Recipe) -> list[Step]:

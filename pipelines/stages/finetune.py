@@ -14,7 +14,7 @@ from pipelines.forms import form
 from pipelines.stages import training
 from pipelines.stages.evaluate import weights
 
-STAGE = Stage("finetune", 1, "pipelines.stages.finetune:run")
+STAGE = Stage("finetune", 2, "pipelines.stages.finetune:run")
 
 
 def run(attempt: Attempt) -> dict[str, Any]:

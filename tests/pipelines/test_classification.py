@@ -233,7 +233,7 @@ def test_a_new_version_of_a_tasks_or_forms_code_is_in_its_own_steps_only_and_the
 
 
 WINDOWS = {"finetune.long_texts": "windows"}
-EARLY = {"finetune.early_stopping": '{"every":5}'}
+FAR = WINDOWS | {"finetune.window_stride": "{length}"}
 FRAMED = {"model.family": "bert", "tokenizer.special_tokens": "bert", "pretrain.objective": "masked_lm"}
 
 
@@ -242,51 +242,18 @@ FRAMED = {"model.family": "bert", "tokenizer.special_tokens": "bert", "pretrain.
     [
         ({}, {}),
         (WINDOWS, {}),
-        (EARLY, {}),
-        (WINDOWS | EARLY, {"validation": "weighted"}),
-        ({"finetune.class_weights": "balanced"} | EARLY, {"validation": "weighted"}),
-        (WINDOWS | {"finetune.window_stride": "{length}"}, {}),
-        (WINDOWS | {"finetune.window_stride": "{length}"} | FRAMED, {"windows": "without_gaps"}),
+        (FAR, {}),
+        (FAR | FRAMED, {"windows": "without_gaps"}),
         (WINDOWS | {"finetune.window_stride": "16"} | FRAMED, {}),
     ],
 )
-def test_only_steps_that_passed_over_tokens_or_counted_unevenly_are_made_anew(
-    settings: dict[str, str], said: dict[str, str]
-) -> None:
+def test_only_evaluations_that_passed_over_tokens_are_made_anew(settings: dict[str, str], said: dict[str, str]) -> None:
     tiny_recipe = recipes.tiny()
     assert tiny_recipe.finetune
-    given = {name: value.format(length=tiny_recipe.finetune.sequence_length) if "{length}" in value else value
-             for name, value in settings.items()}  # fmt: skip
+    length = tiny_recipe.finetune.sequence_length
+    given = {name: value.replace("{length}", str(length)) for name, value in settings.items()}
     made = {step.name: step.config for step in flow.build(override(tiny_recipe, given), lambda source: [])}
-    marks = {"windows", "validation"}
-    assert {name: value for name, value in made["finetune"]["train"].items() if name in marks} == said
-    assert {name: value for name, value in made["evaluate-task"].items() if name in marks} == (
-        {"windows": said["windows"]} if "windows" in said else {}
-    )
-
-
-PINNED = json.dumps({"pinned": "/somebodys", "digest": "0" * 64})
-
-
-@pytest.mark.parametrize(
-    ("name", "settings", "said"),
-    [
-        ("default", {}, {}),
-        ("default", {"tokenizer": PINNED}, {"texts": "whole"}),
-        ("sentiment_minilm", {}, {}),
-        ("sentiment_minilm", {"pretrained": '{"sample":"smollm2"}'}, {"padding": "the model's"}),
-        ("sentiment_minilm", {"pretrained": '{"path":"/not/here/yet"}'}, {"padding": "the model's"}),
-        ("finetune_smollm2", {}, {}),
-        ("cloze", {}, {}),
-    ],
-)
-def test_only_what_may_have_been_read_cut_or_at_its_padding_is_learned_anew(
-    name: str, settings: dict[str, str], said: dict[str, str]
-) -> None:
-    made = {step.name: step.config for step in flow.build(override(recipes.load(name), settings), lambda source: [])}
-    assert {
-        mark: made["finetune"]["train"][mark] for mark in ("padding", "texts") if mark in made["finetune"]["train"]
-    } == said
+    assert {name: value for name, value in made["evaluate-task"].items() if name == "windows"} == said
 
 
 @pytest.mark.parametrize("name", ["sentiment_chinese", "topics", "sections"])
