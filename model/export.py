@@ -136,7 +136,7 @@ def _segments(kinds: int, tokens: Tensor) -> Tensor | None:
 def last_logits(model: nn.Module, tokens: Tensor, attention_mask: Tensor, kinds: int = 0) -> Tensor:
     """`model`'s logits at the last real token of each row of tokens (B, T): (B, V or K), fp32, on the host.
 
-    `kinds` are those of segments (`ModelConfig.segments`). BERT's heads for pre-training give both their logits, one after
+    `kinds` are those of segments (`ModelConfig.segments`). Of a Transformer without a head they are its last hidden states. BERT's heads for pre-training give both their logits, one after
     the other. Works on our models, wrapped or not; under ZeRO-3 every rank has to call it. One row at a time, because the
     logits of all rows at all positions can be larger than the model.
     """
@@ -195,19 +195,8 @@ def check_export(folder: Path, probe: Path, tolerance: float = 1e-4) -> float:
     ExportMismatch if it exceeds `tolerance` (or RELATIVE_TOLERANCE of the largest logit, if that is more), is not a number,
     or the tokenizer does not fit the model.
     """
-    from safetensors.torch import load_file
-
-    expected = load_file(probe)
     model = load_export(folder)
-    segments = _segments(getattr(model.config, "type_vocab_size", 0), expected["input_ids"])
-    largest = 0.0
-    for place, logits in enumerate(expected["logits"]):
-        tokens, mask = (expected[name][place][None] for name in ("input_ids", "attention_mask"))
-        inputs = {} if segments is None else {"token_type_ids": segments[place][None]}
-        said = model(tokens, attention_mask=mask, **inputs)
-        found = _at_last(_logits(said), int(mask.sum()))
-        largest = max(largest, float((found - logits).abs().max().nan_to_num(float("inf"))))
-    allowed = max(tolerance, RELATIVE_TOLERANCE * float(expected["logits"].abs().max().nan_to_num(0.0)))
+    largest, allowed = difference(model, probe, tolerance)
     if largest > allowed:
         raise ExportMismatch(
             f"{folder}: logits differ from the probe by {largest:.3g}, more than {allowed:.3g}: not the model that was trained"
@@ -216,8 +205,35 @@ def check_export(folder: Path, probe: Path, tolerance: float = 1e-4) -> float:
     return largest
 
 
+@torch.no_grad()
+def difference(
+    model: PreTrainedModel, probe: Path, tolerance: float = 1e-4, padded: bool = True
+) -> tuple[float, float]:
+    """The largest absolute difference of what a model of transformers says from a probe, and how much is allowed.
+
+    That is `tolerance`, or RELATIVE_TOLERANCE of the largest logit, if that is more. Without padding (not `padded`) rows are
+    read by a model that has no padding token either.
+    """
+    from safetensors.torch import load_file
+
+    expected = load_file(probe)
+    segments = _segments(getattr(model.config, "type_vocab_size", 0), expected["input_ids"])
+    largest = 0.0
+    for place, logits in enumerate(expected["logits"]):
+        length = int(expected["attention_mask"][place].sum())
+        seen = slice(None if padded else length)
+        inputs = {name: expected[name][place][None, seen] for name in ("input_ids", "attention_mask")}
+        if segments is not None:
+            inputs["token_type_ids"] = segments[place][None, seen]
+        found = _at_last(_logits(model(**inputs)), length)
+        largest = max(largest, float((found - logits).abs().max().nan_to_num(float("inf"))))
+    return largest, max(tolerance, RELATIVE_TOLERANCE * float(expected["logits"].abs().max().nan_to_num(0.0)))
+
+
 def _logits(said: Any) -> tuple[Tensor, ...]:
-    """The logits among what a model of transformers returns, in the order in which ours gives them."""
+    """The logits among what a model of transformers returns, in the order in which ours gives them; hidden states if it has no head."""
+    if hasattr(said, "last_hidden_state"):
+        return (said.last_hidden_state,)
     if hasattr(said, "seq_relationship_logits"):
         return said.prediction_logits, said.seq_relationship_logits
     if hasattr(said, "start_logits"):

@@ -20,6 +20,8 @@ from model import durable, own_weights
 from model.config import ModelConfig
 from model.hf_config import FAMILIES, UnsupportedModel, read_config
 
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # what weights may be in: a number each
+
 
 def _label_names(config: ModelConfig) -> tuple[str, ...]:
     """One name for each class: the task's own, or Hugging Face's default."""
@@ -89,14 +91,19 @@ def from_hugging_face(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     """Read a Hugging Face folder, or one of our own weights: its ModelConfig, and a state dict in fp32 for the model that `heads.build` makes of it.
 
     UnsupportedModel names the file and the field when it is another family, computes something else, or keeps
-    its weights in pickles.
+    its weights in pickles, packed, or under names that the family has not.
     """
     if own_weights.are_in(folder):
         return own_weights.read(folder)
     config = read_config(folder)
-    theirs = {name: tensor.to(torch.float32) for name, tensor in _read_tensors(folder).items()}
+    family = FAMILIES[config.family]
+    read = {name: tensor for name, tensor in _read_tensors(folder).items() if not name.endswith(family.BUFFERS)}
+    _require_floats(folder, read)
+    theirs = {family.whole(name): tensor.to(torch.float32) for name, tensor in read.items()}
+    if config.tie_word_embeddings:
+        _keep_once(folder, config, theirs)
     try:
-        state = {name: tensor.contiguous() for name, tensor in FAMILIES[config.family].to_ours(config, theirs)}
+        state = {name: tensor.contiguous() for name, tensor in family.to_ours(config, theirs)}
     except KeyError as error:
         raise UnsupportedModel(f"{folder}: family {config.family} has no weight {error}, or lacks its like") from error
     if config.head_kind == "language_model" and config.tie_word_embeddings:
@@ -104,24 +111,85 @@ def from_hugging_face(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     return config, state
 
 
+def _require_floats(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """UnsupportedModel for weights that are packed in integers or 8 bits: they are no numbers without what unpacks them."""
+    packed = [
+        f"{name} ({str(one.dtype).removeprefix('torch.')})" for name, one in tensors.items() if one.dtype not in _FLOATS
+    ]
+    if packed:
+        raise UnsupportedModel(
+            f"{folder}: {len(packed)} weights are packed, as {', '.join(sorted(packed)[:3])}; "
+            "give a folder whose weights are in fp32, fp16 or bf16"
+        )
+
+
+def _keep_once(folder: Path, config: ModelConfig, theirs: dict[str, Tensor]) -> None:
+    """Leave of two weights that the configuration ties the one that both are, by whichever name the file has it.
+
+    UnsupportedModel if they differ and the model's head is of them: transformers unties them then, Transformer cannot.
+    """
+    of_tokens = config.head_kind not in ("classification", "span")
+    for name, other in FAMILIES[config.family].TIED.items():
+        own = theirs.pop(name, None)
+        if own is not None and not torch.equal(theirs.setdefault(other, own), own) and of_tokens:
+            raise UnsupportedModel(
+                f"{folder}: config.json ties {name} to {other}, and the file has another one; save the model with "
+                "tie_word_embeddings=false (GPT-2, Llama; a BERT cannot be untied here), or without the weight that is not used"
+            )
+
+
 def begin_from(folder: Path, model: nn.Module, config: ModelConfig) -> list[str]:
     """Copy the weights in `folder` into `model` (of `config`), as `load_pretrained` does; returns the parameters without any.
 
-    The head of a classifier of other classes is left out, though its shape may fit: it is not about these.
+    The head of a classifier of other classes is left out, though its shape may fit: it is not about these. UnsupportedModel
+    if the weights have learned to be computed with otherwise: many shapes would not tell.
     """
     found, state = from_hugging_face(folder)
+    _require_same_computation(folder, found, config)
     if found.num_labels is not None and _label_names(found) != _label_names(config):
         state = {name: tensor for name, tensor in state.items() if not name.startswith("score.")}
     return load_pretrained(model, state)
+
+
+def _require_same_computation(folder: Path, found: ModelConfig, config: ModelConfig) -> None:
+    """UnsupportedModel, with both values, where `found` computes otherwise than `config` from equal weights."""
+    theirs, ours = _computation(found), _computation(config)
+    if found.head_kind == config.head_kind == "language_model" and config.tie_word_embeddings:
+        theirs["tie_word_embeddings"], ours["tie_word_embeddings"] = found.tie_word_embeddings, True
+    wrong = [f"{name}={theirs[name]} where the model has {ours[name]}" for name in ours if theirs[name] != ours[name]]
+    if wrong:
+        raise UnsupportedModel(
+            f"{folder}: its weights are of {', '.join(wrong)}; give the model that shape (model.*), or do not begin from "
+            "these weights (make retrain: retrain.start=scratch)"
+        )
+
+
+def _computation(config: ModelConfig) -> dict[str, Any]:
+    """What decides, beside the weights, what is computed, by its name in a recipe."""
+    return {
+        "family": config.family,
+        "n_layer": config.n_layer,
+        "n_head": config.n_head,
+        "n_kv_head": config.kv_heads,
+        "feed_forward": config.feed_forward_kind,
+        "layer_norm_epsilon": config.layer_norm_epsilon,
+        "rope_theta": (config.rope_theta or 10_000.0) if config.family == "llama" else None,
+    }
 
 
 def load_pretrained(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
     """Copy `state` into `model` in place and return the parameters that it had nothing for (a new head), sorted.
 
     A head of `state` that `model` lacks is left out. UnsupportedModel if any weight of the Transformer is
-    missing or a shape differs: half a pre-trained model is none.
+    missing or left over, or a shape differs: half a pre-trained model is none.
     """
     own = model.state_dict()
+    surplus = sorted(name for name in state.keys() - own.keys() if name.startswith("transformer."))
+    if surplus:
+        raise UnsupportedModel(
+            f"pre-trained weights do not fit the model: it has no {', '.join(surplus[:3])}"
+            f"{f' and {len(surplus) - 3} more' if surplus[3:] else ''}; give the model their shape"
+        )
     shared = {name: tensor for name, tensor in state.items() if name in own}
     absent = sorted(own.keys() - shared.keys())
     wrong = [name for name in absent if name.startswith("transformer.")]

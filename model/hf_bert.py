@@ -21,6 +21,7 @@ ARCHITECTURES = {
     "classification": "BertForSequenceClassification",
     "span": "BertForQuestionAnswering",
 }
+BARE = "BertModel"  # with no head
 ACTIVATIONS = {"gelu": "gelu", "relu": "relu"}
 # Options of BertConfig that change what is computed, with the only value that Transformer computes.
 COMPUTED = {
@@ -50,7 +51,11 @@ _OUTER = {
     "span": "qa_outputs",
 }
 _OURS = {theirs: ours for ours, theirs in (_NAMES | _OUTER).items()}
-_TIED = ("cls.predictions.decoder.weight", "cls.predictions.decoder.bias", "bert.embeddings.position_ids")
+BUFFERS = ("embeddings.position_ids",)  # 0, 1, 2, .. in old files
+TIED = {
+    "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+    "cls.predictions.decoder.bias": "cls.predictions.bias",
+}
 _OLD = {".gamma": ".weight", ".beta": ".bias"}  # TensorFlow's names, in old files
 _OUR_LAYER = re.compile(r"transformer\.h\.(\d+)\.(.+)\.(weight|bias)")
 _THEIR_LAYER = re.compile(r"bert\.encoder\.layer\.(\d+)\.(.+)\.(weight|bias)")
@@ -130,30 +135,30 @@ def to_theirs(config: ModelConfig, state: Mapping[str, Tensor]) -> Iterator[tupl
 
 
 def to_ours(config: ModelConfig, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """BERT's weights by our names; BertModel's lack the prefix. KeyError for a weight that BERT does not have."""
+    """BERT's weights by our names. KeyError for a weight that BERT does not have."""
     import torch
 
-    theirs = {_whole(name): tensor for name, tensor in tensors.items()}
-    for name, tensor in theirs.items():
+    for name, tensor in tensors.items():
         found = _THEIR_LAYER.fullmatch(name)
         if found is None:
             if name == "cls.predictions.bias":
                 yield "predictor.decoder.bias", tensor
-            elif name not in _TIED:
+            else:
                 module, _, kind = name.rpartition(".")
                 yield f"{_OURS[module]}.{kind}", tensor
             continue
         layer, part, kind = found.groups()
         if part == _PARTS[0]:
-            pieces = [theirs[name.replace(part, one)] for one in _PARTS]
+            pieces = [tensors[name.replace(part, one)] for one in _PARTS]
             yield f"transformer.h.{layer}.attn.c_attn.{kind}", torch.cat(pieces)
         elif part not in _PARTS:
             yield f"transformer.h.{layer}.{_OURS[part]}.{kind}", tensor
-    if any(name.startswith("cls.predictions.") for name in theirs):
-        yield "predictor.decoder.weight", theirs["bert.embeddings.word_embeddings.weight"]
+    if any(name.startswith("cls.predictions.") for name in tensors):
+        yield "predictor.decoder.weight", tensors["bert.embeddings.word_embeddings.weight"]
 
 
-def _whole(name: str) -> str:
+def whole(name: str) -> str:
+    """A weight's name as it is today, with the prefix that BertModel's lack."""
     for old, new in _OLD.items():
         if name.endswith(old):
             name = name.removesuffix(old) + new

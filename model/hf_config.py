@@ -14,7 +14,7 @@ from model import durable, hf_bert, hf_gpt2, hf_llama
 from model.config import ModelConfig
 
 FAMILIES: dict[str, Any] = {"gpt2": hf_gpt2, "llama": hf_llama, "bert": hf_bert}
-_BARE = {"GPT2Model": "language_model", "LlamaModel": "language_model", "BertModel": "pretraining"}  # with no head
+_TOKENS = {"cls_token_id": "[CLS]", "sep_token_id": "[SEP]", "mask_token_id": "[MASK]", "pad_token_id": "[PAD]"}
 
 
 class UnsupportedModel(ValueError):
@@ -31,6 +31,33 @@ def read_config(folder: Path) -> ModelConfig:
     if family not in FAMILIES:
         raise UnsupportedModel(f"{path}: model_type={family!r} is not supported, only {', '.join(FAMILIES)}")
     theirs = FAMILIES[family]
+    _require_computed(fields, path, theirs)
+    heads = {name: head for head, name in theirs.ARCHITECTURES.items()}
+    heads[theirs.BARE] = next(iter(theirs.ARCHITECTURES))
+    named = (fields.get("architectures") or [next(iter(heads))])[0]
+    if named not in heads:
+        raise UnsupportedModel(f"{path}: architecture {named} is not supported, only {', '.join(heads)}")
+    try:
+        labels = _labels(fields) if heads[named] == "classification" else ()
+        # What config.json says of a token goes before what its tokenizer does.
+        known = _special(fields, path, family) | theirs.shape(fields) | _named_head(heads[named], family)
+        return ModelConfig(
+            family=family, vocab_size=fields["vocab_size"], num_labels=len(labels) or None, labels=labels, **known
+        )
+    except KeyError as error:
+        raise UnsupportedModel(f"{path}: {error} is missing") from error
+    except UnsupportedModel:
+        raise
+    except (ValueError, TypeError) as error:  # pydantic's errors are of the first kind
+        raise UnsupportedModel(f"{path}: {error}") from error
+
+
+def _require_computed(fields: Mapping[str, Any], path: Path, theirs: Any) -> None:
+    """UnsupportedModel where an option asks for another computation than Transformer's, or weights are packed."""
+    if fields.get("quantization_config"):
+        raise UnsupportedModel(
+            f"{path}: quantization_config is not supported; give a folder whose weights are in fp32, fp16 or bf16"
+        )
     activations = getattr(theirs, "ACTIVATIONS", {}).values()
     for name in ("activation_function", "hidden_act"):
         if activations and name in fields and fields[name] not in activations:
@@ -38,20 +65,6 @@ def read_config(folder: Path) -> ModelConfig:
     for name, value in theirs.COMPUTED.items():
         if fields.get(name, value) != value:
             raise UnsupportedModel(f"{path}: {name}={fields[name]!r} is not supported, only {value!r}")
-    heads = {name: head for head, name in theirs.ARCHITECTURES.items()} | _BARE
-    named = (fields.get("architectures") or [next(iter(heads))])[0]
-    if named not in heads:
-        raise UnsupportedModel(f"{path}: architecture {named} is not supported, only {', '.join(heads)}")
-    labels = _labels(fields) if heads[named] == "classification" else ()
-    try:
-        return ModelConfig(
-            family=family, vocab_size=fields["vocab_size"], num_labels=len(labels) or None, labels=labels,
-            **_special(fields, path, family), **theirs.shape(fields), **_named_head(heads[named], family),
-        )  # fmt: skip
-    except KeyError as error:
-        raise UnsupportedModel(f"{path}: {error} is missing") from error
-    except (ValueError, TypeError) as error:  # pydantic's errors are of the first kind
-        raise UnsupportedModel(f"{path}: {error}") from error
 
 
 def _named_head(head: str, family: str) -> dict[str, Any]:
@@ -66,19 +79,18 @@ def _special(fields: Mapping[str, Any], path: Path, family: str) -> dict[str, An
     BERT's EOT is its [SEP]. Its own files name neither: a folder that lacks them is completed from its tokenizer.
     """
     eot, pad = fields.get("eos_token_id"), fields.get("pad_token_id")
+    special: dict[str, Any] = {"pad_token_id": pad} if isinstance(pad, int) and pad != eot else {}
     if family == "bert" and not isinstance(eot, int):
-        known = _tokenizer_ids(path.parent)
-        if "[SEP]" not in known:
+        ids = _tokenizer_ids(path.parent)
+        special = {name: ids[token] for name, token in _TOKENS.items() if token in ids}
+        eot = fields["sep_token_id"] if fields.get("sep_token_id") is not None else special.get("sep_token_id")
+        if eot is None:
             raise UnsupportedModel(f"{path}: no eos_token_id, and no tokenizer beside it that has [SEP]")
-        named = {"cls_token_id": "[CLS]", "sep_token_id": "[SEP]", "mask_token_id": "[MASK]", "pad_token_id": "[PAD]"}
-        return {"eot_token_id": known["[SEP]"]} | {
-            name: known[token] for name, token in named.items() if token in known
-        }
     if not isinstance(eot, int) or not 0 <= eot < fields["vocab_size"]:
         raise UnsupportedModel(
             f"{path}: eos_token_id={eot!r} is not one id of the vocabulary of {fields['vocab_size']}"
         )
-    return {"eot_token_id": eot} | ({"pad_token_id": pad} if isinstance(pad, int) and pad != eot else {})
+    return {"eot_token_id": eot} | special
 
 
 def _tokenizer_ids(folder: Path) -> dict[str, int]:
@@ -91,6 +103,13 @@ def _tokenizer_ids(folder: Path) -> dict[str, int]:
 
 
 def _labels(fields: Mapping[str, Any]) -> tuple[str, ...]:
-    """The classes' names by index."""
-    names: dict[str, str] = fields.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
+    """The classes' names by index: as many as `num_labels` where they have none, two where it is silent, as in transformers.
+
+    ValueError for a head that scores numbers, or several classes at once.
+    """
+    kind = fields.get("problem_type") or "single_label_classification"
+    if kind != "single_label_classification":
+        raise ValueError(f"problem_type={kind!r} is not supported, only 'single_label_classification'")
+    unnamed = {str(index): f"LABEL_{index}" for index in range(fields.get("num_labels") or 2)}
+    names: dict[str, str] = fields.get("id2label") or unnamed
     return tuple(names[str(index)] for index in range(len(names)))

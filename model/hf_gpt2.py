@@ -6,6 +6,7 @@ W (in, out), `nn.Linear` computes x W^T + b with W (out, in).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ARCHITECTURES = {"language_model": "GPT2LMHeadModel", "classification": "GPT2ForSequenceClassification"}
+BARE = "GPT2Model"  # with no head
 ACTIVATIONS = {"gelu": "gelu_new", "relu": "relu"}
 # Options of GPT2Config that change what is computed, with the only value that Transformer computes.
 COMPUTED = {
@@ -23,7 +25,11 @@ COMPUTED = {
     "add_cross_attention": False,
 }
 _CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-_BUFFERS = (".attn.bias", ".attn.masked_bias")  # causal masks that old checkpoints carry
+BUFFERS = (".attn.bias", ".attn.masked_bias")  # causal masks that old checkpoints carry
+TIED = {"lm_head.weight": "transformer.wte.weight"}
+_BLOCK = r"transformer\.h\.\d+\.(ln_1|ln_2|attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.(weight|bias)"
+_OUTER = r"transformer\.(wte|wpe)\.weight|transformer\.ln_f\.(weight|bias)|(lm_head|score)\.weight"
+_KNOWN = re.compile(f"{_BLOCK}|{_OUTER}")
 
 
 def config_json(config: ModelConfig) -> dict[str, Any]:
@@ -66,10 +72,13 @@ def to_theirs(config: ModelConfig, state: Mapping[str, Tensor]) -> Iterator[tupl
 
 
 def to_ours(config: ModelConfig, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """GPT-2's weights by our names. GPT2Model's, and OpenAI's own files, lack the prefix."""
+    """GPT-2's weights by our names. KeyError for a weight that GPT-2 does not have."""
     for name, tensor in tensors.items():
-        if name.endswith(_BUFFERS):
-            continue
-        if not name.startswith(("transformer.", "lm_head.", "score.")):
-            name = f"transformer.{name}"
+        if not _KNOWN.fullmatch(name):
+            raise KeyError(name)
         yield name, tensor.t() if name.endswith(_CONV1D) else tensor
+
+
+def whole(name: str) -> str:
+    """A weight's name with the prefix that GPT2Model's, and OpenAI's own files, lack."""
+    return name if name.startswith(("transformer.", "lm_head.", "score.")) else f"transformer.{name}"

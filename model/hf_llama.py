@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ARCHITECTURES = {"language_model": "LlamaForCausalLM", "classification": "LlamaForSequenceClassification"}
+BARE = "LlamaModel"  # with no head
 # Options of LlamaConfig that change what is computed, with the only value that Transformer computes.
 COMPUTED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "rope_interleaved": False}
+BUFFERS = ("rotary_emb.inv_freq",)  # rotary frequencies that old files carry
+TIED = {"lm_head.weight": "model.embed_tokens.weight"}
 _PARTS = {
     "attn.c_attn": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "mlp.c_fc": ("mlp.gate_proj", "mlp.up_proj"),
@@ -71,7 +74,7 @@ def shape(fields: Mapping[str, Any]) -> dict[str, Any]:
     for kind in (one.get("rope_type", one.get("type")) for one in said):
         if kind not in ("default", None):
             raise ValueError(f"rope_type={kind!r} is not supported, only 'default'")
-    rope = said[0] | said[1]
+    rope = said[1] or said[0]  # as transformers reads them: rope_scaling, the older one, in place of the other
     if rope.get("partial_rotary_factor", 1) != 1:
         raise ValueError(f"partial_rotary_factor={rope['partial_rotary_factor']} is not supported, only 1")
     if (fields.get("head_dim") or width // heads) != width // heads:
@@ -85,7 +88,7 @@ def shape(fields: Mapping[str, Any]) -> dict[str, Any]:
         "n_kv_head": fields.get("num_key_value_heads") or heads,
         "n_inner": fields["intermediate_size"],
         "layer_norm_epsilon": float(fields.get("rms_norm_eps", 1e-6)),
-        "rope_theta": float(fields.get("rope_theta") or rope.get("rope_theta") or 10_000.0),
+        "rope_theta": float(rope.get("rope_theta") or fields.get("rope_theta") or 10_000.0),
         "tie_word_embeddings": bool(fields.get("tie_word_embeddings", False)),
         "initializer_range": float(fields.get("initializer_range", 0.02)),
         **({"cls_token_id": opening} if opening not in (None, fields.get("eos_token_id")) else {}),
@@ -122,12 +125,9 @@ def to_ours(config: ModelConfig, tensors: Mapping[str, Tensor]) -> Iterator[tupl
     import torch
 
     for name, tensor in tensors.items():
-        if name.endswith("rotary_emb.inv_freq"):
-            continue
-        found = _LAYER.fullmatch(name if name.startswith(("model.", "lm_head", "score")) else f"model.{name}")
+        found = _LAYER.fullmatch(name)
         if found is None:
-            whole = name if name.startswith(("model.", "lm_head", "score")) else f"model.{name}"
-            yield f"{_OURS[whole.removesuffix('.weight')]}.weight", tensor
+            yield f"{_OURS[name.removesuffix('.weight')]}.weight", tensor
             continue
         layer, part = found.groups()
         ours = _THEIR_PARTS.get(part)
@@ -136,3 +136,8 @@ def to_ours(config: ModelConfig, tensors: Mapping[str, Tensor]) -> Iterator[tupl
         elif part == _PARTS[ours][0]:  # the first of those that we keep in one
             pieces = [tensors[name.replace(part, theirs)] for theirs in _PARTS[ours]]
             yield f"transformer.h.{layer}.{ours}.weight", torch.cat(pieces)
+
+
+def whole(name: str) -> str:
+    """A weight's name with the prefix that LlamaModel's lack."""
+    return name if name.startswith(("model.", "lm_head", "score")) else f"model.{name}"

@@ -1,8 +1,8 @@
 """A model that somebody else trained, as one of ours: a Hugging Face folder or a GGUF file of a family that Transformer computes.
 
 The one idea: what comes in is read once and written as an export of ours, with its tokenizer, so that everything after it
-(pre-training, fine-tuning, evaluation, registration) starts from what it knows. It counts only if what is written computes
-what came in, and equal models give equal bytes.
+(pre-training, fine-tuning, evaluation, registration) starts from what it knows. It counts only if `transformers` computes
+the same from the files that came in, from our model and from what is written; equal models give equal bytes.
 
     import_model({"folder", "output", "threads"}): output/export/, output/tokenizer/, output/model.json
 """
@@ -12,60 +12,116 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from model import durable, export
+from model import durable, export, hf
 from model.config import ModelConfig
 from model.heads import Model, build
-from model.hf import UnsupportedModel, from_hugging_face, load_pretrained
+from model.hf import FAMILIES, UnsupportedModel, from_hugging_face, load_pretrained
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MODEL = "model.json"  # the ModelConfig, without what a task or an objective decides
 _DECIDED_LATER = {"head", "num_labels", "labels", "head_pdrop", "embd_pdrop", "resid_pdrop"}
+_HEAD, _NO_HEAD = "logits.safetensors", "hidden.safetensors"  # probes
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 def import_model(job: dict[str, Any]) -> dict[str, Any]:
     """Import the model in job["folder"] into job["output"]; returns figures.
 
-    Weights that the files lack (a head that BertModel has not) are those of seed 0. UnsupportedModel says what cannot be
-    computed here, ExportMismatch that what was written is not the model.
+    Weights that the files lack are those of seed 0 where their class has no head (BertModel). UnsupportedModel says what
+    cannot be computed here, ExportMismatch that what was written is not the model.
     """
     torch.set_num_threads(job["threads"])
     output = Path(job["output"])
     with tempfile.TemporaryDirectory() as scratch:
         folder = _without_gguf(Path(job["folder"]), Path(scratch) / "converted")
-        config, state = from_hugging_face(folder)
-        model = build(config, seed=0).eval()
-        fresh = load_pretrained(model, state)
+        config, model, fresh = _read(folder)
+        kind = _class(folder, config, model, fresh)
         _write_tokenizer(folder, output / "tokenizer", config)
         export.write_export(output / "export", config, model.state_dict(), output / "tokenizer")
-        difference = _checked(output / "export", config, model, Path(scratch) / "probe.safetensors")
+        _write_probes(Path(scratch), config, model)
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        del model  # one at a time: each is as large as the memory that a large one leaves
+        source = _source_difference(folder, kind, Path(scratch))
+        difference = export.check_export(output / "export", Path(scratch) / _HEAD)
     durable.write_json(output / MODEL, config.model_dump(mode="json", exclude=_DECIDED_LATER))
     return {
         "family": config.family,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": parameters,
         "vocab_size": config.vocab_size,
         "eot": config.eot_token_id,
         "weights_from_seed": len(fresh),
+        "source_difference": source,
         "export_difference": difference,
     }
 
 
-def _checked(folder: Path, config: ModelConfig, model: Model, probe: Path) -> float:
-    """How far what `transformers` computes from the export is from what our model computes. ExportMismatch."""
+def _read(folder: Path) -> tuple[ModelConfig, Model, list[str]]:
+    """The model in a folder, in our shape, and the parameters that its files lack."""
+    config, state = from_hugging_face(folder)
+    model = build(config, seed=0).eval()
+    return config, model, load_pretrained(model, state)
+
+
+def _class(folder: Path, config: ModelConfig, model: Model, fresh: list[str]) -> str:
+    """The class of `transformers` that the files are of: config.json's, or where it names none one that they fill.
+
+    UnsupportedModel if it has a head that they lack: transformers would draw its weights, and only warn of it.
+    """
+    family, own = FAMILIES[config.family], model.state_dict()
+    named = (durable.read_json(folder / "config.json").get("architectures") or [None])[0]
+    if not fresh or named == family.BARE:
+        return str(named or hf.architecture(config))
+    if named is None:
+        return str(family.BARE)
+    lacking = sorted(name for name, _ in family.to_theirs(config, {name: own[name] for name in fresh}))
+    raise UnsupportedModel(
+        f"{folder}: config.json names {named}, and the files lack its {', '.join(lacking)}; give a folder that has them, or "
+        f'say "architectures": ["{family.BARE}"] in config.json, of which the head is drawn anew'
+    )
+
+
+def _write_probes(folder: Path, config: ModelConfig, model: Model) -> None:
+    """What our model computes: its logits, and its last hidden states for a source without a head."""
     tokens, mask = export.probe_inputs(config)
-    export.write_probe(probe, tokens, mask, export.last_logits(model, tokens, mask, config.segments))
-    return export.check_export(folder, probe)
+    for name, part in ((_HEAD, model), (_NO_HEAD, model.transformer)):
+        export.write_probe(folder / name, tokens, mask, export.last_logits(part, tokens, mask, config.segments))
+
+
+def _source_difference(folder: Path, kind: str, probes: Path) -> float:
+    """How far what `transformers` computes from the source itself is from what our model does. UnsupportedModel beyond tolerance."""
+    bare = kind in {family.BARE for family in FAMILIES.values()}
+    model = _source(folder, kind)
+    largest, allowed = export.difference(model, probes / (_NO_HEAD if bare else _HEAD), padded=False)
+    if largest > allowed:
+        raise UnsupportedModel(
+            f"{folder}: {'hidden states' if bare else 'logits'} of transformers' {kind} and of our model differ by "
+            f"{largest:.3g}, more than {allowed:.3g}: config.json or the weights ask for what Transformer does not compute"
+        )
+    return largest
+
+
+def _source(folder: Path, kind: str) -> PreTrainedModel:
+    import transformers
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        model = getattr(transformers, kind).from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
+        )
+    except Exception as error:  # transformers has many kinds
+        raise UnsupportedModel(f"{folder}: transformers does not load it as {kind}: {error}") from error
+    return cast("PreTrainedModel", model.eval())
 
 
 def _without_gguf(folder: Path, converted: Path) -> Path:
-    """The folder itself, or what `transformers` makes of its one GGUF file. UnsupportedModel if there are several."""
-    from safetensors.torch import save_file
+    """The folder itself, or what `transformers` makes of its one GGUF file. UnsupportedModel if there are several, or it lacks weights."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -76,21 +132,31 @@ def _without_gguf(folder: Path, converted: Path) -> Path:
         raise UnsupportedModel(f"{folder} holds {len(files)} GGUF files ({files[0].name}, ...); give a folder with one")
     logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=files[0].name, dtype=torch.float32)
+        model, told = AutoModelForCausalLM.from_pretrained(
+            folder, gguf_file=files[0].name, dtype=torch.float32, output_loading_info=True
+        )
     except ImportError as error:
         raise UnsupportedModel(
             f"{files[0]}: {error}; install gptline's dependencies again (GGUF needs `gguf`)"
         ) from error
-    # Not save_pretrained: it still takes the model for a quantised one.
+    if told["missing_keys"]:
+        raise UnsupportedModel(f"{files[0]} lacks {', '.join(sorted(told['missing_keys']))}; give a file that has them")
+    _write_converted(model, converted)
+    _tokenizer(folder, files[0].name).save_pretrained(converted)
+    return converted
+
+
+def _write_converted(model: Any, converted: Path) -> None:
+    """config.json and weights of a model that was read from a GGUF file. Not save_pretrained: it still takes it for a quantised one."""
+    from safetensors.torch import save_file
+
     converted.mkdir()
     fields = {name: value for name, value in model.config.to_dict().items() if name != "quantization_config"}
     durable.write_json(converted / "config.json", fields | {"architectures": [type(model).__name__]})
-    tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+    tied = {"lm_head.weight"} if model.get_output_embeddings().weight is model.get_input_embeddings().weight else set()
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name not in tied}
     with durable.writing(converted / "model.safetensors") as draft:
         save_file(tensors, draft, metadata={"format": "pt"})
-    _tokenizer(folder, files[0].name).save_pretrained(converted)
-    return converted
 
 
 def _tokenizer(folder: Path, gguf: str | None = None) -> PreTrainedTokenizerBase:

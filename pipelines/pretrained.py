@@ -95,7 +95,13 @@ def described(spec: Pretrained, cache: Path, sha256: Callable[[Path], str], fetc
 def _files(folder: Path) -> list[Path]:
     files = sorted(file for file in folder.glob("*") if file.is_file() and file.suffix in _READ)
     names = {file.name for file in files}
-    if "config.json" not in names and not any(name.endswith(".gguf") for name in names):
+    gguf, plain = ([file.name for file in files if file.suffix == kind] for kind in (".gguf", ".safetensors"))
+    if gguf and plain:
+        raise SourceError(
+            f"pretrained.path={folder}: it holds {gguf[0]} and {plain[0]}, and one of them is the model; give a folder "
+            "with the GGUF file alone, or without it (its weights are often in 4 bits)"
+        )
+    if "config.json" not in names and not gguf:
         raise SourceError(
             f"pretrained.path={folder}: no folder of a model, it holds neither config.json nor a .gguf file; give the "
             "folder that transformers' save_pretrained wrote"

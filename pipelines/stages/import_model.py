@@ -16,7 +16,7 @@ from pipelines.stages.fan_out import connect
 from pipelines.stretches import changed
 
 MODEL = "model.json"  # the output that says what the model is, as `stages/training.shape` reads it
-STAGE = Stage("import", 1, "pipelines.stages.import_model:run")
+STAGE = Stage("import", 2, "pipelines.stages.import_model:run")
 
 
 def run(attempt: Attempt) -> dict[str, Any]:

@@ -208,3 +208,44 @@ def test_pretrained_weights_of_another_shape_are_refused() -> None:
         hf.load_pretrained(classifier, random_state(tiny.config()))
     with pytest.raises(hf.UnsupportedModel, match=r"transformer\.wpe\.weight \(37, 30\) for \(40, 30\)"):
         hf.load_pretrained(heads.build(tiny.config(n_positions=40)), random_state(tiny.config()))
+
+
+def test_weights_that_the_model_has_no_place_for_are_refused_and_named(tmp_path: Path) -> None:
+    deep = tiny.config(n_layer=5)
+    said = r"it has no transformer\.h\.3\.attn\.c_attn\.bias, .* and 21 more; give the model their shape"
+    with pytest.raises(hf.UnsupportedModel, match=said):
+        hf.load_pretrained(heads.build(tiny.config()), random_state(deep))
+
+
+LLAMA: dict[str, Any] = {"family": "llama", "n_embd": 36, "n_head": 6, "n_inner": 71}
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "said"),
+    [
+        ({"n_layer": 4}, {"n_layer": 2}, "n_layer=4 where the model has 2"),
+        ({"n_head": 5}, {"n_head": 3}, "n_head=5 where the model has 3"),
+        ({"feed_forward": "relu"}, {}, "feed_forward=relu where the model has gelu"),
+        ({"layer_norm_epsilon": 1e-6}, {}, "layer_norm_epsilon=1e-06 where the model has 1e-05"),
+        ({"tie_word_embeddings": False}, {}, "tie_word_embeddings=False where the model has True"),
+        (LLAMA | {"rope_theta": 500.0}, LLAMA, r"rope_theta=500.0 where the model has 10000.0"),
+        (LLAMA | {"n_kv_head": 2}, LLAMA | {"n_kv_head": 3}, "n_kv_head=2 where the model has 3"),
+        (LLAMA, {}, "family=llama where the model has gpt2"),
+    ],
+)
+def test_training_begins_from_no_weights_that_were_computed_with_otherwise(
+    tmp_path: Path, theirs: dict[str, Any], ours: dict[str, Any], said: str
+) -> None:
+    other, config = tiny.config(**theirs), tiny.config(**ours)
+    write(tmp_path, other, random_state(other))
+    with pytest.raises(hf.UnsupportedModel, match=rf"{said}.*; give the model that shape .* retrain.start=scratch"):
+        hf.begin_from(tmp_path, heads.build(config), config)
+
+
+@pytest.mark.parametrize("theirs", [{}, {"n_positions": 50, "rope_theta": 10_000.0, "n_kv_head": 6}])
+def test_training_begins_from_what_is_computed_alike_though_it_is_said_otherwise(
+    tmp_path: Path, theirs: dict[str, Any]
+) -> None:
+    other, config = tiny.config(**LLAMA, **theirs), tiny.config(**LLAMA, num_labels=2, resid_pdrop=0.1)
+    write(tmp_path, other, random_state(other))
+    assert hf.begin_from(tmp_path, heads.build(config), config) == ["score.weight"]

@@ -68,6 +68,7 @@ def test_a_sharded_bf16_llama_computes_what_it_did_and_keeps_its_chat_template(t
     assert (tmp_path / "theirs" / "model.safetensors.index.json").exists()
     figures = imported(tmp_path / "theirs", tmp_path / "ours")
     assert figures["export_difference"] <= 1e-4 and figures["weights_from_seed"] == 0
+    assert 0 <= figures["source_difference"] <= 1e-4
     ours = export.load_export(tmp_path / "ours" / "export")
     tokens = torch.randint(0, 320, (2, 40), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -105,6 +106,7 @@ def test_a_bare_bert_gets_its_ids_from_its_tokenizer_and_that_cuts_and_pads_no_m
 
     figures = imported(folder, tmp_path / "ours")
     assert figures["eot"] == 3 and figures["weights_from_seed"] == 8  # the two heads that BertModel has not
+    assert 0 <= figures["source_difference"] <= 1e-4
     shape = durable.read_json(tmp_path / "ours" / "model.json")
     assert [shape[f"{name}_token_id"] for name in ("pad", "cls", "sep", "mask", "eot")] == [0, 2, 3, 4, 3]
     read, _ = from_hugging_face(tmp_path / "ours" / "export")

@@ -114,6 +114,7 @@ def test_what_the_import_would_refuse_is_refused_when_the_recipe_is_read(tmp_pat
             FOLDERS["gpt2"] | {"activation_function": "silu"},
             r"config.json: activation_function='silu' is not supported",
         ),
+        (FOLDERS["gpt2"] | {"quantization_config": {"bits": 4}}, r"config.json: quantization_config is not supported"),
         ({"model_type": "t5"}, r"config.json: model_type='t5' is not supported, only gpt2, llama, bert"),
         ([], r"config.json: model_type=None is not supported"),
         (FOLDERS["gpt2"] | {"n_embd": None}, r"config.json: "),

@@ -167,12 +167,24 @@ def test_a_folder_is_known_by_the_names_and_bytes_of_what_is_read(folder: Path, 
         files(tmp_path)
 
 
+def test_a_gguf_file_beside_other_weights_is_refused_when_it_is_planned(folder: Path, tmp_path: Path) -> None:
+    (folder / "theirs.Q4_0.gguf").write_bytes(b"")
+    with pytest.raises(
+        SourceError, match=r"holds theirs.Q4_0.gguf and model.safetensors, .*; give a folder with the GGUF"
+    ):
+        pretrained.described(Pretrained(path=str(folder)), tmp_path, durable.sha256, fetch=False)
+    (folder / "model.safetensors").unlink()
+    assert pretrained.described(Pretrained(path=str(folder)), tmp_path, durable.sha256, fetch=False)
+
+
 def test_the_stage_leaves_an_export_a_tokenizer_and_a_shape(ray_apart: None, folder: Path, tmp_path: Path) -> None:
     sources = pretrained.described(Pretrained(path=str(folder)), tmp_path, durable.sha256, fetch=False)
     work = attempt(tmp_path, {}, {"model": sources})
     work.execution |= {"threads": 1, "device": "cpu"}  # type: ignore[operator]
     figures = import_model.run(work)
-    assert figures["family"] == "llama" and figures["export_difference"] <= 1e-4
+    assert (
+        figures["family"] == "llama" and figures["export_difference"] <= 1e-4 and figures["source_difference"] <= 1e-4
+    )
     assert {path.name for path in work.outputs.iterdir()} == {"export", "tokenizer", import_model.MODEL}
     assert tokenizer_facts(work.outputs / "tokenizer").eot == 0
     assert not (work.scratch / "model").exists()
