@@ -136,9 +136,10 @@ def _segments(kinds: int, tokens: Tensor) -> Tensor | None:
 def last_logits(model: nn.Module, tokens: Tensor, attention_mask: Tensor, kinds: int = 0) -> Tensor:
     """`model`'s logits at the last real token of each row of tokens (B, T): (B, V or K), fp32, on the host.
 
-    `kinds` are those of segments (`ModelConfig.segments`). Of a Transformer without a head they are its last hidden states. BERT's heads for pre-training give both their logits, one after
-    the other. Works on our models, wrapped or not; under ZeRO-3 every rank has to call it. One row at a time, because the
-    logits of all rows at all positions can be larger than the model.
+    `kinds` are those of segments (`ModelConfig.segments`). Of a Transformer without a head they are its last hidden states.
+    BERT's heads for pre-training give both their logits, one after the other. Works on our models, wrapped or not; under
+    ZeRO-3 every rank has to call it. One row at a time, because the logits of all rows at all positions can be larger than
+    the model.
     """
     device, segments = next(model.parameters()).device, _segments(kinds, tokens)
     rows = []
