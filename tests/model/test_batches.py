@@ -300,3 +300,11 @@ def test_a_batch_of_few_examples_holds_as_many_different_ones_as_without_pools(
         return float(np.mean([len(set(example_order(examples, step, **order).tolist())) for step in range(96)]))
 
     assert different(16) > 0.96 * different(1) and different(64) > 0.96 * different(1)
+
+
+def test_examples_come_in_another_order_by_another_seed(examples: Examples) -> None:
+    first, same, other = (
+        [example_order(examples, step, seed=seed, global_batch_size=8).tolist() for step in range(POOL)]
+        for seed in (5, 5, 6)
+    )
+    assert first == same and sorted(map(sorted, first)) != sorted(map(sorted, other)), "other examples meet"

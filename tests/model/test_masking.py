@@ -128,3 +128,9 @@ def test_words_of_a_byte_level_vocabulary_are_the_readers(tmp_path: Path) -> Non
 def test_a_vocabulary_without_mask_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has no \[PAD\], \[CLS\], \[SEP\], \[MASK\]; .*special_tokens='bert'"):
         load(tokenizer(tmp_path / "t", TEXT))
+
+
+def test_what_follows_a_special_token_begins_a_word_and_is_hidden_as_often_as_others() -> None:
+    rows = np.tile([1, *[6] * 5, 2, *[6] * 5, 2], (400, 1))  # 6 goes on with a word: one before the [SEP], one after it
+    often = (whole(Masking(vocabulary(), 7, 0.4, whole_words=True), rows)[1] != IGNORE_INDEX).mean(0)
+    assert abs(often[1:6] - 0.5).max() < 0.1 and abs(often[7:12] - 0.5).max() < 0.1

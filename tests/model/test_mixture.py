@@ -71,3 +71,12 @@ def test_the_order_in_which_a_recipe_names_its_corpora_changes_nothing(tmp_path:
     )
     for step in (0, 40):
         assert torch.equal(one(step).rows.tokens, other(step).rows.tokens)
+
+
+def test_which_corpus_comes_when_depends_on_the_seed(tmp_path: Path) -> None:
+    corpora = {"large": corpus(tmp_path / "l", 1, 3), "small": corpus(tmp_path / "s", 2, 1, 12)}
+    first, same, other = (
+        batches(corpora, "causal_lm", {"seed": seed}, mixture={"large": 1.0, "small": 1.0}).drawn(0)[0].tolist()
+        for seed in (3, 3, 4)
+    )
+    assert first == same != other

@@ -223,3 +223,39 @@ def test_a_document_of_a_causal_model_is_opened_by_the_end_of_the_one_before(sha
     assert rows.documents is not None
     ends = rows.tokens[:, 1:-1] == SEP
     assert torch.equal(rows.documents[:, 1:] - rows.documents[:, :-1], ends.long())
+
+
+def test_what_is_hidden_depends_on_the_seed_of_the_run(shards: TokenShards) -> None:
+    hidden = [batches(shards, "masked_lm", {"seed": seed})(0).rows.targets != IGNORE_INDEX for seed in (3, 4)]
+    assert (hidden[0] & hidden[1]).sum() < 0.3 * hidden[0].sum()
+
+
+def test_a_boundary_is_paired_anew_in_each_epoch_and_by_each_seed(shards: TokenShards) -> None:
+    pairs = SentencePairs(shards)
+    same = np.arange(200)
+    first, later, other = (
+        pairs.choose(same, places, seed, 61) for places, seed in ((same, 3), (same + 9000, 3), (same, 4))
+    )
+    for one in (later, other):
+        assert 60 < (first.follows == one.follows).sum() < 140
+        strangers = ~first.follows & ~one.follows
+        assert strangers.sum() > 20 and (first.b_start != one.b_start)[strangers].mean() > 0.9
+
+
+def test_as_many_sentences_as_fit_are_taken(shards: TokenShards) -> None:
+    """Neither piece could be longer by its next sentence: half of the room for A, what A leaves for B."""
+    pairs, room = SentencePairs(shards), 61
+    found = pairs.choose(np.arange(len(pairs)), np.arange(len(pairs)), 3, room)
+    marks, starts, filled = [], [], 0
+    for shard in map(shards.shard, range(len(shards.units))):
+        assert shard.sentences is not None
+        marks += (shard.sentences + filled).tolist()
+        starts += (shard.offsets + filled).tolist()[:-1]
+        filled += len(shard.tokens)
+    ends = sorted({*marks, *(start - 1 for start in starts[1:]), filled - 1})
+    for a_start, a_end, b_start, b_end, _ in zip(*vars(found).values(), strict=True):
+        earlier = [mark for mark in marks if mark < a_start]
+        assert a_start in starts or a_end - earlier[-1] > room // 2
+        later = next((end for end in ends if end > b_end), b_end)
+        whole = b_end + 1 in starts or b_end == filled - 1
+        assert whole or later - b_start > room - (a_end - a_start)

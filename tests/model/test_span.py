@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from model import objectives
-from model.batches import example_batch
+from model.batches import example_batch, example_order
 from model.evaluate_span import best_stretch
 from model.examples import Examples, write_examples
 from model.heads import build
@@ -83,8 +83,9 @@ def test_windows_hold_every_token_and_point_at_cls_where_the_answer_is_not_whole
         assert (first, last) == (0, 0) or part.tokens[first : last + 1] == [23, 24, 25]
     assert [part.place(None) for part in parts] == [(0, 0)] * len(parts)
     (cut,) = windows([5, 6], context, (CLS, SEP), 20, 0)
-    assert cut.tokens[cut.second : -1] == context[: cut.count] and cut.place((13, 15)) == cut.place((13, 15))
-    assert len(windows(list(range(40)), context, (CLS, SEP), 20, 6)[0].tokens) == 20, "a long question takes half"
+    assert cut.tokens[cut.second : -1] == context[: cut.count] and cut.place((13, 15)) == (0, 0) != cut.place((12, 14))
+    long = windows(list(range(40)), context, (CLS, SEP), 20, 6)[0]
+    assert (len(long.tokens), long.second) == (20, 10), "a long question takes half"
 
 
 def test_an_answer_is_covered_by_the_tokens_that_hold_its_characters() -> None:
@@ -148,3 +149,17 @@ def test_the_best_stretch_is_that_of_all_that_are_allowed() -> None:
         best = max(allowed, key=lambda pair: float(starts[pair[0]] + ends[pair[1]]))
         assert best_stretch(starts, ends, 5)[1:] == best
     assert best_stretch(torch.zeros(0), torch.zeros(0))[0] == float("-inf")
+
+
+def test_a_row_is_trained_on_with_the_segments_that_it_is_answered_with(tmp_path: Path) -> None:
+    examples = write(tmp_path)
+    assert examples.spans is not None
+    share = example_batch(examples, 0, seed=1, global_batch_size=6, length=37, objective="span").rows
+    order = example_order(examples, 0, seed=1, global_batch_size=6)
+    assert share.token_types is not None
+    for types, sample in zip(share.token_types, order.tolist(), strict=True):
+        size = int(examples.lengths[sample])
+        (row,) = windows(
+            [0] * 3, [0] * (size - 6), (CLS, SEP), 37, 0
+        )  # [CLS], three of the question, [SEP], and the last [SEP]
+        assert types[:size].tolist() == row.token_types

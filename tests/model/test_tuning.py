@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from model.adapters import write
 from model.config import ModelConfig
+from model.dropout import DropoutKey
 from model.export import load_export, probe_inputs, write_export
 from model.heads import build
 from model.hf import to_hugging_face
@@ -247,6 +248,9 @@ def test_patience_counts_evaluations_that_are_no_better() -> None:
     seen = [best.see(step, {"validation_loss": loss}) for step, loss in ((2, 3.0), (4, 2.0), (6, 2.0), (8, 2.5))]
     assert seen == [True, True, False, False] and (best.step, best.over) == (4, True)
     assert [best.due(step) for step in (7, 8, 9)] == [False, True, True]
+    accuracy: Any = Tuning(early_stopping=EARLY["early_stopping"] | {"metric": "accuracy"}).early_stopping
+    best = Best(accuracy, max_steps=9)
+    assert [best.see(step, {"validation_accuracy": 0.5}) for step in (2, 4)] == [True, False], "as good is no better"
 
 
 def test_first_weights_of_an_adapter_depend_on_seed_and_name_alone() -> None:
@@ -297,3 +301,21 @@ def test_a_head_that_is_the_embedding_cannot_be_tuned_alone() -> None:
     config = ModelConfig(n_positions=8, n_embd=12, n_layer=2, n_head=2, vocab_size=20, eot_token_id=0)
     with pytest.raises(ValueError, match="leaves nothing to train"):
         prepare(build(config), Tuning(tune="head"), 0)
+
+
+def test_an_adapter_s_dropout_is_keyed_and_reaches_the_loss_of_every_adapter() -> None:
+    tokens = torch.randint(1, 300, (4, 12), generator=torch.Generator().manual_seed(0))
+    batch, key = Batch(tokens, torch.arange(4)), DropoutKey(seed=1, step=2, indices=torch.arange(4))
+    found = {}
+    for probability in (0.0, 0.5):
+        model = build(tiny.config(), seed=1)
+        prepare(model, Tuning(tune="lora", lora={**LORA["lora"], "dropout": probability}), seed=2)
+        adapted = [module for module in model.modules() if hasattr(module, "lora_dropout")]
+        with torch.no_grad():
+            for module in adapted:
+                module.lora_B["default"].weight.fill_(0.1)  # type: ignore[index,union-attr]
+        found[probability] = [float(loss(model, "causal_lm", batch, one)[0].detach()) for one in (key, key, None)]
+    plain, dropped = found.values()
+    assert plain[0] == plain[2] == dropped[2] and dropped[0] == dropped[1] != dropped[2]
+    sites = [module.lora_dropout["default"].site for module in adapted]  # type: ignore[index,union-attr]
+    assert len({str(site) for site in sites}) == len(sites) > 1

@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.examples import write_examples
+from model.heads import build
 from model.validation import Validation
+from tests.model import tiny
 
 
 class Engine:
@@ -78,3 +80,25 @@ def test_without_weights_the_figures_are_the_plain_means_to_the_last_bit(tmp_pat
     logits = torch.tensor([rows[place][2] for place in order])
     total = F.cross_entropy(logits, torch.ones(7, dtype=torch.long), reduction="sum")
     assert measured(tmp_path, rows, None) == {"validation_loss": float(total) / 7, "validation_accuracy": 4 / 7}
+
+
+@torch.no_grad()
+def test_of_a_reply_only_what_is_learned_is_measured_and_a_span_is_measured_as_it_is_trained_on(tmp_path: Path) -> None:
+    world: Any = SimpleNamespace(rank=0, size=1, device=torch.device("cpu"), gather=lambda value: [value])
+    facts: dict[str, Any] = {"tokenizer": "t", "vocab_size": 301, "eot": 7}
+    tokens = [[10, 11, 12, 13, 7], [20, 21, 7]]
+    masks = [[False, False, False, True, True], [False, True, True]]
+    write_examples(tmp_path / "replies.arrow", tokens, ["a", "b"], loss_masks=masks, **facts)
+    model = build(tiny.config(), seed=1).eval()
+    each = [-model(torch.tensor([row[:-1]]))[0].log_softmax(-1)[range(len(row) - 1), row[1:]] for row in tokens]
+    learned = torch.cat([nats[torch.tensor(mask[1:])] for nats, mask in zip(each, masks, strict=True)])
+    found = Validation(tmp_path / "replies.arrow", "causal_lm", 8, 7, world).measure(model)
+    assert found == {"validation_loss": pytest.approx(float(learned.mean()), rel=1e-5)}
+
+    write_examples(tmp_path / "spans.arrow", [[5, 9, 7, 30, 31, 7]], ["a"], spans=[(3, 4, 3)], **facts)
+    bert = tiny.config(family="bert", head="span", pad_token_id=3, cls_token_id=5, sep_token_id=7, mask_token_id=4)
+    finder = build(bert, seed=1).eval()
+    scores = finder(torch.tensor([[5, 9, 7, 30, 31, 7]]), token_types=torch.tensor([[0, 0, 0, 1, 1, 1]]))[0]  # (T, 2)
+    expected = -(scores[:, 0].log_softmax(0)[3] + scores[:, 1].log_softmax(0)[4]) / 2
+    measured = Validation(tmp_path / "spans.arrow", "span", 8, 3, world).measure(finder)
+    assert measured["validation_loss"] == pytest.approx(float(expected), rel=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from model import durable
+from model.examples import Examples
 from model.export import write_own
 from model.hf import from_hugging_face
 from pipelines import harness
@@ -18,12 +20,12 @@ from pipelines.engine.record import RECORD, Record, to_json
 from pipelines.engine.step import Attempt, Damaged, resolve
 from pipelines.engine.units import UnitFile
 from pipelines.execution import Execution
-from pipelines.forms import form
+from pipelines.forms import form, replies, reply_ngrams, text
 from pipelines.harness_data import Made
 from pipelines.model_card import Card
 from pipelines.package import build_package
 from pipelines.stages import compare, evaluate
-from pipelines.tasks import dialogue, examples, generation, questions, translation
+from pipelines.tasks import dialogue, examples, generation, generation_metrics, questions, translation
 from pipelines.tasks.examples import SPLITS
 from tests import alone
 from tests.model.training_runs import finish, start
@@ -42,6 +44,7 @@ def groups(part: list[Any]) -> set[str]:
 def test_translations_are_split_by_source_package_and_no_prompt_is_on_two_sides(tmp_path: Path) -> None:
     splits = translation.prepare(descriptions(tmp_path), 0.1, 0.1).splits
     assert not groups(splits["train"]) & groups(splits["test"])
+    assert set.union(*map(groups, splits.values())) <= {f"package{number}" for number in range(80)}
     prompts = [example.prompt for name in SPLITS for example in splits[name]]
     assert len(prompts) == len(set(prompts)) > 200
 
@@ -69,6 +72,7 @@ def test_every_turn_but_the_first_is_a_reply_once_and_both_views_are_on_one_side
     prepared = dialogue.prepare(conversations(tmp_path), 0.2, 0.2)
     sides = {name: groups(prepared.splits[name]) for name in SPLITS}
     assert not sides["train"] & sides["test"] and not sides["train"] & sides["validation"]
+    assert set.union(*sides.values()) <= {f"c{number}" for number in range(80)}, "a view has no group of its own"
     records = [json.loads(line) for line in (tmp_path / "chitchat.jsonl").read_text().splitlines()]
     long = [record for record in records if len(record["turns"]) >= 4]
     replies = sorted(
@@ -101,6 +105,13 @@ def test_documents_are_held_out_by_stretches_of_a_text(tmp_path: Path) -> None:
     assert not groups(splits["train"]) & groups(splits["test"])
     whole = (tmp_path / "story.txt").read_text()
     assert all(one.text in whole and len(one.text.encode()) <= 300 for name in SPLITS for one in splits[name])
+    inside = sorted((whole.index(one.text), one.group) for name in SPLITS for one in splits[name])
+    stretches = [len(list(run)) for _, run in itertools.groupby(group for _, group in inside)]
+    assert (
+        len(stretches) == len({group for _, group in inside})
+        and max(stretches) == 4
+        and sum(stretches) > 3 * len(stretches)
+    )
 
 
 EXECUTION = data_attempts.EXECUTION | {"device": "cpu", "threads": 2}
@@ -342,3 +353,80 @@ def test_the_package_s_own_entry_replies_to_a_text_and_to_turns(exports: dict[st
     alone, several = entry.predict(None, ["one it is 5", json.dumps(turns)], {"max_new_tokens": 6})
     assert alone and several and "one it is 5" not in alone
     assert entry.predict(None, [json.dumps(turns[:1])], {"max_new_tokens": 6}) == [alone]
+
+
+def test_a_line_of_several_packages_is_asked_once_with_all_its_translations_and_nearest_to_the_test_side(
+    tmp_path: Path,
+) -> None:
+    records = [{"source": f"p{place}", "text": "a tool", "it": ("uno", "due")[place % 2]} for place in range(40)]
+    splits = translation.prepare([*descriptions(tmp_path), *lines(tmp_path / "more.jsonl", records)], 0.2, 0.2).splits
+    (one,) = [one for name in SPLITS for one in splits[name] if one.prompt == "a tool"]
+    assert one in splits["test"] and one.references == ["due", "uno"]
+
+
+def test_baselines_know_the_training_examples_alone(measured: dict[str, Attempt], prepared: dict[str, Path]) -> None:
+    said = [json.loads(line) for line in (measured["response"].outputs / "predictions.jsonl").read_text().splitlines()]
+    known = {one.response for one in examples.read(prepared["response"] / "train.jsonl", "response")}
+    assert {line["retrieval"] for line in said} | {line["frequent"] for line in said} <= known
+    turns = [one.messages for one in examples.read(prepared["dialogue"] / "train.jsonl", "dialogue")]
+    replies = {turn["content"] for messages in turns for turn in messages if turn["role"] == "assistant"}
+    samples = durable.read_json(measured["dialogue"].outputs / "samples.json")
+    assert {one["retrieval"] for one in samples} <= replies
+
+
+def test_n_grams_are_taught_by_the_training_examples_alone(
+    exports: dict[str, Path], prepared: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taught = {}
+
+    def learned(conversations: Any, *_: Any) -> Any:
+        taught[len(taught)] = [one.id for one in conversations]
+        return {}
+
+    monkeypatch.setattr(reply_ngrams, "tables", learned)
+    monkeypatch.setattr(replies, "compute", lambda *_, **job: [(1.0, 1)] * len(Examples(Path(job["examples"]))))
+    monkeypatch.setattr(replies, "answered", lambda *_: (_ for _ in ()).throw(InterruptedError))
+    for name in ("response", "dialogue"):
+        made = attempt(prepared["root"], {}, {"export": exports[name]} | dict.fromkeys(SPLITS, prepared[name]))
+        with pytest.raises(InterruptedError):
+            form.of(name).evaluate(made)
+    assert list(taught.values()) == [
+        [one.id for one in examples.read(prepared[name] / "train.jsonl", name)] for name in ("response", "dialogue")
+    ]
+
+
+def test_a_document_is_read_in_windows_that_predict_each_of_its_tokens_once() -> None:
+    for size in range(2, 40):
+        row = list(range(size))
+        for length in (2, 7, 16):
+            windows = text.windows(row, length)
+            assert [token for one in windows for token in one[1:]] == row[1:] and max(map(len, windows)) <= length
+            assert all(later[0] == one[-1] for one, later in itertools.pairwise(windows))
+
+
+def test_a_base_is_measured_by_its_own_weights_and_a_text_by_its_bytes(
+    exports: dict[str, Path], prepared: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Done(Exception):
+        pass
+
+    def computed(made: Attempt, function: str, export: Path, **job: Any) -> Any:
+        return [(10.0 if "base" in str(export) else 20.0, 1)] * len(Examples(Path(job["examples"])))
+
+    def figures(nats: Any, counts: Any, sizes: Any, *_: Any) -> Any:
+        seen.append((nats, sizes))
+        if len(seen) == 2:
+            raise Done
+        return {}
+
+    seen: list[Any] = []
+    monkeypatch.setattr(text, "compute", computed)
+    monkeypatch.setattr(generation_metrics, "likelihood", figures)
+    shutil.copytree(exports["text"], tmp_path / "base")
+    wide = [examples.Text("a", "uno è due", "a")]
+    examples.write(examples.Prepared(dict.fromkeys(SPLITS, wide), {}), tmp_path)
+    inputs = {"export": exports["text"], "base": tmp_path / "base"} | dict.fromkeys(SPLITS, tmp_path)
+    with pytest.raises(Done):
+        text.evaluate(attempt(prepared["root"], {}, inputs))
+    (ours, sizes), (theirs, _) = seen
+    assert 2 * theirs[0] == ours[0] > 0 and sizes == [len("uno è due".encode())]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from model import durable
-from pipelines import recipes
+from pipelines import harness, recipes
 from pipelines.config import ConfigError, Recipe
 from pipelines.pretrained import FAMILIES, WEIGHTS
 from pipelines.settings import override
@@ -234,3 +234,8 @@ def test_options_that_apply_are_taken() -> None:
     assert changed("questions", {"finetune.tune": "head", "model.tie_word_embeddings": "false"}).finetune
     chosen = {"class_weights": "balanced", "long_texts": "windows", "early_stopping": '{"metric":"accuracy"}'}
     assert changed("default", {f"finetune.{name}": value for name, value in chosen.items()}).finetune
+
+
+def test_two_figures_agree_to_the_third_digit_and_not_beyond() -> None:
+    assert harness.Compared("t", "m", 1.0, 1.0004).agrees and not harness.Compared("t", "m", 1.0, 1.001).agrees
+    assert not harness.Compared("t", "m", 1.0, -1.0).agrees and harness.Compared("t", "m", 0.0, 0.0).agrees

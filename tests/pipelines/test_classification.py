@@ -92,6 +92,7 @@ def test_sections_are_split_by_source_package_and_small_ones_left_out(tmp_path: 
     prepared = sections.prepare([path], 0.2, 0.2)
     groups = {name: {example.group for example in part} for name, part in prepared.splits.items()}
     assert not groups["train"] & groups["test"] and not groups["train"] & groups["validation"]
+    assert set.union(*groups.values()) == {f"{section}{number}" for section in ("games", "net") for number in range(40)}
     assert prepared.labels == ("games", "net") and prepared.report["small_sections"] == ["zope"]
     assert prepared.report["dropped"]["of_small_sections"] == 6
     assert sum(map(len, prepared.splits.values())) == 160
@@ -138,6 +139,11 @@ def test_no_token_is_passed_over_where_the_tokenizer_puts_tokens_around_texts(tm
     windows, whole = Examples(tmp_path / "windows.arrow"), Examples(tmp_path / "whole.arrow").tokens(0).tolist()
     seen = {token for index in range(len(windows)) for token in windows.tokens(index).tolist()}
     assert seen == set(whole) and len(seen) > 15
+    for length, lost in ((len(whole), 0), (len(whole) - 1, 1)):
+        counts = classification.encode(
+            tmp_path / "train.jsonl", folder, {"sequence_length": length}, tmp_path / "cut.arrow"
+        )
+        assert counts["examples_cut"] == lost, "what stands around a text takes its room"
 
 
 def test_balanced_class_weights_count_each_class_alike(tmp_path: Path, tokenizer: Path) -> None:
@@ -283,3 +289,72 @@ def test_the_real_data_are_what_they_were(task: Any, sample: str, expected: dict
 
     files = samples.fetch(sample, Path(__file__).parents[2] / ".cache" / "gptline")
     assert {name: len(part) for name, part in task.prepare(files).splits.items()} == expected
+
+
+def said_by(answers: dict[str, list[int]], asked: list[dict[str, Any]]) -> Any:
+    """In place of `compute`: what each export says, by the name of its folder; the jobs are kept."""
+
+    def compute(made: Any, function: str, export: Path | None = None, **job: Any) -> dict[str, int]:
+        asked.append(job)
+        ids = [one.id for one in examples.read(Path(job["examples"]), "classification")]
+        said = answers[export.name if export else "own"]
+        lines = [json.dumps({"id": name, "predicted": label}) + "\n" for name, label in zip(ids, said, strict=True)]
+        durable.write_bytes(Path(job["output"]), "".join(lines).encode())
+        return {"examples": len(ids), "truncated": 0}
+
+    return compute
+
+
+def classes(folder: Path) -> dict[str, Path]:
+    """Examples whose training texts teach `good`, whose validation texts are too few to choose by, and whose test texts do not."""
+    texts = {
+        "train": [("a good film", 1), ("a bad film", 0)] * 6,
+        "validation": [("bad film", 0)],
+        "test": [("good film", 1), ("bad film", 0)] * 4,
+    }
+    splits = {
+        name: [Labelled(str(n), text, label, str(n)) for n, (text, label) in enumerate(part)]
+        for name, part in texts.items()
+    }
+    splits["test"] = [Labelled(one.id, one.text, 1 - one.label, one.group) for one in splits["test"]]
+    examples.write(examples.Prepared(splits, {}, ("bad", "good")), folder)
+    return dict.fromkeys((*examples.SPLITS, "labels"), folder)
+
+
+def test_a_classifier_is_measured_in_its_windows_beside_a_baseline_of_the_training_texts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(classification, "compute", said_by({"own": [0, 1] * 4}, asked))
+    inputs = classes(tmp_path)
+    reports = []
+    for config in ({}, {"cross_validation": True, "window": 64, "stride": 32}):
+        made = attempt(tmp_path, config, inputs=inputs)
+        figures = classification.evaluate(made)
+        assert (figures["accuracy"], figures["tfidf_accuracy"]) == (1.0, 0.0), (
+            "the test labels are turned round: who knows them not is wrong"
+        )
+        reports.append(durable.read_json(made.outputs / "report.json"))
+    assert all(one["against_tfidf"]["accuracy_gain"] == 1.0 for one in reports)
+    simple = [one["tfidf_logistic_regression"] for one in reports]
+    assert "validation_accuracy" in simple[0] and "cross_validation_accuracy" in simple[1]
+    assert [(job.get("max_length"), job.get("stride")) for job in asked] == [(None, None), (64, 32)]
+
+
+def test_a_challenger_gains_what_it_is_right_about_and_a_champions_labels_are_known_by_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = classes(tmp_path) | {"predictions": tmp_path}
+    truth = [one.label for one in examples.read(tmp_path / "test.jsonl", "classification")]
+    lines = [json.dumps({"id": str(n), "predicted": label}) + "\n" for n, label in enumerate(truth)]
+    durable.write_bytes(tmp_path / "predictions.jsonl", "".join(lines).encode())
+    champion = tmp_path / "champion"
+    champion.mkdir()
+    durable.write_json(
+        champion / "config.json",
+        {"architectures": ["BertForSequenceClassification"], "id2label": {"0": "good", "1": "bad"}},
+    )
+    for said, gain in (([1 - label for label in truth], 0.0), (truth, 1.0)):
+        monkeypatch.setattr(classification, "compute", said_by({"champion": said}, []))
+        found = classification.compare(attempt(tmp_path, {}, inputs=inputs), champion)
+        assert (found["challenger"], found["champion"], found["gain"]) == (1.0, 1.0 - gain, gain)

@@ -65,6 +65,9 @@ def test_curves_share_what_stands_before_them_and_each_point_reads_its_own_draw(
     assert ours["base"].step == "pretrain"
     assert "base" not in scratch
     assert {theirs[name].step for name in ("base", "shape", "tokenizer")} == {"import-minilm"}
+    draws = [steps[f"labels-100-{draw}"].config for draw in (1, 2)]
+    assert draws == [{"labels": 100, "seed": 1}, {"labels": 100, "seed": 2}]
+    assert [steps[f"finetune-ours-100-{draw}"].config["train"]["seed"] for draw in (1, 2)] == [1, 2]
     assert steps["evaluate-ours-100-2"].inputs["train"].step == "labels-100-2"  # TF-IDF learns from the very same
     assert steps["evaluate-ours-all-1"].inputs["train"].step == "prepare_task"
     assert len(steps["labels"].inputs) == 3 * 2 * 2 + 1

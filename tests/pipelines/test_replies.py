@@ -201,3 +201,12 @@ def test_what_a_form_measures_has_a_version_of_its_own_which_no_other_step_knows
     made = {step.name: step.config for step in flow.build(recipes.load(name), lambda source: [])}
     assert made["evaluate-task"] == config
     assert all("version" not in made[other] for other in made if other != "evaluate-task")
+
+
+def test_a_model_is_let_say_as_much_as_nearly_all_training_replies_and_half_its_positions(tmp_path: Path) -> None:
+    folder = export(tmp_path / "model", 200) / "export"
+    said = Chat(folder)
+    sizes = [len(said.exchanges(turns("and?", "the dog " * times))[0].reply) for times in range(1, 101)]
+    known = of([turns("and?", "the dog " * times) for times in (*[1] * 50, *range(2, 12))])
+    assert replies.longest_reply(known, folder) == sizes[9], "all but the longest"
+    assert replies.longest_reply(of([turns("and?", "the dog " * 100)]), folder) == 100 < sizes[99]

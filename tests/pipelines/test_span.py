@@ -60,6 +60,7 @@ def test_squads_form_and_records_and_columns_give_the_same_questions(tmp_path: P
     assert all(one.context[a["start"] :].startswith(a["text"]) for one in every for a in one.answers)
     sides = [{one.group for one in prepared.splits[name]} for name in SPLITS]
     assert not sides[0] & sides[1] | sides[0] & sides[2] | sides[1] & sides[2]
+    assert set.union(*sides) == {f"T{number}" for number in range(40)}, "an article is on one side"
     for form in ("objects", "columns"):
         lines = []
         for one in every:
@@ -346,3 +347,57 @@ def test_the_lines_of_the_model_card_find_what_the_evaluation_finds(
             {"DIR": str(trained / "export")},
         )
     assert capsys.readouterr().out.splitlines() == found
+
+
+def test_the_passages_of_a_document_are_on_one_side(tmp_path: Path) -> None:
+    texts = [
+        "\n\n".join(STORY.replace("1888", str(1000 + 5 * place + part)) for part in range(5)) for place in range(30)
+    ]
+    durable.write_bytes(tmp_path / "long.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in texts).encode())
+    splits = cloze.prepare([tmp_path / "long.jsonl"], 0.2, 0.2).splits
+    found = {one.group for name in SPLITS for one in splits[name]}
+    assert found == {examples.identifier(text) for text in texts}
+
+
+def test_a_passage_that_a_question_of_the_benchmark_repeats_is_left_out(tmp_path: Path) -> None:
+    question = "Who was it that in 1703 the engineer Ada Brook built a mill for?"
+    asked = {"question": question, "id": "x", "answers": [{"text": "Nobody", "answer_start": 0}]}
+    content = {"data": [{"title": "A", "paragraphs": [{"context": "Nobody knows.", "qas": [asked]}]}]}
+    durable.write_bytes(tmp_path / "held.json", json.dumps(content).encode())
+    prepared = cloze.prepare([corpus(tmp_path, 20)], 0.2, 0.2, benchmark_files=[tmp_path / "held.json"])
+    assert prepared.report["passages_like_the_benchmark"] == 1
+
+
+def test_the_most_frequent_answer_is_that_of_the_training_questions_and_a_gain_is_ours_minus_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = [Span(str(n), "Who?", "Ada.", [{"text": "Ada", "start": 0}], "t") for n in range(3)]
+    asked = [Span(str(n), "Who?", "Otto.", [{"text": "Otto", "start": 0}], str(n)) for n in range(3)]
+    assert span_metrics.baselines(train, asked)["frequent"] == ["Ada"] * 3
+    found = span_metrics.against(["Otto"] * 3, {"frequent": ["Ada"] * 3}, asked)
+    assert found == {"frequent": {"gain": 1.0, "low": 1.0, "high": 1.0}}
+    examples.write(examples.Prepared(dict.fromkeys(SPLITS, asked), {}), tmp_path)
+    for name, text in (("predictions.jsonl", "Otto"), ("theirs.jsonl", "Ada")):
+        lines = [json.dumps({"id": one.id, "predicted": text}) + "\n" for one in asked]
+        durable.write_bytes(tmp_path / name, "".join(lines).encode())
+    copied = (tmp_path / "theirs.jsonl").read_bytes()
+    monkeypatch.setattr(span, "found", lambda made, questions, output, export: durable.write_bytes(output, copied))
+    compared = span.compare(attempt(tmp_path, {}, {"predictions": tmp_path, "test": tmp_path}), tmp_path)
+    assert compared == {
+        "metric": "f1",
+        "challenger": 1.0,
+        "champion": 0.0,
+        "examples": 3,
+        "gain": 1.0,
+        "low": 1.0,
+        "high": 1.0,
+    }
+
+
+def test_a_corpus_is_cleaned_of_all_that_is_held_out_the_benchmark_too() -> None:
+    settings = {"task": '{"name":"spans","source":{"path":"a.json"},"benchmark_source":{"path":"b.json"}}',
+                "finetune": '{"max_steps":4,"global_batch_size":8,"sequence_length":32,"learning_rate":1e-4}'}  # fmt: skip
+    made = {step.name: step for step in flow.build(override(recipes.load("bert_tiny"), settings), lambda source: [])}
+    assert set(made["shard"].inputs) == {"validation", "test", "benchmark"}
+    plain = {step.name: step for step in flow.build(recipes.load("tiny"), lambda source: [])}
+    assert set(plain["shard"].inputs) == {"validation", "test"}

@@ -78,7 +78,7 @@ def test_what_only_some_were_asked_for_says_how_many() -> None:
 @pytest.mark.parametrize(
     ("name", "metric", "baseline", "report"),
     [
-        ("translation", "chrf", "dictionary", {"against": {"dictionary": {"chrf": {"low": -0.4, "high": 1.9}}}}),
+        ("translation", "chrf", "dictionary", {"against": {"dictionary": {"chrf": {"low": 0.0, "high": 1.9}}}}),
         ("dialogue", "perplexity", "trigram", {"against": {"trigram": {"perplexity": {"low": -9.0, "high": 0.0}}}}),
         ("cloze", "f1", "overlap", {"against": {"overlap": {"low": -0.1, "high": 0.1}}}),
         ("cloze", "f1_benchmark", "overlap", {"benchmark": {"against": {"overlap": {"low": -0.1, "high": 0.1}}}}),
@@ -91,8 +91,9 @@ def test_a_baseline_that_is_within_noise_is_marked_whether_it_is_beaten_or_not(
     (tmp_path / "outputs").mkdir()
     durable.write_json(tmp_path / "outputs" / "report.json", report)
     ours, theirs = (9.0, 8.0) if metric == "perplexity" else (0.75, 0.76)
-    found = {metric: ours, f"{baseline}_{metric}": theirs, "examples": 5, "examples_benchmark": 5}
+    found = {metric: ours, f"{baseline}_{metric}": theirs, "examples": 5, "examples_benchmark": 7}
     (row,) = task_table.rows(name, name, _done(found, tmp_path))
+    assert row.examples == (7 if metric.endswith("_benchmark") else 5)
     assert row.within_noise == (baseline,)
     shown = f"{task_table.title(baseline)} ~{task_table.shown(metric, theirs)}"
     assert f"| **{shown}** |" in list(task_table.markdown([row]))[-1]

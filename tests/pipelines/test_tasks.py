@@ -333,3 +333,15 @@ def test_baselines_of_held_out_text_stand_on_one_scale(tmp_path: Path) -> None:
     assert 0 < found["gzip"] < found["byte_unigram"] < 8
     assert found["token_unigram"] == pytest.approx(found["byte_unigram"], rel=0.05)
     assert json.loads(json.dumps(found)) == found
+
+
+def test_the_majority_class_is_that_of_the_training_labels() -> None:
+    train = (["a good film", "a good night", "a bad film"], [1, 1, 0])
+    found = metrics.baselines(train, None, (["x", "y", "z", "w"], [0, 0, 0, 1], list("abcd")), classes=2)
+    assert found["majority"]["accuracy"] == 0.25
+
+
+def test_short_praise_that_many_films_share_joins_no_two_of_them(tmp_path: Path) -> None:
+    praise = [("fresh", text, film) for film in FILMS[:2] for text in ("Nice work.", "Good fun.", "A delight!")]
+    prepared = sentiment.prepare([write_reviews(tmp_path, [*invented_rows(), *praise])])
+    assert prepared.report["names_of_one_film"] == {}

@@ -116,6 +116,7 @@ def test_columns_and_files_of_splits_are_named_in_the_recipe_alone(tmp_path: Pat
     assert sorted(example.text for example in splits["test"]) == sorted(f"Two {row['text']}" for row in ROWS[:6])
     groups = [{example.group for example in splits[name]} for name in ("train", "validation")]
     assert len(splits["train"]) + len(splits["validation"]) == len(ROWS) and not groups[0] & groups[1]
+    assert groups[0] | groups[1] == {row["text"][-4:].strip() for row in ROWS}
 
 
 def test_a_datasets_folder_is_read_with_the_names_of_its_classes(tmp_path: Path) -> None:
@@ -356,3 +357,22 @@ def test_what_nobody_replied_to_is_counted(tmp_path: Path) -> None:
 def test_a_bad_turn_is_named(turns: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         messages.prepare([jsonl(tmp_path / "mine.jsonl", [{"messages": turns}])], 0.1, 0.1)
+
+
+def test_prompts_and_conversations_of_one_group_are_on_one_side(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"Is it {n}?", "response": f"It is {n}.", "who": f"author {n % 9}",
+         "messages": [{"role": "user", "content": f"Is it {n}?"}, {"role": "assistant", "content": f"It is {n}."}]}
+        for n in range(60)
+    ]  # fmt: skip
+    path = jsonl(tmp_path / "mine.jsonl", rows)
+    for prepare in (responses.prepare, messages.prepare):
+        sides = [{one.group for one in part} for part in prepare([path], 0.3, 0.3, group_column="who").splits.values()]
+        assert sum(map(len, sides)) == len(set.union(*sides)) == 9 and set.union(*sides) == {row["who"] for row in rows}
+
+
+def test_fewer_examples_are_an_even_sample_and_not_the_first_ones_of_the_file() -> None:
+    part = [examples.Labelled(examples.identifier(str(n)), str(n), 0, str(n)) for n in range(200)]
+    kept = examples.first({"train": part}, 50)["train"]
+    assert kept == examples.first({"train": part[::-1]}, 50)["train"] and len(kept) == 50
+    assert 60 < sum(int(one.text) for one in kept) / 50 < 140

@@ -140,3 +140,10 @@ def test_a_corpus_is_cleaned_of_an_example_with_marks_and_of_no_other(tmp_path: 
     assert known.contains(f"राम: {', '.join(SYLLABLES)}!")
     assert not known.contains(" ".join(["कि"] * 7)), "all vowel signs alike"
     assert contamination.Contamination(["को"] * 3, 4).ignored == 3, "a word is one word"
+
+
+@pytest.mark.parametrize("held", ["test", "validation", "benchmark"])
+def test_every_kind_of_held_out_file_is_searched_for(held: str, tmp_path: Path) -> None:
+    (tmp_path / f"{held}.jsonl").write_text(json.dumps(TEST) + "\n")
+    paths, digests = contamination.evaluation_inputs(attempt(tmp_path, SHARD, inputs={held: tmp_path}).inputs)
+    assert paths == (str(tmp_path / f"{held}.jsonl"),) and digests.keys() == {held}
