@@ -27,19 +27,20 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         running.down(folder / "site")
 
 
-def listening(one: psutil.Process) -> set[str]:
-    """The addresses at which a process listens; none if it has ended."""
+def listening(one: psutil.Process) -> tuple[str, set[str]]:
+    """What a process is called and the addresses at which it listens; none if it has ended, as a worker of Ray's may."""
     try:
-        return {found.laddr.ip for found in one.net_connections(kind="inet") if found.status == psutil.CONN_LISTEN}
+        found = one.net_connections(kind="inet")
+        return one.name(), {each.laddr.ip for each in found if each.status == psutil.CONN_LISTEN}
     except psutil.NoSuchProcess:
-        return set()
+        return "ended", set()
 
 
 def test_without_host_nothing_listens_outside_loopback(alone: Path, tmp_path: Path) -> None:
     ray, mlflow = sites.read(alone).ray, sites.read(alone).mlflow
     assert ray is not None and mlflow is not None
     assert work_on(ray, tmp_path, 1) == ["127.0.0.1"]
-    seen = {one.pid: (one.name(), listening(one)) for one in running.members(alone)}
+    seen = {one.pid: listening(one) for one in running.members(alone)}
     assert sum(len(addresses) for _, addresses in seen.values()) >= 5, (
         "its control store, its node, its agent, its dashboard and MLflow's server listen somewhere"
     )
