@@ -147,8 +147,8 @@ schedule: setup ## retrain at these times: EVERY="daily 03:00" (or cron's five f
 unschedule: setup ## no more: removes what schedule installed for this RECIPE and WORK
 	@$(PY) -m pipelines unschedule --recipe "$$RECIPE" --work "$$WORK"
 
-test: setup ## all tests, four files at a time: much of their time is waiting for processes
-	@$(PY) -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+test: setup ## all tests, three files at a time: much of their time is waiting for processes
+	@$(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 thorough: setup ## the fault tests at every single point, and those that take minutes (an hour)
 	@GPTLINE_CUTS=all $(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder tests/faults -m ""

@@ -24,7 +24,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # ten processes a server, for nothing
 
 
-# `make test` hands out files to four processes. Those that share what takes long to make go to the same one.
+# `make test` hands out files to three processes. Those that share what takes long to make go to the same one.
 TOGETHER = {
     "an MLflow server under fire": (
         "faults/test_mlflow_cuts.py",

@@ -427,6 +427,7 @@ def test_one_more_source_file_costs_only_its_own_shards(files: Line, tmp_path: P
     assert records["tokenize"]["metrics"]["shards"] - records["tokenize"]["metrics"]["shards_reused"] <= 2 * made
 
 
+@pytest.mark.thorough  # of a kill in each stage is the test above
 def test_a_driver_killed_while_tokenizing_continues_to_identical_files(files: Line, tmp_path: Path) -> None:
     undisturbed = Line(tmp_path / "undisturbed", files.registry, files.recipe)
     undisturbed("run", "--until", "tokenize")

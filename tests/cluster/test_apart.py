@@ -92,8 +92,8 @@ def killed(victim: str, after: float) -> float:
 @pytest.mark.parametrize(
     ("victim", "after"),
     [
-        ("gcs_server", 0.9),
         ("raylet", 0.3),
+        pytest.param("gcs_server", 0.9, marks=pytest.mark.thorough),
         *(
             pytest.param(victim, after, marks=pytest.mark.thorough)
             for victim in ("gcs_server", "raylet")
