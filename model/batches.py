@@ -150,11 +150,14 @@ def pretrain_batch(
 def _pool(examples: Examples, seed: int, global_batch_size: int, size: int, pool: int) -> np.ndarray:
     """The examples of one pool of global batches, (size, B): cut by length, then the batches shuffled.
 
-    Examples of a batch are about equally long, so that little of it is padding; which batch comes when stays random.
+    Examples of a batch are about equally long, so that little of it is padding; which batch comes when stays random. Where
+    a pool is more than a third of an epoch, two epochs in it are sorted apart: copies of an example, which are equally long,
+    would stand side by side in one batch.
     """
-    chosen = samples(len(examples), seed, pool * size * global_batch_size, size * global_batch_size)
-    by_length = chosen[np.argsort(examples.lengths[chosen], kind="stable")]
-    batches = by_length.reshape(size, global_batch_size)
+    count, first = size * global_batch_size, pool * size * global_batch_size
+    chosen = samples(len(examples), seed, first, count)
+    epochs: np.ndarray = np.arange(first, first + count) // len(examples) * (3 * count > len(examples))
+    batches = chosen[np.lexsort((examples.lengths[chosen], epochs))].reshape(size, global_batch_size)
     return batches[Permutation(size, seed, pool)(np.arange(size))]
 
 
@@ -162,10 +165,9 @@ def example_order(examples: Examples, step: int, *, seed: int, global_batch_size
     """The examples of step `step`, (B,) int64, by place in the global batch: each comes once in any len(examples) of a run,
     but for where a pool of batches reaches over the end of an epoch.
 
-    A pool is a third of an epoch at most. In one that reaches over the end of an epoch some examples come twice, and copies,
-    which are equally long, stand side by side in one batch.
+    A pool is an epoch at most.
     """
-    size = max(1, min(pool, len(examples) // (3 * global_batch_size)))
+    size = max(1, min(pool, len(examples) // global_batch_size))
     return _pool(examples, seed, global_batch_size, size, step // size)[step % size]
 
 

@@ -70,7 +70,8 @@ def test_a_recipe_killed_while_it_learns_goes_on_and_its_model_works_in_plain_tr
     run(recipe, tmp_path)
     metrics = {step: measured(tmp_path / "work", step) for step in ("finetune", "evaluate-task")}
     assert metrics["finetune"].get("resumed_from", 0) >= CHECKPOINT_EVERY, "it began anew"
-    assert metrics["evaluate-task"]["examples"] > 0 and 0 <= metrics["finetune"]["padding"] < 0.1
+    # Of a slice's nine batches more is padding than of a whole recipe's, where it is below a tenth (docs/tasks.md).
+    assert metrics["evaluate-task"]["examples"] > 0 and 0 <= metrics["finetune"]["padding"] < 0.25
     (model,) = tmp_path.glob("work/steps/pull-task-*/outputs/model")
     _, kind, given = SLICES[recipe]
     if kind == "card":
