@@ -8,8 +8,8 @@ that made the training batches, with a seed of their own. So they are the same i
 
 `masked_perplexity` is exp of the mean -log p of hidden tokens, all of a sequence's hidden at once. The pseudo-perplexity
 of Salazar et al. 2020 hides one at a time, which costs a forward pass for each token, and is lower. The baselines stand
-beside: the most frequent token for every hidden one, with the training text's frequencies of what may be hidden; and for pairs the share of the
-larger class, and `overlap`: B follows where it shares more with A than the median pair does, tokens counted by rarity.
+beside: the most frequent token for every hidden one, with the training text's frequencies of what may be hidden; and for
+pairs the share of the larger class, and `overlap`: B follows where it shares more with A than the median pair does, tokens counted by rarity.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def evaluate(job: dict[str, Any]) -> dict[str, Any]:
         )
     questions = _questions(job, shards)
     counts = np.fromfile(job["counts"])
-    hidden, follows = _Hidden(counts, load(Path(job["export"])).special), _Follows(counts)
+    assert questions.vocabulary is not None  # of bidirectional models
+    hidden, follows = _Hidden(counts, questions.vocabulary.special), _Follows(counts)
     items = min(job["sequences"], questions.sizes[0])
     for step in range(max(1, items // questions.order.global_batch_size)):
         batch = questions(step).rows.to(model.device)

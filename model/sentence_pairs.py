@@ -39,11 +39,14 @@ class Pairs:
 
 @dataclass(frozen=True)
 class _Boundaries:
-    """Some boundaries: the place in the stream, and where the document begins and ends (its EOT left out), (B,) each."""
+    """Some boundaries: the place in the stream, where the document begins and ends (its EOT left out), its first boundary
+    and how many it has, (B,) each."""
 
     place: np.ndarray
     start: np.ndarray
     end: np.ndarray
+    first: np.ndarray
+    count: np.ndarray
 
 
 class SentencePairs:
@@ -71,14 +74,12 @@ class SentencePairs:
         row_keys = keys(seed, places, "pair")
         follows = (row_keys >> np.uint64(63)).astype(bool)
         here = self._found(boundaries)
-        there = self._found(np.where(follows, boundaries, self._elsewhere(boundaries, here, row_keys, ~follows)))
+        there = self._found(np.where(follows, boundaries, self._elsewhere(here, row_keys, ~follows)))
         a_start = self._first_sentence(here, room // 2)
         b_end = self._last_sentence(there, room - (here.place - a_start))
         return Pairs(a_start, here.place, there.place, b_end, follows)
 
-    def _elsewhere(
-        self, boundaries: np.ndarray, here: _Boundaries, row_keys: np.ndarray, wanted: np.ndarray
-    ) -> np.ndarray:
+    def _elsewhere(self, here: _Boundaries, row_keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         """A random boundary of another document for each row that is `wanted` (B,): (B,) int64."""
         found: np.ndarray = np.zeros(len(row_keys), np.int64)
         random = draws(row_keys, _TRIES + 1)  # (B, tries + 1)
@@ -88,8 +89,8 @@ class SentencePairs:
                 return found
             found[missing] = (random[missing, attempt] % np.uint64(len(self))).astype(np.int64)
             missing = missing[self._found(found[missing]).start == here.start[missing]]
-        # One document has nearly all boundaries: what is left is counted off, which costs every row two more searches.
-        first, inside = self._document(boundaries[missing])
+        # One document has nearly all boundaries: what is left is counted off.
+        first, inside = here.first[missing], here.count[missing]
         others: np.ndarray = len(self) - inside
         if not others.all():
             raise ValueError(
@@ -99,22 +100,9 @@ class SentencePairs:
         found[missing] = place + np.where(place < first, 0, inside)
         return found
 
-    def _document(self, boundaries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Of each boundary's document the first boundary, and how many it has: (B,) each."""
-        first: np.ndarray = np.empty(len(boundaries), np.int64)
-        count = np.empty_like(first)
-        shards = np.searchsorted(self._before, boundaries, "right") - 1
-        for shard in np.unique(shards).tolist():
-            rows = np.flatnonzero(shards == shard)
-            inner = self._mark(shard)[2]
-            documents = np.searchsorted(inner, boundaries[rows] - self._before[shard], "right") - 1
-            first[rows] = self._before[shard] + inner[documents]
-            count[rows] = inner[documents + 1] - inner[documents]
-        return first, count
-
     def _found(self, boundaries: np.ndarray) -> _Boundaries:
         """Where boundaries are. A document's k-th boundary is before its sentence k + 1."""
-        out = _Boundaries(*(np.empty(len(boundaries), np.int64) for _ in range(3)))
+        out = _Boundaries(*(np.empty(len(boundaries), np.int64) for _ in range(5)))
         shards = np.searchsorted(self._before, boundaries, "right") - 1
         for shard in np.unique(shards).tolist():
             rows = np.flatnonzero(shards == shard)
@@ -124,6 +112,8 @@ class SentencePairs:
             out.place[rows] = self._starts[shard] + sentences[local + documents + 1]
             out.start[rows] = self._starts[shard] + offsets[documents]
             out.end[rows] = self._starts[shard] + offsets[documents + 1] - 1
+            out.first[rows] = self._before[shard] + inner[documents]
+            out.count[rows] = inner[documents + 1] - inner[documents]
         return out
 
     def _first_sentence(self, found: _Boundaries, room: int) -> np.ndarray:

@@ -173,11 +173,10 @@ def _csv(path: Path, data: bytes) -> Iterator[Record]:
 
 def _refuse_repeated(path: Path, columns: Sequence[str]) -> None:
     """ValueError if two columns have one name: the last would win. Columns without a name cannot be asked for."""
-    for name in columns:
-        if name and columns.count(name) > 1:
-            raise ValueError(
-                f"{path}: the header has the column {name!r} {columns.count(name)} times; rename all but one, or remove them"
-            )
+    if twice := _repeated([name for name in columns if name]):
+        raise ValueError(
+            f"{path}: the header has the column {twice!r} {columns.count(twice)} times; rename all but one, or remove them"
+        )
 
 
 def _rows(reader: csv.DictReader[str], longest: int) -> Iterator[dict[str, Any]]:

@@ -151,9 +151,7 @@ def test_strangers_are_found_where_one_document_has_nearly_all_boundaries(tmp_pa
     of_each = np.concatenate([np.diff(one) - 1 for one in counts if one is not None])
     assert of_each.max() / len(pairs) > 0.98
     here = int(np.concatenate([[0], np.cumsum(of_each)])[of_each.argmax()])  # the first boundary of the largest
-    found = pairs._elsewhere(
-        np.full(4000, here), pairs._found(np.full(4000, here)), keys(3, np.arange(4000), "pair"), np.full(4000, True)
-    )
+    found = pairs._elsewhere(pairs._found(np.full(4000, here)), keys(3, np.arange(4000), "pair"), np.full(4000, True))
     inside = (found >= here) & (found < here + of_each.max())
     assert not inside.any()
     seen = np.bincount(found, minlength=len(pairs))
