@@ -159,6 +159,23 @@ def test_an_epoch_of_examples_holds_each_once_and_batches_are_of_like_length(tmp
     assert first[:POOL] != sorted(first[:POOL]), "short batches must not come first"
 
 
+def test_the_seed_and_the_epoch_say_which_batch_of_an_epoch_comes_when(tmp_path: Path) -> None:
+    """Examples that all differ in length, as many as a pool has: its batches are always the same ones."""
+    count = POOL * 8
+    tokens = [[1] * (1 + index) for index in range(count)]
+    ids = [str(index) for index in range(count)]
+    write_examples(tmp_path / "e.arrow", tokens, ids, tokenizer="t", vocab_size=9, eot=0, labels=[0] * count)
+    examples = Examples(tmp_path / "e.arrow")
+
+    def order(seed: int, epoch: int) -> list[tuple[int, ...]]:
+        steps = range(epoch * POOL, (epoch + 1) * POOL)
+        return [tuple(example_order(examples, step, seed=seed, global_batch_size=8).tolist()) for step in steps]
+
+    orders = [order(0, 0), order(1, 0), order(0, 1)]
+    assert all(set(one) == set(orders[0]) for one in orders)
+    assert orders[0] != orders[1] and orders[0] != orders[2] and orders[1] != orders[2]
+
+
 def test_a_batch_that_does_not_divide_over_the_ranks_is_refused(shards: TokenShards) -> None:
     with pytest.raises(ValueError, match="global_batch_size=8 does not divide over 3 ranks"):
         pretrain_batch(shards, 0, length=16, **ORDER, rank=0, world_size=3)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from model import objectives
+from model import evaluate_span, objectives
 from model.batches import example_batch, example_order
 from model.evaluate_span import best_stretch
 from model.examples import Examples, write_examples
@@ -149,6 +151,21 @@ def test_the_best_stretch_is_that_of_all_that_are_allowed() -> None:
         best = max(allowed, key=lambda pair: float(starts[pair[0]] + ends[pair[1]]))
         assert best_stretch(starts, ends, 5)[1:] == best
     assert best_stretch(torch.zeros(0), torch.zeros(0))[0] == float("-inf")
+
+
+def test_no_stretch_has_a_token_of_the_question_or_a_special_one_in_it() -> None:
+    """A model that likes these best, by far, still answers with tokens of the context."""
+    rows = [*windows([7, 8], [10, 11, 12], (CLS, SEP), 37, 0), *windows([7, 8, 9], [10, 11, 12, 13], (CLS, SEP), 37, 0)]
+
+    class Model:
+        config, device = SimpleNamespace(pad_token_id=PAD), "cpu"
+
+        def __call__(self, input_ids: torch.Tensor, **_: torch.Tensor) -> SimpleNamespace:
+            scores = torch.where(input_ids < 10, 100.0, input_ids.float())
+            return SimpleNamespace(start_logits=scores, end_logits=scores)
+
+    found = evaluate_span._best(cast(Any, Model()), rows, 2)
+    assert found == [(24.0, 2, 2), (26.0, 3, 3)]
 
 
 def test_a_row_is_trained_on_with_the_segments_that_it_is_answered_with(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -15,8 +16,9 @@ from model.examples import Examples
 from pipelines import flow, recipes
 from pipelines.chat import Chat
 from pipelines.engine.step import Attempt
-from pipelines.forms import dialogue, replies, reply_ngrams
+from pipelines.forms import dialogue, replies, reply_ngrams, text
 from pipelines.forms.replies import Conversation
+from pipelines.tasks.examples import Text
 from pipelines.tasks.ngram import NGrams
 from tests.model import tiny
 from tests.pipelines import data_attempts
@@ -169,6 +171,31 @@ def test_the_replies_that_a_dialogue_model_is_asked_for_come_from_all_conversati
     assert chosen == dialogue.spread(every, 24) == [one for one in every if one in chosen]
     assert max(len(one.messages) for one in chosen if one.group == "a") > 14, "not the first ones"
     assert dialogue.spread(every, 999) == every
+
+
+def test_the_beginnings_that_are_continued_come_from_all_groups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a play's twenty documents and two others', three are continued: one of each."""
+
+    def answered(attempt: Attempt, function: str, prompts: str, output: str, **_: Any) -> None:
+        lines = [json.dumps({"text": "and so on"}) + "\n"] * len(Examples(Path(prompts)))
+        durable.write_bytes(Path(output), "".join(lines).encode())
+
+    monkeypatch.setattr(text, "compute", answered)
+    monkeypatch.setattr(text, "_CONTINUED", 3)
+    folder = export(tmp_path / "model", 16)
+    held = [
+        Text(f"{group}{number}", f"{group} {number} {tiny.TEXT}", group)
+        for group, several in (("a", 20), ("b", 1), ("c", 1))
+        for number in range(several)
+    ]
+    rows = text.documents(held, folder / "export")
+    table = NGrams([row[1:] for row in rows], 500, rows[0][0], 3)
+    attempt = data_attempts.attempt(tmp_path, {}, {}, {"export": folder})
+    text._continuations(attempt, held, rows, table, {})
+    samples = durable.read_json(attempt.outputs / "samples.json")
+    assert [one["prompt"][0] for one in samples] == ["a", "b", "c"]
 
 
 def test_a_reply_of_reserved_tokens_alone_is_refused_where_it_would_be_learned_and_counted_where_it_is_held_out(

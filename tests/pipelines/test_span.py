@@ -6,6 +6,7 @@ import ast
 import json
 import random
 import re
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +261,15 @@ def test_questions_are_tokenised_in_windows_or_cut_and_counted(prepared: dict[st
             assert text.replace(" ", "") == asked[rows[place].id].answers[0]["text"].lower().replace(" ", "")
     cut = span.encode(train, prepared["tokenizer"], {"sequence_length": 32}, tmp_path / "c.arrow")
     assert cut["answers_cut"] > 0 and cut["windows"] + cut["answers_cut"] == cut["examples"]
+
+
+def test_a_question_of_more_than_half_a_window_is_cut_and_counted(prepared: dict[str, Path], tmp_path: Path) -> None:
+    """[CLS] question [SEP] has at most half of the 32 tokens: 14 of the question are read, of 15 one is cut."""
+    one = examples.read(prepared["examples"] / "train.jsonl", "span")[0]
+    asked = [replace(one, id=str(words), question=" ".join(["who"] * words)) for words in (14, 15)]
+    durable.write_bytes(tmp_path / "two.jsonl", "".join(json.dumps(asdict(one)) + "\n" for one in asked).encode())
+    counts = span.encode(tmp_path / "two.jsonl", prepared["tokenizer"], SETTINGS, tmp_path / "q.arrow")
+    assert counts["questions_cut"] == 1
 
 
 @pytest.fixture(scope="module")
