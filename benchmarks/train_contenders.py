@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from model.config import TrainConfig
     from model.job import RankJob
+    from model.train_config import TrainConfig
 
 WARM_UP = 3  # steps that are not counted
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from model.config import ModelConfig, TrainConfig, accumulation_steps, deepspeed_config
+from model.config import ModelConfig
 from model.heads import build
 from model.monitor import flops_per_token
+from model.train_config import TrainConfig, accumulation_steps, deepspeed_config
 
 _ADAM = 8  # bytes of optimizer state a parameter: two moments in fp32
 

@@ -23,13 +23,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from model.config import ObjectiveConfig
 from model.cross_entropy import IGNORE_INDEX
 from model.evaluate import BATCH_SIZE
 from model.export import load_export
 from model.objectives import Batch
 from model.pretraining import Order, Pretraining
 from model.token_shards import TokenShards
+from model.train_config import ObjectiveConfig
 from model.vocabulary import load
 
 SEED = 20_261_125  # of the questions

@@ -153,7 +153,7 @@ def begin_from(folder: Path, model: nn.Module, config: ModelConfig) -> list[str]
 
 def _require_same_computation(folder: Path, found: ModelConfig, config: ModelConfig) -> None:
     """UnsupportedModel, with both values, where `found` computes otherwise than `config` from equal weights."""
-    theirs, ours = _computation(found), _computation(config)
+    theirs, ours = found.computation, config.computation
     if found.head_kind == config.head_kind == "language_model" and config.tie_word_embeddings:
         theirs["tie_word_embeddings"], ours["tie_word_embeddings"] = found.tie_word_embeddings, True
     wrong = [f"{name}={theirs[name]} where the model has {ours[name]}" for name in ours if theirs[name] != ours[name]]
@@ -162,19 +162,6 @@ def _require_same_computation(folder: Path, found: ModelConfig, config: ModelCon
             f"{folder}: its weights are of {', '.join(wrong)}; give the model that shape (model.*), or do not begin from "
             "these weights (make retrain: retrain.start=scratch)"
         )
-
-
-def _computation(config: ModelConfig) -> dict[str, Any]:
-    """What decides, beside the weights, what is computed, by its name in a recipe."""
-    return {
-        "family": config.family,
-        "n_layer": config.n_layer,
-        "n_head": config.n_head,
-        "n_kv_head": config.kv_heads,
-        "feed_forward": config.feed_forward_kind,
-        "layer_norm_epsilon": config.layer_norm_epsilon,
-        "rope_theta": (config.rope_theta or 10_000.0) if config.family == "llama" else None,
-    }
 
 
 def load_pretrained(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:

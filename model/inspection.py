@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from model.batches import example_batch, example_order
-from model.config import ObjectiveConfig, TrainConfig
 from model.cross_entropy import IGNORE_INDEX
 from model.examples import Examples
 from model.job import StreamData
 from model.pretraining import Order, Pretraining, streams
 from model.token_shards import TokenShards
+from model.train_config import ObjectiveConfig, TrainConfig
 
 
 def training_batch(job: dict[str, Any]) -> list[dict[str, Any]]:

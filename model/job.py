@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from model.config import Config, ModelConfig, ObjectiveConfig, TrainConfig
+from model.config import Config, ModelConfig
+from model.train_config import ObjectiveConfig, TrainConfig
 from model.tuning_config import Tuning
 
 

@@ -26,7 +26,6 @@ import numpy as np
 import torch
 
 from model.batches import RankBatch, rank_slice, samples, sequences, stream_batch
-from model.config import ObjectiveConfig
 from model.job import StreamData
 from model.masking import Masking, target_counts
 from model.mixture import items, mixed
@@ -34,6 +33,7 @@ from model.mixture_quotas import quotas
 from model.objectives import Batch
 from model.sentence_pairs import Pairs, SentencePairs
 from model.token_shards import TokenShards
+from model.train_config import ObjectiveConfig
 from model.vocabulary import Vocabulary, load
 
 

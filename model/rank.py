@@ -19,7 +19,7 @@ from torch import nn
 from model import durable, outputs, restore, tuning
 from model.batches import RankBatch, example_batch, padding
 from model.checkpoint import BEST, Checkpoint, open_shelf
-from model.config import ModelConfig, accumulation_steps
+from model.config import ModelConfig
 from model.examples import Examples
 from model.heads import build
 from model.hf import begin_from
@@ -29,6 +29,7 @@ from model.pretraining import Order, streams
 from model.saving import Saver
 from model.token_shards import DamagedShard, TokenShards
 from model.train import train
+from model.train_config import accumulation_steps
 from model.validation import PREFIX, Best, BestWeights, Validation
 from model.world import World, join
 from model.zero import build_engine, full_state

@@ -25,8 +25,8 @@ import torch
 import torch.distributed as dist
 
 from model import durable, objectives
-from model.config import TrainConfig
 from model.dropout import DropoutKey
+from model.train_config import TrainConfig
 from model.zero import gradient_norm, set_learning_rate
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import nn
 
 from model.adamw import AdamW
-from model.config import TrainConfig, deepspeed_config
+from model.train_config import TrainConfig, deepspeed_config
 from model.world import World, import_deepspeed
 
 

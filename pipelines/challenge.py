@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from model.config import ModelShape
 from pipelines import flow
 from pipelines.champions import Champion
 from pipelines.config import ConfigError, Recipe
@@ -46,8 +47,12 @@ def retraining(recipe: Recipe, champions: Mapping[str, Champion], files: flow.Fi
 
 
 def challenging(recipe: Recipe, champions: Mapping[str, Champion]) -> Recipe:
-    """The recipe of a challenger: the champion's tokenizer, and as many steps as `retrain` says where training is begun from one."""
+    """The recipe of a challenger: the champion's tokenizer, and as many steps as `retrain` says where training is begun from one.
+
+    ConfigError where training would begin from a champion of another shape.
+    """
     how = recipe.retrain
+    _require_same_shape(recipe, champions)
     one = champions.get(needs(recipe) or "base") or champions["task"]
     assert recipe.tokenizer and recipe.pretrain  # one that begins with somebody else's model is not retrained
     tokenizer = recipe.tokenizer.model_copy(update={"sources": (), "pinned": str(one.folder), "digest": one.tokenizer})
@@ -63,6 +68,27 @@ def challenging(recipe: Recipe, champions: Mapping[str, Champion]) -> Recipe:
 def needs(recipe: Recipe) -> str | None:
     """Which champion training starts from: "base" or "task"; None from scratch."""
     return next(iter(_begun_from(recipe).values()), None)
+
+
+def _require_same_shape(recipe: Recipe, champions: Mapping[str, Champion]) -> None:
+    """ConfigError, with both values, where the weights that training begins from are of another shape than `recipe.model`.
+
+    Training would refuse them too, but only after hours of other steps.
+    """
+    kind = needs(recipe)
+    if kind is None or kind not in champions or recipe.model is None:
+        return
+    said = champions[kind].shape("pretrain" if kind == "base" else "finetune")
+    if not said:
+        return
+    made, asked = ModelShape.model_validate(said), recipe.model
+    theirs, ours = made.computation | made.sizes, asked.computation | asked.sizes
+    wrong = [f"{name}={theirs[name]} where the recipe has {ours[name]}" for name in ours if theirs[name] != ours[name]]
+    if wrong:
+        raise ConfigError(
+            f"retrain.start={recipe.retrain.start} begins with {champions[kind].name}@{champions[kind].version}, whose weights "
+            f"are of {', '.join(wrong)}; give model.* that shape, or say retrain.start=scratch"
+        )
 
 
 _PRETRAINED = ("shard", "tokenize", "pretrain", "evaluate-base", "register-base", "pull-base")

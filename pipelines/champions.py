@@ -49,6 +49,11 @@ class Champion:
         found: dict[str, Any] = self._manifest()["lineage"].get("pretrain", {}).get("config", {}).get("train", {})
         return found
 
+    def shape(self, step: str) -> dict[str, Any]:
+        """The shape that its weights had in a step ("pretrain", "finetune"), as its package says; empty if it had no such step."""
+        found: dict[str, Any] = self._manifest()["lineage"].get(step, {}).get("config", {}).get("model", {})
+        return found
+
     @property
     def tokenizer(self) -> str:
         """The SHA-256 of its tokenizer.json."""

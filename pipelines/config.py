@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_serializer, model_validator
 
-from model.config import Config, ModelShape, accumulation_steps
+from model.config import Config, ModelShape
+from model.train_config import accumulation_steps
 from pipelines import capabilities, pretrain_config
 from pipelines.execution import Execution
 from pipelines.finetune_config import FinetuneConfig as FinetuneConfig

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from model.config import TrainConfig
+from model.train_config import TrainConfig
 from pipelines.config import Recipe
 from pipelines.engine.step import resolve
 from pipelines.execution import Execution

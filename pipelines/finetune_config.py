@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from model.config import TrainConfig
+from model.train_config import TrainConfig
 from model.tuning_config import Tuning
 
 # Fields of fine-tuning that came later: a step's config has them only where they are set, see task_config.py.

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from model.config import ObjectiveConfig, TrainConfig
+from model.train_config import ObjectiveConfig, TrainConfig
 
 # What each family of models can be pre-trained on.
 OBJECTIVES = {

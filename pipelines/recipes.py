@@ -96,7 +96,7 @@ def labels() -> Recipe:
     curves = (
         Start(name="pretrained"),
         Start(name="scratch", finetune=made.finetune.model_copy(update={"init": "random"})),
-        Start(name="minilm", pretrained=minilm.pretrained, finetune=minilm.finetune, draws=1),  # 10 minutes a draw
+        Start(name="minilm", pretrained=minilm.pretrained, finetune=minilm.finetune),  # 10 minutes a draw
     )
     return made.model_copy(update={"name": "labels", "few_labels": FewLabels(starts=curves)})
 

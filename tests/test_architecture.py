@@ -21,6 +21,7 @@ SOURCES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py")
 TORCH_FREE = {
     "model.durable",
     "model.config",
+    "model.train_config",
     "model.hf_config",
     "model.tuning_config",
     "model.mixture_quotas",

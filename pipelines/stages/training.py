@@ -15,7 +15,7 @@ from typing import Any
 
 from cluster import apart
 from model import durable
-from model.config import ObjectiveConfig, TrainConfig
+from model.train_config import ObjectiveConfig, TrainConfig
 from pipelines import capabilities
 from pipelines.engine.step import Attempt, Damaged, untold
 from pipelines.pretrain_config import OBJECTIVES, objective_misfit

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from model import durable, evaluate, export, heads, objectives
-from model.config import ObjectiveConfig
 from model.examples import text_windows
 from model.generate import generate
 from model.pretraining import Order, Pretraining
 from model.token_shards import ShardMetadata, TokenShards, flatten, write_token_shard
+from model.train_config import ObjectiveConfig
 from tests.model import tiny
 
 DOCUMENTS = ["the quick brown fox", "a tale of two cities and of one film", "é", "the best of times " * 12, "dogs"]

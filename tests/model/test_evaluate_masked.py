@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from model import durable, evaluate_masked, heads, objectives
-from model.config import ModelConfig, ObjectiveConfig
+from model.config import ModelConfig
 from model.cross_entropy import IGNORE_INDEX
 from model.export import write_export
 from model.pretraining import Order, Pretraining
 from model.token_shards import TokenShards
+from model.train_config import ObjectiveConfig
 from tests.model.masked_runs import CASES, Pairs
 
 LENGTH, SIZE, STEPS = 40, 8, 12  # of a question, of a batch of them, and how many batches are asked about

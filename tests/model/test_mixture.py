@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from model.config import ObjectiveConfig
 from model.mixture import items, mixed
 from model.mixture_quotas import BLOCK, quotas
 from model.pretraining import Order, streams
+from model.train_config import ObjectiveConfig
 from tests.model.text import batches, corpus, manifest
 
 

@@ -14,11 +14,11 @@ import psutil
 import pytest
 
 from model.checkpoint import newest_good, published
-from model.config import TrainConfig
 from model.job import RankJob
 from model.monitor import DivergenceGuard, TrainingDiverged
 from model.rank import run
 from model.train import learning_rate
+from model.train_config import TrainConfig
 from tests.model.conftest import Trained
 from tests.model.training_runs import MIDDLE, STEPS, finish, metrics, start, weights
 

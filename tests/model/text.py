@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from model import durable
-from model.config import ObjectiveConfig
 from model.job import StreamData
 from model.pretraining import Order, Pretraining
 from model.token_shards import ShardMetadata, ShardUnit, TokenShards, flatten, token_dtype, write_token_shard
+from model.train_config import ObjectiveConfig
 from model.vocabulary import Vocabulary
 
 SIZE, PAD, CLS, SEP, MASK = 1000, 0, 1, 2, 3

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from model.config import accumulation_steps
+from model.train_config import accumulation_steps
 from pipelines.stages.budget import Budget, GaveUp, newest_checkpoint
 from pipelines.stages.ranks import micro_batch_size, sizes
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from model.config import ObjectiveConfig
+from model.train_config import ObjectiveConfig
 from pipelines import challenge, flow, recipes
 from pipelines.config import ConfigError, Recipe, Source, TokenizerConfig
 from pipelines.engine.fingerprint import digest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from pipelines import challenge, flow, package, recipes
 from pipelines.champions import Champion
-from pipelines.config import RetrainConfig, Source
+from pipelines.config import ConfigError, RetrainConfig, Source
 from pipelines.engine.step import Step
 
 TOKENIZER = "7" * 64
@@ -108,6 +109,33 @@ def test_steps_and_rates_are_shortened_only_where_training_begins_from_a_champio
     plain = {step.name: step for step in flow.build(recipes.tiny(), _files)}
     anew = graph(champions, start="scratch", **how)
     assert all(anew[name].config == plain[name].config for name in ("pretrain", "finetune", "shard", "evaluate-task"))
+
+
+@pytest.mark.parametrize(
+    ("start", "kind", "step"), [("continue_pretraining", "base", "pretrain"), ("base", "base", "pretrain"), ("champion", "task", "finetune")]
+)  # fmt: skip
+def test_a_champion_of_another_shape_is_refused_before_any_step(
+    champions: dict[str, Champion], start: str, kind: str, step: str
+) -> None:
+    shape = recipes.tiny().model
+    assert shape
+    as_made = shape.model_dump(mode="json")
+    _say_shape(champions[kind], step, as_made | {"resid_pdrop": 0.3})
+    assert graph(champions, start=start), "dropout is of the run"
+    _say_shape(champions[kind], step, as_made | {"n_layer": 3, "layer_norm_epsilon": 1e-6})
+    name = champions[kind].name
+    said = f"retrain.start={start} begins with {name}@3, whose weights are of n_layer=3 where the recipe has 2, layer_norm_epsilon=1e-06 where the recipe has 1e-05; give"
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        graph(champions, start=start)
+    assert graph(champions, start="scratch")
+
+
+def _say_shape(one: Champion, step: str, shape: dict[str, Any]) -> None:
+    """Have a champion's package say that its weights had this shape in a step."""
+    said = json.loads((one.folder / "MANIFEST.json").read_text())
+    said["lineage"].setdefault(step, {}).setdefault("config", {})["model"] = shape
+    del said["digest"]
+    (one.folder / "MANIFEST.json").write_text(json.dumps(said | {"digest": package._digest(said)}))
 
 
 def test_a_recipes_retraining_changes_no_step_of_a_run() -> None:
