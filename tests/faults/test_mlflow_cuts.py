@@ -23,19 +23,26 @@ THOROUGH = ("before", pytest.param("after", marks=pytest.mark.thorough))  # wher
 ALL = os.environ.get("GPTLINE_CUTS") == "all"  # minutes; else a choice
 
 
-def chosen(requests: list[Request], side: str) -> list[Request]:
-    """The requests to cut: the last of each kind, and after they were forwarded the first of those that change the store.
+def chosen(requests: list[Request], side: str, kills: bool = False) -> list[Request]:
+    """The requests to cut, or to kill a driver at: the last of each kind, and after they were forwarded the first of those
+    that change the store.
 
-    A question that is cut after it was answered is like one that was cut before.
+    A question that is cut after it was answered is like one that was cut before. And who is killed at a question leaves
+    what is left by whoever is killed at the next change: so drivers are killed at questions only after the last of these.
     """
     if ALL:
         return requests
+    changes = [request.number for request in requests if not _asks(request)]
     kinds: dict[str, list[Request]] = {}
     for request in requests:
-        asks = request.method == "GET" or "search" in request.path
-        if side == "before" or not asks:
+        if not _asks(request) or (side == "before" and not (kills and request.number < changes[-1])):
             kinds.setdefault(re.sub(r"/[^/]+[.][^/]+$", "/FILE", str(request)), []).append(request)
     return sorted((kind[-1 if side == "before" else 0] for kind in kinds.values()), key=lambda request: request.number)
+
+
+def _asks(request: Request) -> bool:
+    """Whether a request changes nothing in the store."""
+    return request.method == "GET" or "search" in request.path
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +227,7 @@ def test_a_driver_killed_at_any_request_of_tracking_is_made_up_for_by_the_next(
 ) -> None:
     requests = reference(proxy, tmp_path, "track", f"calm-{side}")
     undisturbed = tracked(proxy.uri, f"calm-{side}")
-    for request in chosen(requests, side):
+    for request in chosen(requests, side, kills=True):
         key = f"dead-{side}-{request.number}"
         folder = tmp_path / key
         folder.mkdir()
@@ -255,7 +262,7 @@ def test_a_driver_killed_while_it_trains_leaves_its_runs_running_and_the_next_on
 ) -> None:
     reference(proxy, tmp_path, "track", f"quiet-{side}")
     undisturbed = tracked(proxy.uri, f"quiet-{side}")
-    for request in chosen(training_requests(proxy, drivers, tmp_path / "counted", f"counted-{side}"), side):
+    for request in chosen(training_requests(proxy, drivers, tmp_path / "counted", f"counted-{side}"), side, kills=True):
         key = f"training-{side}-{request.number}"
         folder = tmp_path / key
         folder.mkdir()
@@ -273,7 +280,7 @@ def test_a_driver_killed_at_any_request_of_registering_and_pulling_leaves_one_ve
 ) -> None:
     requests = reference(proxy, tmp_path, "release", f"intact-{side}")
     undisturbed = released(proxy.uri, tmp_path / f"intact-{side}", f"intact-{side}")
-    for request in chosen(requests, side):
+    for request in chosen(requests, side, kills=True):
         name = f"shot-{side}-{request.number}"
         folder = tmp_path / name
         folder.mkdir()
