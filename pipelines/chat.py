@@ -54,7 +54,7 @@ class Chat:
         self._folder = tokenizer
         self._encoder = load(tokenizer)
         self._end = ending(tokenizer, self._encoder.token_to_id(EOT) is not None)
-        self._own = _template_of(tokenizer) not in (None, TEMPLATE, _ours(self._encoder))
+        self._own = template_of(tokenizer) not in (None, TEMPLATE, _ours(self._encoder))
         self._loaded: Any = None  # the tokenizer as `transformers` loads it: only a template of its own needs that
 
     def exchanges(self, messages: Sequence[dict[str, str]]) -> list[Exchange]:
@@ -150,7 +150,7 @@ def _ours(encoder: Tokenizer) -> str:
     return TEMPLATE if len(reserved) == 1 else _OF_SEVERAL.replace("RESERVED", json.dumps(reserved, ensure_ascii=False))
 
 
-def _template_of(tokenizer: Path) -> str | None:
+def template_of(tokenizer: Path) -> str | None:
     """The chat template of a tokenizer folder, from its own file or from its settings."""
     if (tokenizer / _OWN).exists():
         return (tokenizer / _OWN).read_text("utf-8")
@@ -231,7 +231,7 @@ def with_template(source: Path, target: Path, *, several_turns: bool) -> Path:
         if (source / name).exists() and name != _SETTINGS:
             durable.write_bytes(target / name, (source / name).read_bytes())
     settings = durable.read_json(source / _SETTINGS) if (source / _SETTINGS).exists() else {}
-    brought = _template_of(source)
+    brought = template_of(source)
     if brought is None and several_turns:
         settings["split_special_tokens"] = False
     template = brought or _ours(load(source))

@@ -19,8 +19,8 @@ from pipelines.finetune_config import FinetuneConfig as FinetuneConfig
 from pipelines.labels_config import FewLabels
 from pipelines.pretrain_config import PretrainConfig as PretrainConfig
 from pipelines.pretrained import Pretrained
+from pipelines.release_config import MEASURED, RegisterConfig, RetrainConfig
 from pipelines.release_config import Gate as Gate
-from pipelines.release_config import RegisterConfig, RetrainConfig
 from pipelines.task_config import Source, TaskConfig
 from pipelines.tasks import task as tasks
 
@@ -201,11 +201,12 @@ class Recipe(Config):
             raise ValueError(
                 f"register_as.base and register_as.task are both {self.register_as.base!r}: they are two models, give them two names"
             )
-        if self.register_as.adapter is not None and (self.pretrain is None or not self.release):
+        if self.register_as.adapter is not None and not self.release:
             raise ValueError(
-                f"register_as.adapter={self.register_as.adapter!r} needs a base model that is registered here, and there "
-                "is none; leave it out (the merged model is registered), or give shard and pretrain, and release"
+                f"register_as.adapter={self.register_as.adapter!r} is to be registered, and release=false; leave one of both out"
             )
+        if self.register_as.adapter is not None and self.pretrain is None:
+            self._check_imported_base()
         if self.register_as.adapter is not None and (self.finetune is None or self.finetune.tune != "lora"):
             raise ValueError(
                 f"register_as.adapter={self.register_as.adapter!r} needs finetune.tune=lora: nothing else has an adapter"
@@ -215,6 +216,20 @@ class Recipe(Config):
                 f"register_as.adapter={self.register_as.adapter!r} is another model's name too; give it its own"
             )
         return self
+
+    def _check_imported_base(self) -> None:
+        """ValueError unless the model that others trained has a name of its own and gates that can be looked at."""
+        usual = RegisterConfig().base
+        if self.register_as.base == usual:
+            raise ValueError(
+                f"register_as.adapter={self.register_as.adapter!r} registers the imported model as its base too, and "
+                f"{usual!r} is what those are called that are pre-trained here; give it a name: register_as.base=..."
+            )
+        for gate in self.register_as.base_gates:
+            if gate.metric not in MEASURED:
+                raise ValueError(
+                    f"register_as.base_gates: nobody measures {gate.metric} of an imported model; it has {' and '.join(MEASURED)}"
+                )
 
     @model_validator(mode="after")
     def _objective_fits(self) -> Recipe:

@@ -19,6 +19,7 @@ from pipelines.engine.step import Input, Step
 from pipelines.finetune_config import ADDED_TO_FINETUNE
 from pipelines.forms import form as forms
 from pipelines.pretrained import Pretrained
+from pipelines.release_config import MEASURED
 from pipelines.stages import (
     evaluate,
     evaluate_masked,
@@ -244,13 +245,23 @@ def _finetuning(recipe: Recipe) -> dict[str, Any]:
 
 
 def _adapter(recipe: Recipe) -> list[Step]:
-    """Register the adapter alone, against the base that it was trained on, under the gates of the model that it makes."""
+    """Register the adapter alone, against the base that it was trained on, under the gates of the model that it makes.
+
+    A base that others trained and nothing was made of is registered for it as it was imported: nobody measured it.
+    """
     register_as = _json(recipe.register_as)
-    gates = [gate for gate in register_as["task_gates"] if gate["metric"] not in ("export_bytes", "latency_ms")]
+    gates = [gate for gate in register_as["task_gates"] if gate["metric"] not in MEASURED]
+    base = "register-base" if recipe.pretrain else "register-import"
+    imported = {"name": register_as["base"], "kind": "import", "gates": register_as["base_gates"]}
+    own = [
+        Step("register-import", register.STAGE, imported, {"export": Input("import", "export/")}),
+        Step("pull-import", pull.STAGE, {"name": register_as["base"]}, {"registered": Input("register-import", "registered.json")}),
+    ]  # fmt: skip
     return [
+        *([] if recipe.pretrain else own),
         Step(
             "register-adapter", register.STAGE, {"name": register_as["adapter"], "kind": "adapter", "gates": gates},
-            {"export": Input("finetune", "adapter/"), "evaluation": Input("evaluate-task", "metrics.json"), "base": Input("register-base", "registered.json")},
+            {"export": Input("finetune", "adapter/"), "evaluation": Input("evaluate-task", "metrics.json"), "base": Input(base, "registered.json")},
         ),
         Step("pull-adapter", pull.STAGE, {"name": register_as["adapter"]}, {"registered": Input("register-adapter", "registered.json")}),
     ]  # fmt: skip

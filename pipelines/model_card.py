@@ -10,13 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+Pipeline = Literal[
+    "text-classification", "text-generation", "fill-mask", "question-answering"
+]  # as transformers calls it
+
 
 @dataclass(frozen=True)
 class Card:
     """What a package says about itself. `lineage` goes to MANIFEST.json, the rest to README.md."""
 
     name: str  # registered name
-    task: Literal["text-classification", "text-generation", "fill-mask", "question-answering"]
+    task: Pipeline
     summary: str  # one or two sentences
     data: Sequence[str] = ()  # one line for each source or split: what, how much, which digest
     training: Mapping[str, Any] = field(default_factory=dict)  # shape and hyperparameters, flat

@@ -11,6 +11,8 @@ from pydantic import Field, model_validator
 
 from model.config import Config
 
+MEASURED = ("export_bytes", "latency_ms")  # what registering measures itself, of any model
+
 
 class Gate(Config):
     """A condition on an evaluation metric, a size or a latency that a version has to meet to become champion."""
@@ -35,7 +37,11 @@ class Gate(Config):
 class RegisterConfig(Config):
     """Under which names models are registered, and what makes a version champion."""
 
-    base: str = Field("base", pattern=r"^[\w.-]+$", description="registered name of the base model")
+    base: str = Field(
+        "base",
+        pattern=r"^[\w.-]+$",
+        description="registered name of the base model (of an imported one: where its adapter is registered)",
+    )
     task: str = Field("sentiment", pattern=r"^[\w.-]+$", description="registered name of the task's model")
     base_gates: tuple[Gate, ...] = Field((), description="all must pass for `base@champion`")
     task_gates: tuple[Gate, ...] = Field((), description="all must pass for the task's `@champion`")

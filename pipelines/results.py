@@ -106,6 +106,9 @@ def results(planned: Mapping[str, Planned], given: Given) -> Iterator[str]:
     released = [kind for kind in ("task", "base") if f"pull-{kind}" in planned]
     for kind in released:
         yield from _released(kind, planned)
+    for kind in ("adapter", "import"):
+        if f"pull-{kind}" in planned:
+            yield from _alone(kind, planned)
     if not released:
         return
     folder = planned["evaluate-base"].folder if "base" in released else None  # fine-tuned alone, by retraining
@@ -164,6 +167,15 @@ def after_pull(folder: Path) -> str:
         )
         return f"{shlex.quote(sys.executable)} -c {shlex.quote(code)}"
     return f'make generate MODEL={shlex.quote(str(folder))} PROMPT="To be"'
+
+
+def _alone(kind: str, planned: Mapping[str, Planned]) -> Iterator[str]:
+    """The adapter by itself, or the model of others that it stands on."""
+    registered, folder = _record(planned[f"register-{kind}"]).metrics, planned[f"pull-{kind}"].folder
+    assert folder is not None
+    what = "the adapter alone" if kind == "adapter" else "its base, as it was imported"
+    yield f"\n{registered['name']} version {registered['version']}, alias {registered['alias']}: {what}"
+    yield f"  pulled to {folder / 'outputs' / 'model'}"
 
 
 def _record(planned: Planned) -> Record:

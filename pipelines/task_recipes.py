@@ -112,7 +112,7 @@ def sentiment_minilm() -> Recipe:
             warmup_steps=30, weight_decay=0.01, length_pool=64,
         ),
         register_as=RegisterConfig(
-            task="sentiment-minilm", task_gates=(Gate(metric="accuracy", baseline="tfidf_accuracy", minimum=0.0),)
+            base="minilm", task="sentiment-minilm", task_gates=(Gate(metric="accuracy", baseline="tfidf_accuracy", minimum=0.0),)
         ),
     )  # fmt: skip
 
@@ -265,7 +265,7 @@ def finetune_smollm2() -> Recipe:
             warmup_steps=6, dropout=0.0, tune="lora",
         ),
         register_as=RegisterConfig(
-            task="smollm2-questions", task_gates=_better("f1", "frequent") + _fewer("perplexity", "trigram")
+            base="smollm2", task="smollm2-questions", task_gates=_better("f1", "frequent") + _fewer("perplexity", "trigram")
         ),
     )  # fmt: skip
 
@@ -289,7 +289,7 @@ def cloze() -> Recipe:
             long_texts="windows", window_stride=96, weight_decay=0.01, dropout=0.0,
         ),
         register_as=RegisterConfig(
-            task="cloze", task_gates=_better("f1", "frequent", "overlap") + _better("exact_match", "frequent", "overlap")
+            base="minilm", task="cloze", task_gates=_better("f1", "frequent", "overlap") + _better("exact_match", "frequent", "overlap")
         ),
     )  # fmt: skip
 

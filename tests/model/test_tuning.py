@@ -24,7 +24,7 @@ from model.tuning import counts, merged, prepare
 from model.tuning_config import Tuning
 from model.validation import Best
 from pipelines.model_card import Card, render
-from pipelines.stages.register import _classes
+from pipelines.stages.cards import classes
 from tests.model import tiny
 from tests.model.training_runs import MIDDLE, finish, metrics, start, weights
 from tests.model.tuning_runs import EARLY, LORA, TuningJobs
@@ -123,7 +123,7 @@ def test_plain_peft_puts_the_adapter_on_the_base_and_computes_what_the_merged_ex
     tokens, mask = probe_inputs(RankJob.parse({"device": "cpu"} | runs.job[name]).model)
     expected = load_export(outputs / "export")(tokens, attention_mask=mask).logits
     found = adapted(input_ids=tokens, attention_mask=mask).logits
-    assert float((found - expected).abs().max()) <= 1e-4
+    assert float((found - expected).detach().abs().max()) <= 1e-4
     with adapted.disable_adapter():
         assert float((adapted(input_ids=tokens, attention_mask=mask).logits - expected).abs().max()) > 1e-3
 
@@ -200,7 +200,7 @@ def test_an_adapter_of_every_family_is_the_merged_model_by_the_code_of_its_card(
     write(tmp_path / "adapter", config, Tuning(**tuning).lora, trained)
     write_export(tmp_path / "merged", config, merged(model), tokenizer)
     base = {"name": "base", "digest": "ab" * 32}
-    card = render(Card("adapter", task, "An adapter.", base=base, labels=_classes(tmp_path / "adapter")))
+    card = render(Card("adapter", task, "An adapter.", base=base, labels=classes(tmp_path / "adapter")))
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     loaded: dict[str, Any] = {}
     exec(code.replace("BASE", str(tmp_path / "base")).replace("DIR", str(tmp_path / "adapter")), loaded)

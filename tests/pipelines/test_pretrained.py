@@ -11,7 +11,8 @@ import transformers
 
 from model import durable
 from pipelines import dry_run, flow, frozen, pretrained, recipes
-from pipelines.config import ConfigError, FinetuneConfig, Recipe, RegisterConfig
+from pipelines.config import ConfigError, FinetuneConfig, Gate, Recipe, RegisterConfig
+from pipelines.engine.step import Input
 from pipelines.execution import Execution
 from pipelines.pretrained import WEIGHTS, Pretrained
 from pipelines.settings import override
@@ -22,6 +23,10 @@ from tests.model import tiny
 from tests.pipelines.data_attempts import attempt
 
 FINETUNE = FinetuneConfig(max_steps=4, global_batch_size=8, sequence_length=32, learning_rate=1e-4)
+
+
+LORA = FINETUNE.model_copy(update={"tune": "lora"})
+PERPLEXITY = Gate(metric="perplexity", maximum=9.0)
 
 
 def finetuned(**changes: Any) -> Recipe:
@@ -43,6 +48,19 @@ def test_the_import_stands_for_the_tokenizer_and_the_base() -> None:
     inputs = {name: (source.step, source.part) for name, source in made["finetune"].inputs.items()}
     assert inputs["tokenizer"] == ("import", "tokenizer/") and inputs["base"] == ("import", "export/")
     assert inputs["shape"] == ("import", "model.json") and made["finetune"].config["model"] == {}
+
+
+def test_an_imported_base_is_registered_where_its_adapter_is_and_nowhere_else() -> None:
+    named = RegisterConfig(base="theirs", task="mine", adapter="mine-adapter")
+    made = steps(finetuned(finetune=LORA, register_as=named))
+    plain = steps(finetuned(finetune=LORA))
+    assert list(made) == [*plain, "register-import", "pull-import", "register-adapter", "pull-adapter"]
+    assert made["register-import"].config == {"name": "theirs", "kind": "import", "gates": []}
+    assert made["register-import"].inputs == {"export": Input("import", "export/")}
+    assert made["register-adapter"].inputs["base"] == Input("register-import", "registered.json")
+    tiny_recipe = recipes.tiny()
+    went_on = steps(finetuned(shard=tiny_recipe.shard, pretrain=tiny_recipe.pretrain, finetune=LORA, register_as=named))
+    assert went_on["register-adapter"].inputs["base"].step == "register-base" and "register-import" not in went_on
 
 
 def test_pre_training_goes_on_from_an_import() -> None:
@@ -74,8 +92,16 @@ def test_a_recipe_without_the_new_options_has_the_steps_and_the_json_that_it_had
         ({"shard": recipes.tiny().shard}, "shard and pretrain belong together"),
         ({"task": None, "finetune": None}, "nothing is to be made of `pretrained`"),
         (
-            {"register_as": RegisterConfig(adapter="a"), "finetune": FINETUNE.model_copy(update={"tune": "lora"})},
-            "needs a base model that is registered here",
+            {"register_as": RegisterConfig(adapter="a"), "finetune": LORA},
+            "registers the imported model as its base too, and 'base' is what those are called that are pre-trained here",
+        ),
+        (
+            {"register_as": RegisterConfig(adapter="a", base="b", base_gates=(PERPLEXITY,)), "finetune": LORA},
+            "nobody measures perplexity of an imported model; it has export_bytes and latency_ms",
+        ),
+        (
+            {"register_as": RegisterConfig(adapter="a", base="b"), "finetune": LORA, "release": False},
+            "is to be registered, and release=false",
         ),
     ],
 )

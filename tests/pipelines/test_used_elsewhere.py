@@ -18,6 +18,7 @@ import pytest
 from model import durable
 from pipelines.engine.step import resolve
 from tests import alone
+from tests.model import test_importing
 from tests.pipelines.inventions import NUMBERS, NUMERI, lines
 
 ROOT = Path(__file__).parents[2]
@@ -41,9 +42,9 @@ class Run:
         return str(self.output(f"pull-{kind}", "model"))
 
 
-def run(folder: Path, *settings: str) -> Run:
-    """The tiny recipe with other settings."""
-    command = [sys.executable, "-m", "pipelines", "run", "-r", "tiny", "-w", str(folder / "work")]
+def run(folder: Path, *settings: str, recipe: str = "tiny") -> Run:
+    """The tiny recipe, or another one, with other settings."""
+    command = [sys.executable, "-m", "pipelines", "run", "-r", recipe, "-w", str(folder / "work")]
     for setting in (f"execution.registry={folder / 'registry'}", *settings):
         command += ["--set", setting]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -69,9 +70,30 @@ print(json.dumps([model(**tokenizer(text, truncation=True, return_tensors="pt"))
 """
 
 
+IMPORTED = """
+from pipelines import recipes
+from pipelines.config import Recipe
+from pipelines.pretrained import Pretrained
+
+def imported() -> Recipe:
+    tiny = recipes.tiny()
+    return Recipe(
+        name="imported", pretrained=Pretrained(path=FOLDER), task=tiny.task, finetune=tiny.finetune,
+        register_as=tiny.register_as.model_copy(update={"base": "theirs", "base_gates": ()}),
+    )
+"""
+
+
 @pytest.mark.thorough
-def test_a_merged_lora_and_its_adapter_classify_as_evaluation_did(tmp_path: Path) -> None:
-    done = run(tmp_path, "finetune.tune=lora", "register_as.adapter=adapter")
+@pytest.mark.parametrize("base", ["base", "import"])
+def test_a_merged_lora_and_its_adapter_classify_as_evaluation_did(tmp_path: Path, base: str) -> None:
+    """On a base model of our own, and on one that others trained."""
+    recipe = "tiny"
+    if base == "import":
+        test_importing.llama(tmp_path / "theirs")
+        (tmp_path / "recipe.py").write_text(IMPORTED.replace("FOLDER", repr(str(tmp_path / "theirs"))))
+        recipe = f"{tmp_path / 'recipe.py'}:imported"
+    done = run(tmp_path, "finetune.tune=lora", "register_as.adapter=adapter", recipe=recipe)
     texts = [one["text"] for one in done.lines("prepare_task", "test.jsonl")][:20]
     expected = done.lines("evaluate-task", "predictions.jsonl")[:20]
     question = alone.Question("text-classification", done.model(), texts, options={"truncation": True})
@@ -80,7 +102,7 @@ def test_a_merged_lora_and_its_adapter_classify_as_evaluation_did(tmp_path: Path
         assert said["label"] == names[str(one["predicted"])]
         assert said["score"] == pytest.approx(max(one["scores"]), abs=1e-4)
     the_cards_code_runs(done.model(), tmp_path)
-    for name, kind in (("DIR", "adapter"), ("BASE", "base")):
+    for name, kind in (("DIR", "adapter"), ("BASE", base)):
         (tmp_path / name).symlink_to(done.model(kind))
     code = alone.card_code(Path(done.model("adapter")))[0]
     said = alone.run(code + ADAPTER_SCORES, tmp_path, json.dumps(texts))
