@@ -2,7 +2,7 @@
 
 The one idea: what is held out is the *source package*. Its binary packages are described with the same sentences, so a
 split by line would let a model remember a translation instead of making one. A line that stands in several packages is
-kept once, nearest to the test side; its other translations count as right.
+kept once, nearest to the test side; its other translations count as right (prompts.py says when two lines are the same).
 
 Data: JSON lines of a `debian_*` sample, {"source", "text", <language>}: descriptions, whose lines (the first one, paragraphs,
 items of lists) are aligned where both have as many.
@@ -10,23 +10,22 @@ items of lists) are aligned where both have as many.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.tasks.examples import (
-    KEEP_ORDER,
     SPLITS,
     Prepared,
     Response,
     divided,
     identifier,
-    normalised,
     summary,
 )
+from pipelines.tasks.prompts import on_one_side, once, with_references
 from pipelines.tasks.user_data import records
 
 FORM = "response"
+VERSION = 2  # the first took lines that differ in signs only (GNU C compiler, GNU C++ compiler) for one
 METRICS = {"bleu": ("copy", "dictionary", "retrieval"), "chrf": ("copy", "dictionary", "retrieval")}
 
 
@@ -65,13 +64,15 @@ def prepare(
                 found.append(_pair(english, other, group))
     if not found:
         raise ValueError(f"{files[0]}: no record has a description in {language!r}; choose task.options.language")
-    splits, repeated = _prompts_once(divided(found, validation, test))
+    # References first: another side's translation of a line is right too.
+    sides = on_one_side(with_references(divided(found, validation, test)))
+    splits = {name: once(part) for name, part in sides.items()}
     for name, part in splits.items():
         if not part:
             raise ValueError(f"{files[0]}: the {name} split is empty; give more data or another task.{name}_fraction")
     report = {
         "rows": len(found),
-        "dropped": counts | {"repeated_prompts": repeated},
+        "dropped": counts | {"repeated_prompts": len(found) - sum(map(len, splits.values()))},
         "splits": {name: summary(splits[name]) for name in SPLITS},
     }
     return Prepared(splits, report)
@@ -79,20 +80,3 @@ def prepare(
 
 def _pair(english: str, other: str, group: str) -> Response:
     return Response(identifier(english, other), english, other, [other], group)
-
-
-def _prompts_once(splits: dict[str, list[Response]]) -> tuple[dict[str, list[Response]], int]:
-    """Each prompt once, nearest to the test side, with all its responses as references; and how many were dropped."""
-    references: dict[str, set[str]] = defaultdict(set)
-    for part in splits.values():
-        for one in part:
-            references[normalised(one.prompt)].add(one.response)
-    kept: dict[str, Response] = {}
-    unique: dict[str, list[Response]] = {name: [] for name in SPLITS}
-    for name in KEEP_ORDER:
-        for one in splits[name]:
-            key = normalised(one.prompt)
-            if key not in kept:
-                kept[key] = Response(one.id, one.prompt, one.response, sorted(references[key]), one.group)
-                unique[name].append(kept[key])
-    return unique, sum(map(len, splits.values())) - len(kept)

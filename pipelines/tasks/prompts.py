@@ -1,0 +1,48 @@
+"""When two prompts are the same one, which takes two answers: one for a leak, another for what is asked.
+
+The one idea: a prompt's *side* is decided by its words, so that nothing a model learned from is asked of it in other
+punctuation. What a prompt *is* counts its signs too: "Who made C?" and "Who made C++?", or 1 + 2 and 1 - 2, share all
+their words, are on one side, and are two prompts with answers of their own.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from pipelines.tasks.examples import KEEP_ORDER, SPLITS, Response, normalised
+
+
+def folded(text: str) -> str:
+    """What two prompts must share to be the same one: all but case and white space."""
+    return " ".join(text.lower().split())
+
+
+def on_one_side(splits: Mapping[str, Sequence[Response]]) -> dict[str, list[Response]]:
+    """The examples without those whose prompt's words stand in a prompt of a side further from training."""
+    side: dict[str, str] = {}
+    for name in KEEP_ORDER:
+        for one in splits[name]:
+            side.setdefault(normalised(one.prompt), name)
+    return {name: [one for one in splits[name] if side[normalised(one.prompt)] == name] for name in SPLITS}
+
+
+def with_references(splits: Mapping[str, Sequence[Response]]) -> dict[str, list[Response]]:
+    """The examples, each with all responses to its prompt as references, on whichever side they are."""
+    given: dict[str, set[str]] = defaultdict(set)
+    for part in splits.values():
+        for one in part:
+            given[folded(one.prompt)].add(one.response)
+    return {
+        name: [replace(one, references=sorted(given[folded(one.prompt)])) for one in part]
+        for name, part in splits.items()
+    }
+
+
+def once(part: Sequence[Response]) -> list[Response]:
+    """The first example of each prompt."""
+    first: dict[str, Response] = {}
+    for one in part:
+        first.setdefault(folded(one.prompt), one)
+    return list(first.values())
