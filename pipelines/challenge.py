@@ -15,6 +15,7 @@ from pipelines import flow
 from pipelines.champions import Champion
 from pipelines.config import ConfigError, Recipe
 from pipelines.engine.step import Input, Step
+from pipelines.forms.long_texts import ASKED
 from pipelines.stages import champion, compare
 
 
@@ -117,7 +118,10 @@ def _challenged(
 ) -> Iterator[Step]:
     """A step of `build` as a challenger has it; a registration comes after its comparison."""
     if step.name in begun:
-        yield replace(step, inputs={**step.inputs, "base": Input(f"champion-{begun[step.name]}", "export/")})
+        yield _from_champion(step, begun[step.name])
+        return
+    if step.name == "evaluate-task" and "base" in step.inputs and "finetune" in begun:  # beside what it went on from
+        yield _from_champion(step, begun["finetune"])
         return
     kind = step.name.removeprefix("register-")
     if step.name == kind or kind not in champions:
@@ -132,7 +136,8 @@ def _challenged(
         }
         if flow.form_of(recipe) == "classification":  # the champion's labels need not be this challenger's
             examples["labels"] = Input("prepare_task", "labels.json")
-        yield Step("compare-task", compare.STAGE, flow.asked(recipe) | config, theirs | examples)
+        asked = flow.asked(recipe) | config | _windows(recipe, champions[kind])
+        yield Step("compare-task", compare.STAGE, asked, theirs | examples)
     else:
         documents = {
             f"{what}_heldout": Input(made, "heldout.json") for what, made in (("text", "shard"), ("tokens", "tokenize"))
@@ -144,6 +149,16 @@ def _challenged(
             theirs | {"export": Input("pretrain", "export/")} | documents,
         )
     yield replace(step, inputs={**step.inputs, "comparison": Input(f"compare-{kind}", "comparison.json")})
+
+
+def _from_champion(step: Step, kind: str) -> Step:
+    return replace(step, inputs={**step.inputs, "base": Input(f"champion-{kind}", "export/")})
+
+
+def _windows(recipe: Recipe, one: Champion) -> dict[str, Any]:
+    """How the champion reads long texts, where it is not as the challenger does: each is asked as it was evaluated."""
+    ours = {name: value for name, value in flow.asked(recipe).items() if name in ASKED}
+    return {"champion_windows": one.windows} if one.windows != ours else {}
 
 
 def _as_trained(one: Champion) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from model import durable
 from pipelines import registry
+from pipelines.forms.long_texts import ASKED
 from pipelines.package import MANIFEST, PackageDamaged, read_manifest
 from pipelines.patience import patiently
 
@@ -20,6 +21,7 @@ SOURCE_GROUPS = (
     "labelled",
     "labelled_validation",
     "labelled_test",
+    "labelled_benchmark",
     "text",
 )  # raw data in a lineage, as steps name it; "text" is the tokenizer's
 
@@ -48,6 +50,12 @@ class Champion:
         """How it was pre-trained, as the configuration of that step in its package says; empty if it was not."""
         found: dict[str, Any] = self._manifest()["lineage"].get("pretrain", {}).get("config", {}).get("train", {})
         return found
+
+    @property
+    def windows(self) -> dict[str, Any]:
+        """The windows that its evaluation read long texts in, as its package says; empty if it cut them."""
+        asked = self._manifest()["lineage"].get("evaluate-task", {}).get("config", {})
+        return {name: asked[name] for name in ASKED if name in asked}
 
     def shape(self, step: str) -> dict[str, Any]:
         """The shape that its weights had in a step ("pretrain", "finetune"), as its package says; empty if it had no such step."""

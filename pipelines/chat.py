@@ -35,7 +35,7 @@ _OF_SEVERAL = (  # the same where more tokens are reserved than the end of text;
     "{% for token in RESERVED %}{% set said.text = said.text | replace(token, ' ') %}{% endfor %}{{ said.text | trim }}"
     "{{ eos_token if message['role'] == 'assistant' else '\\n' }}{% endfor %}"
 )
-_OWN, _SETTINGS = "chat_template.jinja", "tokenizer_config.json"
+TEMPLATE_FILE, _SETTINGS = "chat_template.jinja", "tokenizer_config.json"
 
 
 @dataclass(frozen=True)
@@ -152,8 +152,8 @@ def _ours(encoder: Tokenizer) -> str:
 
 def template_of(tokenizer: Path) -> str | None:
     """The chat template of a tokenizer folder, from its own file or from its settings."""
-    if (tokenizer / _OWN).exists():
-        return (tokenizer / _OWN).read_text("utf-8")
+    if (tokenizer / TEMPLATE_FILE).exists():
+        return (tokenizer / TEMPLATE_FILE).read_text("utf-8")
     settings = tokenizer / _SETTINGS
     return durable.read_json(settings).get("chat_template") if settings.exists() else None
 

@@ -134,6 +134,11 @@ class Recipe(Config):
             raise ValueError(
                 "few_labels needs a task, finetune and release: it fine-tunes and measures what is exported"
             )
+        most = self.task.max_examples if self.task else None
+        if self.few_labels is not None and most and max(self.few_labels.labels, default=0) > most:
+            raise ValueError(
+                f"few_labels.labels asks for {max(self.few_labels.labels)} and task.max_examples={most} keeps fewer; change one of both"
+            )
         if self.few_labels is not None and self.task and tasks.form_of(self.task.name) != "classification":
             raise ValueError(
                 f"few_labels draws accuracy over the number of labels, and task {self.task.name} (form "
@@ -259,7 +264,10 @@ def check_together(recipe: Recipe, execution: Execution) -> None:
         if source.sample and source.sample not in samples.SAMPLES:
             raise ConfigError(f"no sample is called {source.sample!r}; there are {', '.join(sorted(samples.SAMPLES))}")
     _check_pinned(recipe)
-    for name, part in (("pretrain", recipe.pretrain), ("finetune", recipe.finetune)):
+    parts = {"pretrain": recipe.pretrain, "finetune": recipe.finetune}
+    for start in recipe.few_labels.starts if recipe.few_labels else ():
+        parts[f"few_labels.starts {start.name}: finetune"] = start.finetune
+    for name, part in parts.items():
         try:
             if part is not None:
                 accumulation_steps(part.global_batch_size, execution.ranks, execution.micro_batch_size)

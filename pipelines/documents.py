@@ -36,6 +36,8 @@ def cut(blocks: Iterable[bytes], limit: int) -> Iterator[tuple[int, bytes]]:
     line end, else before the last space, else between two characters. Newlines around a document belong to none;
     every other byte belongs to exactly one.
     """
+    if limit < 4:
+        raise ValueError(f"a document of at most {limit} bytes may have no room for a character; choose 4 and more")
     rest, line = b"", 0
     for block in chain(blocks, (None,)):
         rest, position = rest + (block or b""), 0

@@ -252,6 +252,7 @@ def _adapter(recipe: Recipe) -> list[Step]:
     register_as = _json(recipe.register_as)
     gates = [gate for gate in register_as["task_gates"] if gate["metric"] not in MEASURED]
     base = "register-base" if recipe.pretrain else "register-import"
+    labels = {"labels": Input("prepare_task", "labels.json")} if form_of(recipe) == "classification" else {}
     imported = {"name": register_as["base"], "kind": "import", "gates": register_as["base_gates"]}
     own = [
         Step("register-import", register.STAGE, imported, {"export": Input("import", "export/")}),
@@ -261,7 +262,8 @@ def _adapter(recipe: Recipe) -> list[Step]:
         *([] if recipe.pretrain else own),
         Step(
             "register-adapter", register.STAGE, {"name": register_as["adapter"], "kind": "adapter", "gates": gates},
-            {"export": Input("finetune", "adapter/"), "evaluation": Input("evaluate-task", "metrics.json"), "base": Input(base, "registered.json")},
+            {"export": Input("finetune", "adapter/"), "evaluation": Input("evaluate-task", "metrics.json"), "base": Input(base, "registered.json"),
+             "tokenizer": Input("finetune", "export/")} | labels,
         ),
         Step("pull-adapter", pull.STAGE, {"name": register_as["adapter"]}, {"registered": Input("register-adapter", "registered.json")}),
     ]  # fmt: skip

@@ -44,9 +44,15 @@ def build(recipe: Recipe, whole: Build) -> list[Step]:
     """The steps of `recipe.few_labels`; `whole` gives those that would make a recipe's models."""
     assert recipe.few_labels
     steps: dict[str, Step] = {}
+    made = list(points(recipe.few_labels))
     for start in recipe.few_labels.starts:
-        steps |= {step.name: step for step in _before(recipe, start, whole)}
-    for point in points(recipe.few_labels):
+        for step in _before(recipe, start, whole):
+            steps[step.name] = step
+            if (
+                step.name == "prepare_task"
+            ):  # at once: that more are asked for than there are is said before anything trains
+                steps |= {_drawn(point): _draw(point) for point in made if point.labels is not None}
+    for point in made:
         steps |= {step.name: step for step in _point(recipe, point, whole)}
     return [*steps.values(), _table(recipe.few_labels)]
 
@@ -76,17 +82,23 @@ def _before(recipe: Recipe, start: Start, whole: Build) -> Iterator[Step]:
             yield step
 
 
+def _drawn(point: Point) -> str:
+    """The step that draws the labels, which all curves share."""
+    return f"labels-{point.labels}-{point.draw}"
+
+
+def _draw(point: Point) -> Step:
+    train = {"train": Input("prepare_task", "train.jsonl")}
+    return Step(_drawn(point), few_examples.STAGE, {"labels": point.labels, "seed": point.draw}, train)
+
+
 def _point(recipe: Recipe, point: Point, whole: Build) -> Iterator[Step]:
-    """Draw, fine-tune, evaluate: the recipe's own steps under the point's name, on the drawn labels."""
+    """Fine-tune, evaluate: the recipe's own steps under the point's name, on the drawn labels."""
     made, few = _recipe(recipe, point.start), recipe.few_labels
     assert few and made.finetune
     tuned = few.tuned(made.finetune, point.labels, point.draw)
     steps = {step.name: step for step in whole(made.model_copy(update={"finetune": tuned}))}
-    train = Input("prepare_task", "train.jsonl")
-    if point.labels is not None:
-        drawn = f"labels-{point.labels}-{point.draw}"
-        yield Step(drawn, few_examples.STAGE, {"labels": point.labels, "seed": point.draw}, {"train": train})
-        train = Input(drawn, "train.jsonl")
+    train = Input("prepare_task" if point.labels is None else _drawn(point), "train.jsonl")
     renamed = {"import": _import(point.start), "finetune": f"finetune-{point.name}"}
     for name, group in (("finetune", "examples"), ("evaluate-task", "train")):
         inputs = _renamed(steps[name].inputs, renamed) | {group: train}

@@ -32,7 +32,7 @@ class Card:
     language: str = "en"  # none: nobody said
     license: str = "other"
     family: str = "gpt2"
-    labels: int = 0  # classes of an adapter that classifies
+    labels: Sequence[str] = ()  # names of the classes of an adapter that classifies
     base: Mapping[str, str] | None = None  # of an adapter: the registered name and package digest of what it stands on
 
 
@@ -140,12 +140,17 @@ def _loaded(card: Card) -> str:
 
 def _loading_adapter(card: Card, base: Mapping[str, str]) -> str:
     kind = _ADAPTED.get(card.task, "AutoModelForCausalLM")
-    labels = f", num_labels={card.labels}" if card.task == "text-classification" else ""
+    # The base has another head or none: the adapter brings its own, and the names of its classes are here.
+    names = f"names = {dict(enumerate(card.labels))!r}\n" if card.labels else ""
+    numbers = "label2id={name: number for number, name in names.items()}"
+    head = f", id2label=names, {numbers}, ignore_mismatched_sizes=True" if card.labels else ""
     return (
         f"Its base is `{base['name']}`, package `{base['digest']}`; `gptline pull {card.name}@champion DIR --base BASE` "
-        "fetches both. With `peft`:\n\n"
-        f"```python\nfrom peft import PeftModel\nfrom transformers import {kind}\n"
-        f'model = PeftModel.from_pretrained({kind}.from_pretrained("BASE"{labels}), "DIR")\n```'
+        "fetches both. With `peft`; the tokenizer here is the one that it was trained with"
+        f"{', its chat template too' if card.chat else ''}:\n\n"
+        f"```python\nfrom peft import PeftModel\nfrom transformers import AutoTokenizer, {kind}\n{names}"
+        f'model = PeftModel.from_pretrained({kind}.from_pretrained("BASE"{head}), "DIR")\n'
+        'tokenizer = AutoTokenizer.from_pretrained("DIR")\n```'
     )
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -34,19 +34,20 @@ _PYTHON = "3.11"
 _LITTER = {"registered_model_meta", "__pycache__"}
 
 
-def build_package(export: Path, outdir: Path, card: Card) -> str:
-    """Write the package of `export` to the new folder `outdir` and return its digest (SHA-256, hex).
+def build_package(export: Path, outdir: Path, card: Card, beside: Sequence[Path] = ()) -> str:
+    """Write the package of `export`, and of the files `beside` it, to the new folder `outdir` and return its digest (SHA-256, hex).
 
     FileExistsError if `outdir` exists; ValueError if the export holds what a package may not, or a file of ours.
     """
     outdir.mkdir()
-    for name in sorted(_regular_files(export)):
+    sources = {name: export / name for name in sorted(_regular_files(export))} | {file.name: file for file in beside}
+    for name, source in sources.items():
         if why := package_rules.refusal(name):
-            raise ValueError(f"{export / name}: {why}; export weights as .safetensors, and nothing that is run")
+            raise ValueError(f"{source}: {why}; export weights as .safetensors, and nothing that is run")
         target = outdir / name
         target.parent.mkdir(parents=True, exist_ok=True)
         with durable.writing(target) as draft:
-            shutil.copyfile(export / name, draft)
+            shutil.copyfile(source, draft)
     for name, data in _our_files(card).items():
         if (outdir / name).exists():
             raise ValueError(f"{export / name}: the export already has a file that packaging writes; remove it")

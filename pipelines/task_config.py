@@ -105,6 +105,8 @@ class TaskConfig(Config):
         for option in self.options:
             if option not in known or option.endswith(("_column", "_files")):
                 raise ValueError(f"task {self.name} has no option {option!r}: {self._takes(known)}")
+            if misfit := task.option_misfit(self.name, option, self.options[option]):
+                raise ValueError(f"task.options: {option} of task {self.name} {misfit}")
         return self
 
     def _takes(self, known: list[str]) -> str:

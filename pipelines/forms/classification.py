@@ -16,6 +16,7 @@ from typing import Any
 from model import durable
 from pipelines import tokenizer_files
 from pipelines.engine.step import Attempt
+from pipelines.forms import long_texts
 from pipelines.sources import SourceError
 from pipelines.stages import training as jobs
 from pipelines.stages.evaluate import compute
@@ -60,7 +61,7 @@ def encode(source: Path, tokenizer: Path, settings: Mapping[str, Any], target: P
     examples = example_files.read(source, "classification")
     encoder = tokenizer_files.load(tokenizer)
     encoder.encode_special_tokens = True
-    facts, window, stride = jobs.vocabulary(tokenizer), settings["sequence_length"], _stride(settings)
+    facts, window, stride = jobs.vocabulary(tokenizer), settings["sequence_length"], long_texts.stride(settings)
     rows = [
         encoding.ids
         for encoding in encoder.encode_batch([example.text for example in examples], add_special_tokens=False)
@@ -87,12 +88,6 @@ def encode(source: Path, tokenizer: Path, settings: Mapping[str, Any], target: P
     )
 
 
-def _stride(settings: Mapping[str, Any]) -> int:
-    if settings.get("long_texts", "cut") == "cut":
-        return 0
-    return int(settings.get("window_stride") or settings["sequence_length"] // 2)
-
-
 def weights(labels: Sequence[int], windows: Sequence[int], settings: Mapping[str, Any]) -> list[float] | None:
     """What each window's loss counts; None where all count alike.
 
@@ -116,7 +111,9 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
     }
     predictions = attempt.outputs / "predictions.jsonl"
     test = str(attempt.inputs["test"].path("test.jsonl"))
-    counts = compute(attempt, "model.evaluate:classify", examples=test, output=str(predictions), **_windows(attempt))
+    counts = compute(
+        attempt, "model.evaluate:classify", examples=test, output=str(predictions), **long_texts.asked(attempt.config)
+    )
     predicted = [json.loads(line)["predicted"] for line in predictions.read_text().splitlines()]
     text = {name: [example.text for example in part] for name, part in splits.items()}
     labels = {name: [example.label for example in part] for name, part in splits.items()}
@@ -146,15 +143,6 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
     )
 
 
-def _windows(attempt: Attempt) -> dict[str, Any]:
-    """How texts are read that are longer than the window: by windows, if it was fine-tuned so.
-
-    Otherwise cut at what the model takes, as whoever loads the export does, not at what it was fine-tuned on.
-    """
-    config = attempt.config
-    return {"max_length": config["window"], "stride": config["stride"]} if "stride" in config else {}
-
-
 def _figures(prefix: str, report: dict[str, Any]) -> dict[str, float]:
     """The figures of a report that gates and tables use; intervals are 95 %, over groups."""
     figures: dict[str, float] = {}
@@ -170,7 +158,9 @@ def compare(attempt: Attempt, champion: Path) -> dict[str, Any]:
 
     test = attempt.inputs["test"].path("test.jsonl")
     theirs_file = attempt.outputs / "champion_predictions.jsonl"
-    job: dict[str, Any] = {"examples": str(test), "output": str(theirs_file)} | _windows(attempt)
+    job: dict[str, Any] = {"examples": str(test), "output": str(theirs_file)} | long_texts.champion_asked(
+        attempt.config
+    )
     compute(attempt, "model.evaluate:classify", champion, **job)
     ours = _predicted(attempt.inputs["predictions"].path("predictions.jsonl"))
     names = durable.read_json(attempt.inputs["labels"].path("labels.json"))

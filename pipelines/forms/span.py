@@ -16,6 +16,7 @@ from typing import Any
 from model import durable
 from pipelines import tokenizer_files
 from pipelines.engine.step import Attempt
+from pipelines.forms import long_texts
 from pipelines.stages import training as jobs
 from pipelines.stages.evaluate import compute
 from pipelines.tasks import examples as example_files
@@ -52,7 +53,7 @@ def encode(source: Path, tokenizer: Path, settings: Mapping[str, Any], target: P
 
     examples = example_files.read(source, "span")
     questions, contexts, answers = _encoded(examples, tokenizer)
-    facts, length, stride = jobs.vocabulary(tokenizer), settings["sequence_length"], _stride(settings)
+    facts, length, stride = jobs.vocabulary(tokenizer), settings["sequence_length"], long_texts.stride(settings)
     special = (facts["cls_token_id"], facts["sep_token_id"])
     rows, places, ids = [], [], []
     lost = several = 0
@@ -101,13 +102,6 @@ def _encoded(
     return [row.ids for row in questions], [row.ids for row in contexts], spans
 
 
-def _stride(settings: Mapping[str, Any]) -> int:
-    """Tokens between two windows; 0 where texts are cut."""
-    if settings.get("long_texts", "cut") == "cut":
-        return 0
-    return int(settings.get("window_stride") or settings["sequence_length"] // 2)
-
-
 def evaluate(attempt: Attempt) -> dict[str, Any]:
     """Exact match and F1 on the test questions, and on the benchmark's if there is one, beside the baselines'."""
     train = read(attempt, "train")
@@ -147,8 +141,7 @@ def _measured(attempt: Attempt, name: str, train: Sequence[Span], suffix: str) -
 
 def found(attempt: Attempt, questions: Path, output: Path, export: Path | None = None) -> dict[str, int]:
     """Let an export (the step's own if none is given) answer questions, in windows as it learned from."""
-    config = attempt.config
-    how = {"max_length": config["window"], "stride": config["stride"]} if "stride" in config else {}
+    how = long_texts.champion_asked(attempt.config) if export else long_texts.asked(attempt.config)
     counts: dict[str, int] = compute(
         attempt, "model.evaluate_span:answer", export, questions=str(questions), output=str(output), **how
     )

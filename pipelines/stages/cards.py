@@ -6,7 +6,6 @@ in common is said, and equal runs give equal cards.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from pipelines.tasks import task
 
 _SUMMARY = "A causal language model, pre-trained from scratch on the text below by gptline."
 _CONTINUED = "A causal language model that others trained, pre-trained further on the text below by gptline."
-_CLASSES = ("score.weight", "classifier.weight")  # of an adapter that classifies, by the families' names of the head
 _ADAPTER = " This is the adapter alone: it is used on top of its base model."
 _LIMITS = (
     "It is small and has read little: it writes in the manner of its text and knows nothing of the world.",
@@ -69,7 +67,7 @@ def card(attempt: Attempt, metrics: Mapping[str, Any]) -> Card:
         family=_family(attempt.ancestors, trained),
         base=durable.read_json(attempt.inputs["base"].path("registered.json")) if "base" in attempt.inputs else None,
         language=_language(attempt.ancestors),
-        labels=classes(weights(attempt)) if kind == "adapter" else 0,
+        labels=_labels(attempt) if kind == "adapter" else (),
     )
 
 
@@ -100,11 +98,10 @@ def _of_import(attempt: Attempt) -> Card:
     )
 
 
-def classes(adapter: Path) -> int:
-    """How many classes an adapter's head has, by the header of its safetensors file; 0 without a head."""
-    data = (adapter / "adapter_model.safetensors").read_bytes()
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    return next((one["shape"][0] for name, one in header.items() if name.endswith(_CLASSES)), 0)
+def _labels(attempt: Attempt) -> tuple[str, ...]:
+    """The names of an adapter's classes, by class index; none of another task. Its base knows none, or those of another head."""
+    names = attempt.inputs.get("labels")
+    return tuple(durable.read_json(names.path("labels.json"))) if names else ()
 
 
 def _family(ancestors: Mapping[str, Record], trained: Record) -> str:
@@ -134,7 +131,9 @@ def _by_baseline(metrics: Mapping[str, Any]) -> tuple[dict[str, float], dict[str
     rows: dict[str, dict[str, float]] = {}
     for name, value in metrics.items():
         baseline, _, rest = name.partition("_")
-        if rest in metrics:
+        if (
+            rest in metrics and baseline not in metrics
+        ):  # `asked_prompts_cut` is a count beside `asked`, and no baseline's
             rows.setdefault(baseline, {})[rest] = value
         else:
             own[name] = value

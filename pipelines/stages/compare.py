@@ -7,6 +7,7 @@ asks for (0 unless it says otherwise). The bootstrap draws what succeeds and fai
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ def run(attempt: Attempt) -> dict[str, Any]:
     connect(attempt)
     kind = attempt.config["kind"]  # "language_model", or the form of a task
     found = language_model(attempt) if kind == "language_model" else form.of(kind).compare(attempt, _champion(attempt))
+    found["groups"] = _groups(attempt, found)
     found |= decided(found, attempt.config["minimum_gain"])
     (package,) = attempt.inputs["champion"].record.sources["package"]
     durable.write_json(attempt.outputs / "comparison.json", found | {"champion_digest": package["sha256"]})
@@ -60,9 +62,23 @@ def language_model(attempt: Attempt) -> dict[str, Any]:
     return {"metric": "bits_per_byte", "challenger": challenger, "champion": champion, "documents": len(sizes)} | found
 
 
+def _groups(attempt: Attempt, found: dict[str, Any]) -> int:
+    """How many groups the bootstrap draws from: those of the test examples, or documents."""
+    if "documents" in found:
+        return int(found["documents"])
+    lines = attempt.inputs["test"].path("test.jsonl").read_bytes().splitlines()
+    return len({json.loads(line)["group"] for line in lines})
+
+
 def decided(found: dict[str, Any], minimum: float) -> dict[str, Any]:
-    """Whether the challenger is better by more than noise, and in words why."""
-    better = found["low"] > minimum
+    """Whether the challenger is better by more than noise, and in words why. Of one group nobody can say."""
+    better = found["low"] > minimum and found["groups"] > 1
+    if found["groups"] < 2:
+        detail = (
+            f"{found['metric']} {found['challenger']:.4f} against the champion's {found['champion']:.4f}, on one group of "
+            "held-out examples: no interval can be drawn of it; give more groups (task.test_fraction, task.group_column)"
+        )
+        return {"minimum_gain": minimum, "better": False, "detail": detail}
     detail = (
         f"{found['metric']} {found['challenger']:.4f} against the champion's {found['champion']:.4f}: gain "
         f"{found['gain']:+.4f}, 95 % interval {found['low']:+.4f} to {found['high']:+.4f}, whose lower end "

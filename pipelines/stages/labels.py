@@ -7,13 +7,14 @@ the same fine-tuning from random weights and beside TF-IDF on the very same labe
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 from model import durable
 from pipelines.engine.step import Attempt, Stage
 
-STAGE = Stage("labels", 1, "pipelines.stages.labels:run")
+STAGE = Stage("labels", 2, "pipelines.stages.labels:run")
 TFIDF = "TF-IDF + logistic regression"
 
 
@@ -42,8 +43,9 @@ def summarised(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
     found: dict[str, dict[int, list[float]]] = {}
     for point in points:
         found.setdefault(point["curve"], {}).setdefault(point["labels"], []).append(point["metrics"]["accuracy"])
-    # Every curve's evaluation has the TF-IDF of the same labels beside it: once is enough.
-    for point in (point for point in points if point["curve"] == points[0]["curve"]):
+    # Every curve's evaluation has the TF-IDF of the same labels beside it: that of the curve with most draws has all of them.
+    drawn = Counter(point["curve"] for point in points)
+    for point in (point for point in points if point["curve"] == max(drawn, key=drawn.__getitem__)):
         found.setdefault(TFIDF, {}).setdefault(point["labels"], []).append(point["metrics"]["tfidf_accuracy"])
     return [
         {

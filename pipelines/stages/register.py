@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from model import durable
+from pipelines.chat import TEMPLATE_FILE
 from pipelines.engine.record import Record
 from pipelines.engine.step import Attempt, Stage
 from pipelines.stages import cards
+from pipelines.tokenizer_files import FILES
 
 STAGE = Stage("register", 2, "pipelines.stages.register:run", check="pipelines.stages.register:check")
 
@@ -30,7 +33,7 @@ def run(attempt: Attempt) -> dict[str, Any]:
     evaluation = attempt.inputs.get("evaluation")  # none of a model that others trained
     metrics = durable.read_json(evaluation.path("metrics.json")) if evaluation else {}
     package = attempt.outputs / "package"
-    digest = build_package(cards.weights(attempt), package, cards.card(attempt, metrics))
+    digest = build_package(cards.weights(attempt), package, cards.card(attempt, metrics), _tokenizer(attempt))
     uri = registry.ensure_store(attempt.execution["registry"])
     tags = {"gptline.step": attempt.name, "gptline.fingerprint": attempt.fingerprint, CODE_TAG: _code(attempt)}
     tags |= {registry.SLOT_TAG: str(slot)} if (slot := attempt.execution.get("slot")) else {}
@@ -67,6 +70,14 @@ def run(attempt: Attempt) -> dict[str, Any]:
             else {}
         ),
     }
+
+
+def _tokenizer(attempt: Attempt) -> list[Path]:
+    """The tokenizer's files of what an adapter was merged to: an adapter has none, and its base's has no chat template."""
+    if attempt.config["kind"] != "adapter":
+        return []
+    folder = attempt.inputs["tokenizer"].path("export")
+    return [folder / name for name in (*FILES, TEMPLATE_FILE) if (folder / name).exists()]
 
 
 def _comparison(attempt: Attempt) -> dict[str, Any] | None:

@@ -40,7 +40,8 @@ def prepare(files: Sequence[Path], validation: float, test: float, least_turns: 
         if len(turns) < least_turns:
             short += 1
             continue
-        found += [_seen(name, turns), _seen(name, turns[1:])]
+        views = (_seen(name, turns), _seen(name, turns[1:]))
+        found += [view for view in views if view.messages]  # of two turns the second alone answers nothing
     unique, report = without_repeats(
         divided(found, validation, test), lambda one: "\n".join(normalised(turn["content"]) for turn in one.messages)
     )

@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
+_KINDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 _GIVEN = ("files", "validation", "test")  # to every task; the others are its options
 
 
@@ -43,3 +44,19 @@ def form_of(name: str) -> str:
 def options_of(name: str) -> list[str]:
     """What a recipe may set of a task beside its data and its splits."""
     return [option for option in inspect.signature(of(name).prepare).parameters if option not in _GIVEN]
+
+
+def option_misfit(name: str, option: str, value: str | int | float | bool) -> str | None:
+    """Why an option cannot have this value, by what it is if nothing is given; None if it can.
+
+    A count is 1 at least, or 0 where that is what it is if nothing is given.
+    """
+    usual = inspect.signature(of(name).prepare).parameters[option].default
+    kind = type(usual)
+    if kind is float and type(value) is int:
+        return None
+    if type(value) is not kind:
+        return f"is {value!r}, and it has to be {_KINDS[kind]}, as {usual!r}"
+    if kind is int and value < min(1, usual):
+        return f"is {value}, and it has to be {min(1, usual)} at least"
+    return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,6 @@ from model.tuning import counts, merged, prepare
 from model.tuning_config import Tuning
 from model.validation import Best
 from pipelines.model_card import Card, render
-from pipelines.stages.cards import classes
 from tests.model import tiny
 from tests.model.training_runs import MIDDLE, finish, metrics, start, weights
 from tests.model.tuning_runs import EARLY, LORA, TuningJobs
@@ -177,13 +177,17 @@ ATTENTION = LORA | {"lora": LORA["lora"] | {"targets": "attention"}}
         ("llama", "text-generation", ATTENTION),
         ("llama-untied", "text-generation", ATTENTION),
         ("llama-untied", "text-classification", ATTENTION),
+        ("gpt2", "text-classification over another", LORA),
     ],
 )
 def test_an_adapter_of_every_family_is_the_merged_model_by_the_code_of_its_card(
     family: str, task: Any, tuning: dict[str, Any], tmp_path: Path
 ) -> None:
     shape = {"family": family, "vocab_size": 300, "eot_token_id": 0} | OWN[family]
-    config, pretrained = tiny.config(**shape, **HEADS[task]), tiny.config(**shape)
+    task, _, over = task.partition(" over ")
+    # An imported base may be a classifier itself, of classes that are called otherwise and are more.
+    others = {"num_labels": 5, "labels": tuple("vwxyz")} if over else {}
+    config, pretrained = tiny.config(**shape, **HEADS[task]), tiny.config(**shape, **others)
     tokenizer = tiny.write_tokenizer(tmp_path / "tokenizer")
     # Weights are of (seed, name): the Transformer below the other head is the same.
     write_export(tmp_path / "base", pretrained, build(pretrained, seed=1).state_dict(), tokenizer)
@@ -200,11 +204,17 @@ def test_an_adapter_of_every_family_is_the_merged_model_by_the_code_of_its_card(
     write(tmp_path / "adapter", config, Tuning(**tuning).lora, trained)
     write_export(tmp_path / "merged", config, merged(model), tokenizer)
     base = {"name": "base", "digest": "ab" * 32}
-    card = render(Card("adapter", task, "An adapter.", base=base, labels=classes(tmp_path / "adapter")))
+    for file in tokenizer.iterdir():  # as registering an adapter does
+        shutil.copyfile(file, tmp_path / "adapter" / file.name)
+    names = [f"class {number}" for number in range(config.num_labels or 0)]
+    card = render(Card("adapter", task, "An adapter.", base=base, labels=names))
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     loaded: dict[str, Any] = {}
     exec(code.replace("BASE", str(tmp_path / "base")).replace("DIR", str(tmp_path / "adapter")), loaded)
     adapted, whole = loaded["model"].eval(), load_export(tmp_path / "merged")
+    if names:
+        assert adapted.config.id2label == dict(enumerate(names)) and adapted.config.label2id["class 1"] == 1
+    assert loaded["tokenizer"].decode(loaded["tokenizer"]("a tale")["input_ids"]).endswith("a tale")
     tokens, mask = probe_inputs(config)
     inputs = {"input_ids": tokens, "attention_mask": mask}
 

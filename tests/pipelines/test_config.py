@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -148,3 +149,25 @@ def test_execution_never_enters_a_fingerprint() -> None:
     assert not names & {
         name for part in Recipe.model_fields.values() for kind in _models(part.annotation) for name in kind.model_fields
     }  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "said"),
+    [
+        ("generation", '{"document_bytes":0}', "document_bytes of task generation is 0, and it has to be 1 at least"),
+        (
+            "cloze",
+            '{"passage_words":"many"}',
+            "passage_words of task cloze is 'many', and it has to be a whole number, as 120",
+        ),
+        ("cloze", '{"passage_words":true}', "passage_words of task cloze is True, and it has to be a whole number"),
+        ("cloze", '{"benchmark_left_out":-1}', "benchmark_left_out of task cloze is -1, and it has to be 0 at least"),
+        ("translation", '{"language":3}', "language of task translation is 3, and it has to be text, as 'it'"),
+    ],
+)
+def test_an_option_of_a_task_that_cannot_have_its_value_is_refused_when_the_recipe_is_read(
+    recipe: str, options: str, said: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        override(recipes.load(recipe), {"task.options": options})
+    assert override(recipes.load("cloze"), {"task.options": '{"benchmark_left_out":0}'}).task

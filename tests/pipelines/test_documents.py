@@ -59,3 +59,8 @@ def test_the_split_follows_the_content_and_the_fraction() -> None:
     heldout = {index for index, content in enumerate(contents) if is_heldout(content, 0.1)}
     assert 320 < len(heldout) < 480
     assert heldout < {index for index, content in enumerate(contents) if is_heldout(content, 0.2)}
+
+
+def test_documents_of_less_than_a_character_are_refused() -> None:
+    with pytest.raises(ValueError, match="at most 3 bytes may have no room for a character"):
+        list(cut([b"abc"], 3))

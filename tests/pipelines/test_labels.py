@@ -13,7 +13,8 @@ from pydantic import ValidationError
 
 from model.tuning_config import EarlyStopping
 from pipelines import challenge, flow, recipes
-from pipelines.config import ConfigError, Recipe
+from pipelines.config import ConfigError, Recipe, check_together
+from pipelines.execution import Execution
 from pipelines.labels_config import FewLabels, Start
 from pipelines.pretrained import Pretrained
 from pipelines.settings import override
@@ -134,6 +135,26 @@ def test_a_curve_may_have_fewer_draws_than_the_others() -> None:
     assert "finetune-ours-100-3" in names
 
 
+def test_all_labels_are_drawn_before_anything_is_trained() -> None:
+    """More than there are are asked for: that is said in seconds."""
+    order = [step.name for step in flow.build(_recipe(), _files)]
+    drawn = [order.index(name) for name in order if name.startswith("labels-")]
+    assert drawn == list(range(1, 1 + len(drawn))) and order[0] == "prepare_task"
+
+
+def test_more_labels_than_are_kept_and_a_batch_that_cannot_be_sliced_are_refused_when_the_recipe_is_read() -> None:
+    with pytest.raises(ConfigError, match=r"few_labels.labels asks for 3000 and task.max_examples=400 keeps fewer"):
+        override(recipes.tiny(), {"few_labels": '{"starts":[{"name":"ours"}]}'})
+    made = _recipe()
+    assert made.few_labels and made.finetune
+    odd = Start(name="odd", finetune=made.finetune.model_copy(update={"global_batch_size": 7}))
+    few = made.model_copy(update={"few_labels": made.few_labels.model_copy(update={"starts": (odd,)})})
+    with pytest.raises(
+        ConfigError, match=r"few_labels\.starts odd: finetune: global_batch_size=7 does not divide over 2 ranks"
+    ):
+        check_together(few, Execution(ranks=2))
+
+
 def test_what_is_measured_has_no_model_to_retrain() -> None:
     with pytest.raises(ConfigError, match="measures few_labels"):
         challenge.retraining(_recipe(), {}, _files)
@@ -168,6 +189,15 @@ def test_the_table_has_the_means_and_ends_of_the_draws_and_tfidf_once() -> None:
         "| ---: | :---: | :---: | :---: |",
         "| 100 | 60.0% (50.0% to 70.0%) | 45.0% (40.0% to 50.0%) | 70.0% (60.0% to 80.0%) |",
     ]
+
+
+def test_tfidf_is_that_of_the_curve_with_most_draws() -> None:
+    points = [
+        {"curve": curve, "labels": 100, "metrics": {"accuracy": 0.5, "tfidf_accuracy": tfidf}}
+        for curve, tfidf in (("slow", 0.6), ("quick", 0.6), ("quick", 0.7), ("quick", 0.8))
+    ]
+    (found,) = [one["points"] for one in labels.summarised(points) if one["curve"] == labels.TFIDF]
+    assert found == [{"labels": 100, "mean": 0.7, "low": 0.6, "high": 0.8, "draws": 3}]
 
 
 @pytest.mark.thorough

@@ -53,11 +53,37 @@ def test_films_succeed_and_fail_together() -> None:
 
 
 def test_the_lower_end_has_to_be_above_what_the_recipe_asks_for() -> None:
-    found = {"metric": "accuracy", "challenger": 0.8, "champion": 0.78, "gain": 0.02, "low": 0.01, "high": 0.03}
+    found = {
+        "metric": "accuracy",
+        "challenger": 0.8,
+        "champion": 0.78,
+        "gain": 0.02,
+        "low": 0.01,
+        "high": 0.03,
+        "groups": 40,
+    }
     assert decided(found, 0.0)["better"]
     assert not decided(found, 0.01)["better"] and "is not above 0.01" in decided(found, 0.01)["detail"]
     assert not decided(found | {"low": 0.0}, 0.0)["better"]
     assert decided(found | {"low": -0.01}, -0.02)["better"]
+
+
+def test_of_one_group_nobody_is_better() -> None:
+    """Its interval has no width, whatever the noise: one film, one article, one document."""
+    found = difference([1] * 100, [1] * 100, [0, *[1] * 99], ["one film"] * 100)
+    assert found == {"accuracy_gain": 0.01, "accuracy_gain_interval_by_group": [0.01, 0.01]}
+    told = {
+        "metric": "accuracy",
+        "challenger": 1.0,
+        "champion": 0.99,
+        "gain": 0.01,
+        "low": 0.01,
+        "high": 0.01,
+        "groups": 1,
+    }
+    said = decided(told, 0.0)
+    assert not said["better"] and "one group of held-out examples" in said["detail"]
+    assert decided(told | {"groups": 2}, 0.0)["better"]
 
 
 def test_each_model_reads_windows_as_it_did_in_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from pipelines import challenge, flow, package, recipes
-from pipelines.champions import Champion
-from pipelines.config import ConfigError, RetrainConfig, Source
+from pipelines import challenge, flow, frozen, package, recipes
+from pipelines.champions import SOURCE_GROUPS, Champion
+from pipelines.config import ConfigError, Recipe, RetrainConfig, Source
 from pipelines.engine.step import Step
+from pipelines.forms import long_texts
 
 TOKENIZER = "7" * 64
 
@@ -132,10 +133,55 @@ def test_a_champion_of_another_shape_is_refused_before_any_step(
 
 def _say_shape(one: Champion, step: str, shape: dict[str, Any]) -> None:
     """Have a champion's package say that its weights had this shape in a step."""
+    _say(one, step, model=shape)
+
+
+def _say(one: Champion, step: str, **config: Any) -> None:
+    """Have a champion's package say that this was in a step's configuration."""
     said = json.loads((one.folder / "MANIFEST.json").read_text())
-    said["lineage"].setdefault(step, {}).setdefault("config", {})["model"] = shape
+    said["lineage"].setdefault(step, {}).setdefault("config", {}).update(config)
     del said["digest"]
     (one.folder / "MANIFEST.json").write_text(json.dumps(said | {"digest": package._digest(said)}))
+
+
+@pytest.mark.parametrize("start", ["base", "champion"])
+def test_what_goes_on_with_a_text_is_measured_beside_what_it_went_on_from(
+    champions: dict[str, Champion], start: str
+) -> None:
+    """No pre-training is done, and `evaluate-task` of a text reads the weights that fine-tuning began with."""
+    recipe = recipes.NAMED["generation"]().model_copy(update={"retrain": RetrainConfig(start=start)})
+    made = {
+        step.name: step for step in challenge.retraining(challenge.challenging(recipe, champions), champions, _files)
+    }
+    assert "pretrain" not in made
+    assert (
+        _begins(made["evaluate-task"])
+        == _begins(made["finetune"])
+        == f"champion-{'task' if start == 'champion' else 'base'}"
+    )
+
+
+def test_a_champion_is_asked_in_its_own_windows(champions: dict[str, Champion]) -> None:
+    plain, task = recipes.tiny(), champions["task"]
+    assert plain.finetune
+    windows = {"long_texts": "windows", "window_stride": 24}
+    windowed = plain.model_copy(update={"finetune": plain.finetune.model_copy(update=windows)})
+
+    def compared(recipe: Recipe) -> dict[str, Any]:
+        made = challenge.retraining(challenge.challenging(recipe, champions), champions, _files)
+        return next(dict(step.config) for step in made if step.name == "compare-task")
+
+    assert "champion_windows" not in compared(plain) and "stride" not in compared(plain)
+    assert compared(windowed)["champion_windows"] == {} and compared(windowed)["stride"] == 24
+    _say(task, "evaluate-task", window=48, stride=24)
+    assert "champion_windows" not in compared(windowed)
+    assert compared(plain)["champion_windows"] == {"window": 48, "stride": 24}
+    assert long_texts.champion_asked(compared(plain)) == {"max_length": 48, "stride": 24}
+    assert long_texts.asked(compared(plain)) == {} and long_texts.champion_asked(compared(windowed))["stride"] == 24
+
+
+def test_every_group_of_sources_that_can_be_new_is_known_of_a_champion() -> None:
+    assert {*frozen._READ} <= {*SOURCE_GROUPS}
 
 
 def test_a_recipes_retraining_changes_no_step_of_a_run() -> None:
