@@ -54,6 +54,7 @@ def job(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The parts of the training job for these examples, and what was counted. The export's tokenizer has the template."""
     folder = chat.with_template(tokenizer, scratch / "tokenizer", several_turns=several_turns)
+    _check_that_all_reply(conversations, chat.Chat(folder))  # here, for only what is learned has to reply
     counts = encode(conversations, folder, window, scratch / "examples.arrow")
     data = {"examples": str(scratch / "examples.arrow")}
     return {"objective": "causal_lm", "model": {}, "data": data, "tokenizer": str(folder)}, counts
@@ -61,9 +62,7 @@ def job(
 
 def encode(conversations: Sequence[Conversation], tokenizer: Path, window: int, target: Path) -> dict[str, int]:
     """Tokenise conversations into `target`, in pieces of at most `window` tokens; returns what was counted."""
-    said = chat.Chat(tokenizer)
-    _check_that_all_reply(conversations, said)
-    encoded = [row for one in rows(conversations, said, window) for row in one]
+    encoded = [row for one in rows(conversations, chat.Chat(tokenizer), window) for row in one]
     write(target, [row.tokens for row in encoded], tokenizer, [row.mask for row in encoded])
     return {
         "examples": len(conversations),

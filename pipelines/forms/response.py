@@ -20,7 +20,7 @@ from pipelines.tasks.examples import Response
 
 PIPELINE = "text-generation"
 CHAT = True  # whether the export's tokenizer has a chat template
-EVALUATION = 2  # its first n-grams learned prompts too, and bytes of replies that were cut counted
+EVALUATION = 3  # once n-grams learned prompts, cut bytes counted, and Chinese prompts were one term each
 METRICS = {"f1": ("copy", "frequent", "retrieval"), "perplexity": ("unigram", "trigram")}  # of the table
 SUMMARY = "A causal language model, fine-tuned by gptline to answer prompts like those of the examples below."
 LIMITS = (

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from pipelines.tasks.metrics import written_without_spaces
 from pipelines.words import word
 
 if TYPE_CHECKING:
@@ -47,12 +48,19 @@ def frequent(train: Sequence[tuple[str, str]], count: int) -> list[str]:
 
 
 def retrieval(train: Sequence[tuple[str, str]], prompts: Sequence[str]) -> list[str]:
-    """The response to the training prompt with the largest cosine of TF-IDF vectors, of several the first."""
+    """The response to the training prompt with the largest cosine of TF-IDF vectors, of several the first.
+
+    Its terms are words, or one to three characters where texts are written without spaces.
+    """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    vectors = TfidfVectorizer(sublinear_tf=True, token_pattern=word().pattern)
+    texts = [prompt for prompt, _ in train]
+    terms: dict[str, Any] = {"token_pattern": word().pattern}
+    if written_without_spaces(texts):  # a clause would be one term, which no other prompt has
+        terms = {"analyzer": "char", "ngram_range": (1, 3)}
+    vectors = TfidfVectorizer(sublinear_tf=True, **terms)
     try:
-        known = vectors.fit_transform([prompt for prompt, _ in train])  # (N, terms), sparse
+        known = vectors.fit_transform(texts)  # (N, terms), sparse
     except ValueError:  # no prompt has a word
         return [train[0][1]] * len(prompts)
     asked, found = vectors.transform(prompts), []

@@ -10,6 +10,7 @@ import pytest
 
 from model import durable
 from pipelines.tasks import responses, translation
+from pipelines.tasks.answer_baselines import retrieval
 from pipelines.tasks.examples import SPLITS
 
 LANGUAGES = {"Who made C?": "Dennis Ritchie", "Who made C++?": "Bjarne Stroustrup", "Who made C#?": "Anders Hejlsberg"}
@@ -71,3 +72,11 @@ def test_lines_that_differ_in_signs_only_are_translated_each_as_its_own(tmp_path
         "gnu c compiler": ["compilatore C GNU", "il compilatore C"], "gnu c++ compiler": ["compilatore C++ GNU"]
     }  # fmt: skip
     assert prepared.report["dropped"]["repeated_prompts"] == 9 * 2 + 1 - 2
+
+
+def test_retrieval_finds_the_nearest_prompt_where_no_spaces_part_words() -> None:
+    train = [("今天的天气怎么样？", "天气"), ("这家饭店的菜好吃吗？", "饭店"), ("去火车站怎么走？", "车站")]
+    asked = ["请问饭店的菜怎么样，好吃吗", "我想知道火车站在哪里", "明天的天气呢"]
+    assert retrieval(train, asked) == ["饭店", "车站", "天气"]
+    spaced = [("how is the weather", "weather"), ("where is the station", "station")]
+    assert retrieval(spaced, ["station?"]) == ["station"]

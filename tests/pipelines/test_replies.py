@@ -203,8 +203,11 @@ def test_a_reply_of_reserved_tokens_alone_is_refused_where_it_would_be_learned_a
 ) -> None:
     empty = Conversation("e1", turns("and?", "a tale", "and?", "<|endoftext|> <|endoftext|>"), "e1")
     tiny.write_tokenizer(tmp_path / "tokenizer")
+    (tmp_path / "scratch").mkdir()
     with pytest.raises(ValueError, match=r"example e1: reply 2 is '<\|endoftext\|> <\|endoftext\|>', reserved tokens"):
-        replies.encode([empty], tmp_path / "tokenizer", 64, tmp_path / "learned.arrow")
+        replies.job([empty], tmp_path / "tokenizer", 64, tmp_path / "scratch", several_turns=True)
+    stopped_by = replies.encode([empty], tmp_path / "tokenizer", 64, tmp_path / "validation.arrow")
+    assert stopped_by["examples"] == 1, "early stopping reads what is held out"
     counts = measured(of(TRAIN), [empty]).counts
     assert counts["replies_empty"] == 1, "held out it costs its end, and no run after its training"
     assert list(replies.cut_told(counts | {"asked": 2, "asked_prompts_cut": 0})) == [
@@ -217,8 +220,8 @@ def test_a_reply_of_reserved_tokens_alone_is_refused_where_it_would_be_learned_a
     [
         ("default", {"kind": "classification", "version": 2}),
         ("cloze", {"kind": "span", "window": 192, "stride": 96}),
-        ("translation", {"kind": "response", "version": 2}),
-        ("dialogue", {"kind": "dialogue", "version": 2}),
+        ("translation", {"kind": "response", "version": 3}),
+        ("dialogue", {"kind": "dialogue", "version": 3}),
         ("generation", {"kind": "text", "version": 3}),
     ],
 )
