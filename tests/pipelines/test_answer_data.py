@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from model import durable
-from pipelines.tasks import responses, translation
+from pipelines.tasks import messages, responses, translation
 from pipelines.tasks.answer_baselines import retrieval
 from pipelines.tasks.examples import SPLITS
 
@@ -80,3 +80,72 @@ def test_retrieval_finds_the_nearest_prompt_where_no_spaces_part_words() -> None
     assert retrieval(train, asked) == ["饭店", "车站", "天气"]
     spaced = [("how is the weather", "weather"), ("where is the station", "station")]
     assert retrieval(spaced, ["station?"]) == ["station"]
+
+
+def talk(*contents: str, first: str = "user") -> dict[str, Any]:
+    """A record of a conversation in which both speak in turn."""
+    roles = ("user", "assistant") if first == "user" else ("assistant", "user")
+    return {"messages": [{"role": roles[place % 2], "content": content} for place, content in enumerate(contents)]}
+
+
+def snapshots(number: int) -> list[dict[str, Any]]:
+    """A conversation as it is stored after each of three exchanges, and once with a word of thanks."""
+    said = [
+        f"{word} {number}" for word in ("May I?", "You may,", "And now?", "Now too,", "Then?", "Always,", "Thanks!")
+    ]
+    return [talk(*said[:2]), talk(*said[:4]), talk(*said[:6]), talk(*said)]
+
+
+def test_a_conversation_that_is_stored_as_it_grows_is_on_one_side(tmp_path: Path) -> None:
+    rows = [row for number in range(60) for row in snapshots(number)]
+    prepared = messages.prepare([jsonl(tmp_path / "chats.jsonl", rows)], 0.3, 0.3)
+    begun = {name: {one.messages[1]["content"] for one in prepared.splits[name]} for name in SPLITS}
+    assert sum(map(len, begun.values())) == 60 == len(set.union(*begun.values())) and min(map(len, begun.values())) > 5
+    assert prepared.report["dropped"]["repeated_within_split"] == 60, "thanks teach nothing"
+    assert prepared.report["replies_across_splits"] == 0
+    assert sum(one["groups"] for one in prepared.report["splits"].values()) == 60
+
+
+def test_replies_that_stand_after_the_same_turns_in_files_of_two_sides_are_counted(tmp_path: Path) -> None:
+    shorter, longer, longest, thanked = snapshots(1)
+    rest = [row for number in range(2, 30) for row in snapshots(number)]
+    train = jsonl(tmp_path / "train.jsonl", [shorter, longest, *rest])
+    test = jsonl(tmp_path / "test.jsonl", [longer, thanked, talk("May I? 1", "No.")])
+    report = messages.prepare([train], 0.2, 0.0, test_files=[test]).report
+    assert report["dropped"]["repeated_across_splits"] == 1, "the longest: it is the one with thanks"
+    assert report["replies_across_splits"] == 2, "the first reply of both, which the shorter one has too"
+    assert report["groups_on_several_sides"] == 1
+
+
+def test_an_empty_split_of_conversations_says_how_many_groups_there_are(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "chats.jsonl", [*snapshots(1), *snapshots(2)])
+    with pytest.raises(
+        ValueError, match=r"chats.jsonl: the \w+ split is empty; 8 conversations are of 2 groups, which are not divided"
+    ):
+        messages.prepare([path], 0.2, 0.2)
+
+
+@pytest.mark.parametrize("side", ["train", "test"])
+def test_conversations_in_which_nobody_is_answered_are_refused_before_anything_is_trained(
+    tmp_path: Path, side: str
+) -> None:
+    files = {"train": [row for number in range(30) for row in snapshots(number)], "test": snapshots(40)}
+    files[side] = [talk(f"Welcome, {number}.", "Hello.", first="assistant") for number in range(30)]
+    paths = {name: jsonl(tmp_path / f"{name}.jsonl", rows) for name, rows in files.items()}
+    with pytest.raises(ValueError, match=f"no reply of the {side} split has a turn before it"):
+        messages.prepare([paths["train"]], 0.2, 0.0, test_files=[paths["test"]])
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("\ud800", r"turn 2: field 'content' holds half of a surrogate pair, which is no text; mend it"),
+        ([{"type": "text", "text": "Hi."}], r"turn 2: field 'content' is \[\{'type'.*\}\], a list; it has to be text"),
+        (None, r"turn 2: field 'content' is null; it has to be text"),
+        (" ", r"turn 2: field 'content' is empty"),
+    ],
+)
+def test_content_that_is_no_text_is_named_by_its_turn(tmp_path: Path, content: Any, said: str) -> None:
+    record = {"messages": [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": content}]}
+    with pytest.raises(ValueError, match=rf"chats.jsonl:1: field 'messages', {said}"):
+        messages.prepare([jsonl(tmp_path / "chats.jsonl", [record])], 0.2, 0.2)
