@@ -30,6 +30,12 @@ def words(text: str) -> list[str]:
     return _marked().findall(text.casefold())
 
 
+def runs(text: str, size: int) -> set[int]:
+    """Hashes of the stretches of `size` words of a text. Of ints, whose hash is the same in every process."""
+    found = [int.from_bytes(one.encode()[:12], "big") for one in words(text)]
+    return {hash(tuple(found[place : place + size])) for place in range(len(found) - size + 1)}
+
+
 @functools.cache
 def _marked() -> re.Pattern[str]:
     return re.compile(f"[{_ALONE}]|{word(_LETTER).pattern}")

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pipelines.contamination import words
+from pipelines.contamination import runs
 from pipelines.sentences import split
 from pipelines.sources import known_format
 from pipelines.tasks import span_metrics
@@ -64,7 +64,7 @@ def prepare(
         group = identifier(document)
         for passage in passages(document, passage_words):
             counts["passages"] += 1
-            if known & _grams(passage):
+            if known & runs(passage, _SHARED):
                 counts["passages_like_the_benchmark"] += 1
                 continue
             made = questions(passage, group, questions_per_passage)
@@ -82,7 +82,7 @@ def prepare(
 def _known(files: Sequence[Path]) -> set[int]:
     """The stretches of words of all questions and contexts of a benchmark, also of those that are not asked."""
     texts = {text for one in read_questions(files, moved=lambda place: None) for text in (one.question, one.context)}
-    return {gram for text in texts for gram in _grams(text)}
+    return {gram for text in texts for gram in runs(text, _SHARED)}
 
 
 def _documents(files: Sequence[Path], column: str) -> Iterator[str]:
@@ -94,16 +94,6 @@ def _documents(files: Sequence[Path], column: str) -> Iterator[str]:
                 raise ValueError(f"{path}: not UTF-8 ({error}); convert the file to UTF-8") from error
         else:
             yield from (record.text(column, "text_column") for record in records([path]))
-
-
-def _grams(text: str) -> set[int]:
-    """Hashes of the stretches of eight words of a text. Of ints, whose hash is the same in every process."""
-    found = words(text)
-    return {hash(tuple(map(_number, found[place : place + _SHARED]))) for place in range(len(found) - _SHARED + 1)}
-
-
-def _number(word: str) -> int:
-    return int.from_bytes(word.encode()[:12], "big")
 
 
 def passages(document: str, most: int) -> Iterator[str]:

@@ -10,17 +10,30 @@ as Hugging Face `datasets` has them. Several are all right ones; the first is le
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pipelines.contamination import WINDOW, runs
 from pipelines.sources import known_format
-from pipelines.tasks.examples import SPLITS, Prepared, Span, identifier, normalised, summary, without_repeats
+from pipelines.tasks.examples import (
+    KEEP_ORDER,
+    SPLITS,
+    Prepared,
+    Span,
+    identifier,
+    normalised,
+    summary,
+    without_repeats,
+)
+from pipelines.tasks.prompts import folded
 from pipelines.tasks.user_data import Record, parsed, records
 from pipelines.tasks.user_splits import placed
 
 LANGUAGE = ""  # who gives the data knows
 FORM = "span"
+VERSION = 2  # the first learned contexts of the benchmark, and lost the answers of a question that stands there twice
 
 
 def prepare(
@@ -41,16 +54,58 @@ def prepare(
         return list(questions(part, group_column))
 
     own = {"train": files, "validation": validation_files, "test": test_files}
-    splits = placed(own, read, lambda example: str(example.group), validation, test)
-    unique, report = without_repeats(splits, words_of)
+    every = placed(own, read, lambda example: str(example.group), validation, test)
+    held, account = benchmark(benchmark_files)
+    splits = _without_contexts_of(held, every)
+    rows, left = (sum(map(len, parts.values())) for parts in (every, splits))
+    merged, more = _with_all_answers(splits)
+    unique, report = without_repeats(merged, words_of)
     for name, part in unique.items():
         if not part:
+            why = f"{rows - left} questions have contexts of the benchmark; " if rows - left else ""
             raise ValueError(
-                f"{files[0]}: the {name} split is empty; give more data or other shares (task.validation_fraction, task.test_fraction)"
+                f"{files[0]}: the {name} split is empty; {why}give more data or other shares (task.validation_fraction, task.test_fraction)"
             )
-    report |= {"rows": sum(map(len, splits.values())), "splits": {name: summary(unique[name]) for name in SPLITS}}
-    held, account = benchmark(benchmark_files)
+    report["dropped"] |= {"contexts_of_the_benchmark": rows - left}
+    report |= {"merged_as_answers": more, "contexts_across_splits": _contexts_across(unique)}
+    report |= {"rows": rows, "splits": {name: summary(unique[name]) for name in SPLITS}}
     return Prepared(unique, report | account, benchmark=held)
+
+
+def _without_contexts_of(held: Sequence[Span], splits: Mapping[str, Sequence[Span]]) -> dict[str, list[Span]]:
+    """The examples, of training and validation without those whose context a benchmark has: all its words, or a long
+    stretch of them in a row. Not as few as `cloze` compares: documents of one's own share phrases."""
+    whole = {normalised(one.context) for one in held}
+    known = {run for context in {one.context for one in held} for run in runs(context, WINDOW)}
+    theirs = {
+        context
+        for context in {one.context for name in ("train", "validation") for one in splits[name]}
+        if held and (normalised(context) in whole or not known.isdisjoint(runs(context, WINDOW)))
+    }
+    return {name: [one for one in part if name == "test" or one.context not in theirs] for name, part in splits.items()}
+
+
+def _with_all_answers(splits: Mapping[str, Sequence[Span]]) -> tuple[dict[str, list[Span]], int]:
+    """The examples, each with the answers of every record that asks the same of the same context, behind those of the one
+    that is kept; and how many answers came from another record than the first."""
+    answers: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    more = 0
+    for one in (one for name in KEEP_ORDER for one in splits[name]):
+        known = answers.setdefault(_asked(one), one.answers[:])
+        new = [answer for answer in one.answers if answer not in known]
+        known += new
+        more += len(new)
+    return {name: [replace(one, answers=answers[_asked(one)]) for one in part] for name, part in splits.items()}, more
+
+
+def _asked(one: Span) -> tuple[str, str]:
+    return folded(one.question), one.context
+
+
+def _contexts_across(splits: Mapping[str, Sequence[Span]]) -> int:
+    """How many contexts stand on more than one side: of groups, or files, that share them."""
+    sides = [{normalised(one.context) for one in part} for part in splits.values()]
+    return len({context for side in sides for context in side if sum(context in other for other in sides) > 1})
 
 
 def words_of(example: Span) -> str:
@@ -83,12 +138,15 @@ def questions(
     """The questions of `files`. With `moved` an answer that stands elsewhere is told to it and put there; else ValueError."""
     for path in files:
         for record in _squad(path) if known_format(path) == "json" else records([path]):
+            _check_fields(record)
             question, context = record.text("question", "source"), _context(record)
             answers = [_placed(record, context, one, moved) for one in _answers(record)]
             if group_column:
                 group = record.name(group_column, "group_column")
+            elif str(record.fields.get("title") or "").strip():
+                group = record.name("title", "source")
             else:
-                group = str(record.fields.get("title") or identifier(normalised(context)))
+                group = identifier(normalised(context))
             yield Span(identifier(question, context), question, context, answers, group)
 
 
@@ -119,6 +177,16 @@ def _listed(value: dict[str, Any], name: str, place: str) -> Iterator[tuple[dict
         yield one, f"{place}: {name}[{number}]" if ": " not in place else f"{place}.{name}[{number}]"
 
 
+def _check_fields(record: Record) -> None:
+    """ValueError for a field that is not there. No setting names another one, so the advice is not that of `Record`."""
+    for name in ("question", "context", "answers"):
+        if name not in record.fields:
+            raise ValueError(
+                f"{record.place}: no field {name!r}; it has {', '.join(map(repr, record.fields)) or 'none'}. Rename the one "
+                "that holds it, or add it"
+            )
+
+
 def _context(record: Record) -> str:
     """The context as it stands there: the answers' places count its characters, blanks at its beginning too."""
     record.text("context", "source")
@@ -134,7 +202,13 @@ def _answers(record: Record) -> list[dict[str, Any]]:
         except json.JSONDecodeError as error:
             raise ValueError(f"{record.place}: field 'answers' is text and no JSON ({error})") from error
     if isinstance(value, dict) and all(isinstance(value.get(name), list) for name in ("text", "answer_start")):
-        value = [{"text": text, "start": at} for text, at in zip(value["text"], value["answer_start"], strict=False)]
+        texts, starts = value["text"], value["answer_start"]
+        if len(texts) != len(starts):
+            raise ValueError(
+                f"{record.place}: field 'answers' has {len(texts)} in text and {len(starts)} in answer_start; each answer "
+                "needs both"
+            )
+        value = [{"text": text, "start": at} for text, at in zip(texts, starts, strict=True)]
     if not isinstance(value, list) or not value:
         raise ValueError(
             f"{record.place}: field 'answers' is {str(value)[:60]!r}; it has to be a list of answers, each with text and "
@@ -151,6 +225,9 @@ def _placed(record: Record, context: str, answer: Any, moved: Callable[[str], No
         raise ValueError(
             f"{record.place}: field 'answers' holds {str(answer)[:60]!r}; an answer is an object with text and answer_start"
         )
+    Record(f"{record.place}: field 'answers'", answer).text(
+        "text", "source"
+    )  # in a benchmark no other check looks at it
     if start >= 0 and context[start : start + len(text)] == text:
         return {"text": text, "start": start}
     if moved is not None:
