@@ -1,7 +1,8 @@
 """Generation: documents of any corpus in, a model that goes on writing them out: continued pre-training.
 
 The one idea: a document is a stretch of text cut at a paragraph's end (pipelines/documents.py), and consecutive documents
-of a file belong together, so what is held out is a whole stretch of them: a page and the next one share their words.
+of a file belong together, so what is held out is a whole stretch of them: a page and the next one share their words. A
+stretch is known by its first document, so another file, or more at the end of one, changes the side of nothing.
 
 Data: plain text and Markdown files, or records with a `text` column.
 """
@@ -16,7 +17,9 @@ from pipelines.sources import known_format
 from pipelines.tasks.examples import SPLITS, Prepared, Text, divided, identifier, normalised, summary, without_repeats
 from pipelines.tasks.user_data import records
 
+LANGUAGE = ""  # who gives the data knows
 FORM = "text"
+VERSION = 2  # the first knew a stretch by the number of its file, which another file changes
 _STRETCH = 4  # consecutive documents of a file that are on one side
 _PLAIN = ("txt", "md")
 
@@ -34,9 +37,11 @@ def prepare(
     ValueError names file, line and field of what cannot be used.
     """
     found = []
-    for number, path in enumerate(files):
+    for path in files:
+        stretch = ""
         for place, (group, text) in enumerate(_texts(path, document_bytes, text_column, group_column)):
-            found.append(Text(identifier(text), text, group or f"{number}:{place // _STRETCH}"))
+            stretch = stretch if place % _STRETCH else identifier(text)
+            found.append(Text(identifier(text), text, group or stretch))
     unique, report = without_repeats(divided(found, validation, test), lambda one: normalised(one.text))
     for name, part in unique.items():
         if not part:

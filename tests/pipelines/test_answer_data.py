@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from model import durable
-from pipelines.tasks import messages, responses, translation
+from pipelines.tasks import generation, messages, responses, translation
 from pipelines.tasks.answer_baselines import retrieval
 from pipelines.tasks.examples import SPLITS
 
@@ -149,3 +149,25 @@ def test_content_that_is_no_text_is_named_by_its_turn(tmp_path: Path, content: A
     record = {"messages": [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": content}]}
     with pytest.raises(ValueError, match=rf"chats.jsonl:1: field 'messages', {said}"):
         messages.prepare([jsonl(tmp_path / "chats.jsonl", [record])], 0.2, 0.2)
+
+
+def test_another_file_changes_the_side_of_no_document(tmp_path: Path) -> None:
+    def novel(name: str, chapters: int) -> Path:
+        text = "\n\n".join(f"Chapter {n} of {name}. " + "It rained. " * 9 for n in range(chapters))
+        durable.write_bytes(tmp_path / f"{name}.txt", text.encode())
+        return tmp_path / f"{name}.txt"
+
+    def sides(files: list[Path]) -> dict[str, tuple[str, str]]:
+        splits = generation.prepare(files, 0.3, 0.3, document_bytes=150).splits
+        return {one.text: (name, one.group) for name in SPLITS for one in splits[name]}
+
+    alone = sides([novel("b", 60)])
+    beside = sides([novel("a", 30), novel("b", 60), novel("c", 8)])
+    assert {text: beside[text] for text in alone} == alone and len(beside) == 98 and len(alone) == 60
+    longer = sides([novel("b", 75)])
+    whole = alone.keys() & longer.keys()
+    assert {text: longer[text] for text in whole} == {text: alone[text] for text in whole} and len(whole) >= 59
+
+
+def test_the_card_of_ones_own_text_does_not_say_english() -> None:
+    assert generation.LANGUAGE == ""
