@@ -5,6 +5,7 @@ The one idea: a setting is `field=value`, of the recipe or, as `execution.field=
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Callable
@@ -70,13 +71,17 @@ def recipe_of(recipe: str, settings: list[str] | None) -> Recipe:
 def _refuse_anothers_name(made: Recipe, changed: Recipe, given: dict[str, str]) -> None:
     """ConfigError if settings give a recipe another task and leave it the name: the new model would take the old one's place."""
     registered = changed.release and not changed.few_labels
-    if not registered or not made.task or not changed.task or {"register_as", "register_as.task"} & set(given):
+    if not registered or not made.task or not changed.task or "register_as.task" in given:
         return
-    if changed.task.name != made.task.name:
+    # The whole of `register_as` as JSON names the task's model only where it says so: else it gets the name of the default recipe's.
+    whole = json.loads(given.get("register_as", "{}"))
+    if "task" not in whole and (
+        changed.task.name != made.task.name or changed.register_as.task != made.register_as.task
+    ):
         raise ConfigError(
-            f"--set task: recipe {made.name} would register a model of task {changed.task.name} as {made.register_as.task!r}, the "
-            "name of its own task's; give it one (register_as.task=...), and one to the base model if it is another too "
-            "(register_as.base=...)"
+            f"--set {'register_as' if whole else 'task'}: recipe {made.name} would register a model of task {changed.task.name} "
+            f'as {changed.register_as.task!r}, the name of another one; give it its own (register_as.task=..., or "task" in '
+            "register_as), and one to the base model if it is another too (register_as.base=...)"
         )
 
 

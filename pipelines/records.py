@@ -16,13 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from model import durable
 from pipelines.documents import normalise_newlines
 from pipelines.sources import DATASET, SourceError, SourceFile
 from pipelines.stretches import BLOCK, Checked, Stretch, check_unchanged, unreadable
 
 EXCERPT = 64 << 10  # bytes of a bad record that are kept, so that what was skipped can be mended
 _BOM = b"\xef\xbb\xbf"
-_FOREIGN_BOMS = {b"\xff\xfe": "UTF-16 (little-endian)", b"\xfe\xff": "UTF-16 (big-endian)"}
+_FOREIGN_BOMS = {  # UTF-32's little-endian mark begins with UTF-16's, so the longer ones come first
+    b"\xff\xfe\0\0": "UTF-32 (little-endian)", b"\0\0\xfe\xff": "UTF-32 (big-endian)",
+    b"\xff\xfe": "UTF-16 (little-endian)", b"\xfe\xff": "UTF-16 (big-endian)",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,11 @@ def is_damage(error: BaseException) -> bool:
     return damaged and not (isinstance(cause, OSError) and not is_damage(cause))
 
 
+def foreign_encoding(data: bytes) -> str | None:
+    """Which encoding other than UTF-8 the byte order mark at the beginning of `data` says, if there is one."""
+    return next((name for mark, name in _FOREIGN_BOMS.items() if data.startswith(mark)), None)
+
+
 def undecodable(document: bytes, line: int, error: UnicodeDecodeError) -> Reject:
     """The reject for bytes that are no UTF-8, naming the line and the byte within it."""
     before = document.rfind(b"\n", 0, error.start) + 1
@@ -91,7 +100,7 @@ def read(stretch: Stretch) -> Iterator[Text | Reject]:
 
 def _lines_or_text(stretch: Stretch, raw: Checked) -> Iterator[Text | Reject]:
     plain = io.BufferedReader(raw, BLOCK)
-    foreign = _FOREIGN_BOMS.get(plain.peek(2)[:2])
+    foreign = foreign_encoding(plain.peek(4))
     if not plain.peek(1):
         yield Reject(1, "the file is empty; remove it or fill it")
     elif foreign and stretch.start == 0:
@@ -148,6 +157,8 @@ def _record(line: bytes, number: int, column: str) -> Text | Reject:
         record = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         return undecodable(line, number, error)
+    except RecursionError:
+        return Reject(number, "not readable JSON: it has more brackets within brackets than can be read", excerpt(line))
     except ValueError as error:
         return Reject(number, f"not valid JSON ({error})", excerpt(line))
     if not isinstance(record, dict):
@@ -219,13 +230,28 @@ def open_dataset(file: SourceFile) -> Any:
     config, split, revision = file.options
     saved = Path(file.path)
     try:
+        _refuse_other_split(saved, split)
         if (saved / "dataset_dict.json").exists():  # what DatasetDict.save_to_disk leaves
             return datasets.load_from_disk(file.path)[str(split)].to_iterable_dataset()
         if (saved / "state.json").exists():  # what Dataset.save_to_disk leaves; it has no splits
             return datasets.load_from_disk(file.path).to_iterable_dataset()
         return datasets.load_dataset(file.path, name=config, split=split, revision=revision, streaming=True)
+    except SourceError:
+        raise
     except Exception as error:  # the library raises many kinds; whichever it is, the source is what is wrong
         raise SourceError(f"dataset {file.path} (config {config}, split {split}) cannot be opened: {error}") from error
+
+
+def _refuse_other_split(saved: Path, split: str | None) -> None:
+    """SourceError if a folder of one split, as Dataset.save_to_disk leaves it, is asked for another: it would be read all the same."""
+    if (saved / "dataset_dict.json").exists() or not (saved / "state.json").exists():
+        return
+    own = durable.read_json(saved / "state.json").get("_split")
+    if split not in ("train", own):  # "train" is what nobody chose
+        raise SourceError(
+            f"dataset {saved} (split {split}) cannot be opened: Dataset.save_to_disk wrote one split there ({own or 'without a name'}), "
+            "and it is read whole; leave `split` out, or save all splits with DatasetDict.save_to_disk"
+        )
 
 
 def _dataset(stretch: Stretch) -> Iterator[Text | Reject]:

@@ -92,7 +92,9 @@ def resolve(
 def _file(path: Path, spec: Source, sha256: Callable[[Path], str]) -> SourceFile:
     size = path.stat().st_size
     if size == 0 and spec.on_bad_record == "fail":
-        raise SourceError(f"{path} is empty; remove it, or set on_bad_record='skip' to count empty files and go on")
+        raise SourceError(
+            f"{path} is empty; remove it or fill it (a corpus may also have on_bad_record='skip', which counts empty files)"
+        )
     label = spec.label or spec.sample or "text"
     return SourceFile(str(path), sha256(path), size, label, _format(path, spec), spec.text_column, spec.on_bad_record)
 
@@ -103,7 +105,8 @@ def _format(path: Path, spec: Source) -> str:
     found = known_format(path)
     if found is None:
         raise SourceError(
-            f"{path}: unknown file ending; known are {', '.join(FORMATS)}. Rename it or give the source a format"
+            f"{path}: unknown file ending; known are {', '.join(FORMATS)}, and of a task's data also {', '.join(LABELLED)}. "
+            "Rename it or give the source a format"
         )
     return found
 
@@ -122,14 +125,20 @@ def _matching(pattern: str) -> list[Path]:
         there = sorted(walk(path))
         found = [file for file in there if known_format(file) in FORMATS]
         if not found:
-            raise SourceError(f"{path}: this directory holds no file that ends in {', '.join(FORMATS)}; check the path")
+            raise SourceError(
+                f"{path}: this directory holds no file that ends in {', '.join(FORMATS)}; check the path. Of {', '.join(LABELLED)}, "
+                f"which tasks read and no corpus has, none is looked for in a directory: give a glob, such as {path}/*.csv"
+            )
         _warn_of_passed_over(path, [file for file in there if known_format(file) not in FORMATS])
         return found
     if not any(character in pattern for character in "*?["):
         raise SourceError(f"{path} does not exist; check the source's path (relative paths start at {Path.cwd()})")
     import glob
 
-    found = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if os.path.isfile(name))
+    matching = [Path(name) for name in glob.glob(str(path), recursive=True)]
+    for name in matching:
+        _refuse_dangling(name)
+    found = sorted(name for name in matching if name.is_file())
     if not found:
         raise SourceError(f"{path}: no file matches; check the pattern (relative patterns start at {Path.cwd()})")
     return found
@@ -146,10 +155,26 @@ def _refuse(error: OSError) -> None:
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """The files below `folder`. OSError where a folder cannot be read: a corpus must not shrink unseen."""
+    """The files below `folder`, also those that are links. A corpus must not shrink unseen: OSError where a folder cannot be read,
+    SourceError for a link to a folder (which could lead round in a circle, or name a file twice) and for one to nothing."""
     for root, folders, names in os.walk(folder, onerror=_refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(root, name) for name in names if not name.startswith("."))
+        for link in (Path(root, name) for name in sorted(folders)):
+            if link.is_symlink():
+                raise SourceError(
+                    f"{link} is a symbolic link to a folder, {os.path.realpath(link)}, and is not followed; give that folder by "
+                    "itself (as a source of its own), or put a copy of it in the link's place"
+                )
+        for file in (Path(root, name) for name in names if not name.startswith(".")):
+            _refuse_dangling(file)
+            yield file
+
+
+def _refuse_dangling(path: Path) -> None:
+    if path.is_symlink() and not path.exists():
+        raise SourceError(
+            f"{path} is a symbolic link to {os.readlink(path)}, which is not there; mend the link or remove it"
+        )
 
 
 def _dataset(spec: Source, sha256: Callable[[Path], str]) -> SourceFile:

@@ -6,7 +6,6 @@ held-out ones before anything is trained on it.
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -33,12 +32,10 @@ def run(attempt: Attempt) -> dict[str, Any]:
     given |= {f"{group.removeprefix(_SPLIT)}_files": files[group] for group in files if group.startswith(_SPLIT)}
     try:
         prepared = task.of(config["name"]).prepare(files["labelled"], **given)
+        if config["max_examples"]:
+            prepared = examples.cut(prepared, config["max_examples"])
     except ValueError as error:  # the task names file and line of what it cannot read
         raise SourceError(_as_given(str(error), drafts)) from error
-    if config["max_examples"]:
-        every = prepared.splits | {examples.BENCHMARK: prepared.benchmark}
-        splits = examples.first(every, config["max_examples"])
-        prepared = dataclasses.replace(prepared, benchmark=splits.pop(examples.BENCHMARK), splits=splits)
     examples.write(prepared, attempt.outputs)
     counts = {f"{name}_examples": len(part) for name, part in prepared.splits.items()}
     return counts | ({"benchmark_examples": len(prepared.benchmark)} if prepared.benchmark else {})
@@ -55,7 +52,7 @@ def _drafts(attempt: Attempt, group: str, drafts: dict[Path, str]) -> list[Path]
         draft.parent.mkdir(parents=True, exist_ok=True)
         drafts[draft] = file["path"]
         if file["format"] == DATASET:
-            from pipelines.tasks.user_data import write_dataset
+            from pipelines.tasks.user_datasets import write_dataset
 
             write_dataset(source_file(file), draft)
         else:
@@ -70,7 +67,7 @@ def _name(file: dict[str, Any]) -> str:
     path = Path(file["path"])
     if file["format"] == DATASET:
         return f"{path.name}.jsonl"
-    return path.name if known_format(path) in (file["format"], None) else f"{path.stem}.{file['format']}"
+    return path.name if known_format(path) == file["format"] else f"{path.name}.{file['format']}"
 
 
 def _as_given(message: str, drafts: dict[Path, str]) -> str:

@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +196,35 @@ def without_repeats(
 def first(splits: Mapping[str, Sequence[Any]], count: int) -> dict[str, list[Any]]:
     """The `count` examples of each split that come first by id, which is a hash of the content: an even sample."""
     return {name: sorted(part, key=lambda example: example.id)[:count] for name, part in splits.items()}
+
+
+def cut(prepared: Prepared, count: int) -> Prepared:
+    """The `count` examples of each split that come `first`, and the report with what it counts of them, and how many were cut.
+
+    ValueError if a held-out split has a class that training lost by it: nobody could get that one right.
+    """
+    kept = first(prepared.splits | {BENCHMARK: prepared.benchmark}, count)
+    benchmark, labels, report = kept.pop(BENCHMARK), prepared.labels, dict(prepared.report)
+    if labels:
+        seen = {name: {example.label for example in part} for name, part in kept.items()}
+        gone = {example.label for example in prepared.splits["train"]} - seen["train"]
+        for name in ("test", "validation"):
+            if lost := [labels[label] for label in sorted(gone & seen[name])]:
+                raise ValueError(
+                    f"task.max_examples={count} leaves no training example of {', '.join(map(repr, lost[:10]))}"
+                    f"{', ...' if len(lost) > 10 else ''} ({len(lost)} of {len(labels)} classes), and the {name} split has some; "
+                    "give a larger task.max_examples, or leave it out"
+                )
+        if "labels_not_in" in report:
+            report["labels_not_in"] = {
+                name: sorted(label for number, label in enumerate(labels) if number not in seen[name]) for name in kept
+            }
+    report["splits"] = {name: summary(part, labels) for name, part in kept.items()}
+    report["over_max_examples"] = {name: len(prepared.splits[name]) - len(part) for name, part in kept.items()}
+    if prepared.benchmark:
+        report[BENCHMARK] = report.get(BENCHMARK, {}) | summary(benchmark)
+        report["over_max_examples"][BENCHMARK] = len(prepared.benchmark) - len(benchmark)
+    return replace(prepared, splits=kept, report=report, benchmark=benchmark)
 
 
 def spread(groups: Sequence[str], keys: Sequence[str], most: int) -> list[int]:

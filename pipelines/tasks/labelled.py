@@ -7,7 +7,7 @@ column, an empty text, one class only, a class in the test split that training n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +39,17 @@ def prepare(
         group = record.name(group_column, "group_column") if group_column else normalised(text)
         return Labelled(identifier(text), text, 0, group), label
 
+    own = {"train": files, "validation": validation_files, "test": test_files}
     splits = placed(
-        {"train": files, "validation": validation_files, "test": test_files},
+        own,
         lambda part: [(record.place, *read(record)) for record in records(part)],
         lambda row: row[1].group,
         validation,
         test,
     )
+    if not splits["train"]:
+        advice = _advice("train", own, {name: [example for _, example, _ in part] for name, part in splits.items()})
+        raise ValueError(f"{files[0]}: the train split has no example; {advice}")
     labels = _labels(splits["train"], files)
     for name in ("validation", "test"):
         _refuse_unknown(name, splits[name], labels, label_column)
@@ -54,7 +58,7 @@ def prepare(
         for name, part in splits.items()
     }
     unique, report = without_repeats(numbered, lambda example: normalised(example.text), lambda example: example.label)
-    _refuse_one_sided(unique, labels, files)
+    _refuse_one_sided(unique, labels, own)
     report |= {
         "rows": sum(map(len, splits.values())),
         "splits": {name: summary(unique[name], labels) for name in SPLITS},
@@ -85,12 +89,33 @@ def _refuse_unknown(split: str, rows: Sequence[Any], labels: Sequence[str], colu
             )
 
 
-def _refuse_one_sided(splits: dict[str, list[Labelled]], labels: Sequence[str], files: Sequence[Path]) -> None:
+def _refuse_one_sided(
+    splits: Mapping[str, Sequence[Labelled]], labels: Sequence[str], files: Mapping[str, Sequence[Path]]
+) -> None:
     """Splits that are too small to train on or to measure with, after what was repeated is gone."""
     for name, part in splits.items():
         seen = {example.label for example in part}
         if not part or (name == "train" and len(seen) < len(labels)) or len(seen) < 2:
+            missing = [label for number, label in enumerate(labels) if number not in seen]
+            shown = ", ".join(map(repr, missing[:10])) + (", ..." if len(missing) > 10 else "")
             raise ValueError(
-                f"{files[0]}: the {name} split has {len(part)} examples of {len(seen)} of the {len(labels)} classes, "
-                f"repeated ones dropped; give more data, other shares (task.validation_fraction, task.test_fraction), or files of its own"
+                f"{(files[name] or files['train'])[0]}: the {name} split has {len(part)} examples of {len(seen)} of the "
+                f"{len(labels)} classes, repeated ones dropped, and none of {shown}; {_advice(name, files, splits)}"
             )
+
+
+def _advice(split: str, files: Mapping[str, Sequence[Path]], splits: Mapping[str, Sequence[Labelled]]) -> str:
+    """What helps a split that is too small: more data do not where they are all of one group."""
+    divided = [name for name in SPLITS if name == "train" or not files[name]]
+    groups = len({example.group for name in divided for example in splits[name]})
+    if split not in divided or len(divided) == 1:
+        return "add some to the files of this split"
+    if groups < len(divided):
+        return (
+            f"{groups} {'group is' if groups == 1 else 'groups are'} there for the {len(divided)} splits {', '.join(divided)}, and none is divided: let task.group_column "
+            "name what has more values, or give the splits files of their own (task.validation_source, task.test_source)"
+        )
+    return (
+        f"{groups} groups are divided among {', '.join(divided)}, each whole; give more data, other shares "
+        "(task.validation_fraction, task.test_fraction), or the splits files of their own (task.validation_source, task.test_source)"
+    )

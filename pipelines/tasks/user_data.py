@@ -2,7 +2,7 @@
 
 The one idea: a record is known by where it stands (file and line, or file and row), and a field that cannot be used is
 an error that says so: which file, which line, which field, what was seen, what to do. Nothing is guessed and nothing is
-passed over. A Hugging Face dataset is written out as JSON lines first, so that its rows have line numbers too.
+passed over; a field that nobody asks for may be whatever it is.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ import io
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from model import durable
-from pipelines.sources import SourceError, SourceFile, known_format
+from pipelines.sources import known_format
 
 _READABLE = "jsonl, jsonl.gz, jsonl.zst, csv, csv.bz2, parquet"
 _SEEN = 60  # characters of a bad value that an error shows
@@ -37,8 +36,7 @@ class Record:
         """The field's text without spaces around it. ValueError if it is missing, no text, or empty."""
         value = self.field(field, option)
         if not isinstance(value, str):
-            advice = "; fill it, or remove the record" if value is None else ""
-            raise ValueError(f"{self.place}: field {field!r} is {_seen(value)}; it has to be text{advice}")
+            raise self._wrong_kind(field, value, "text")
         if not value.strip():
             raise ValueError(f"{self.place}: field {field!r} is empty; remove the record or fill it")
         if any("\ud800" <= character <= "\udfff" for character in value):
@@ -50,16 +48,40 @@ class Record:
         value = self.field(field, option)
         if isinstance(value, bool | int):
             return json.dumps(value)
+        if not isinstance(value, str):
+            raise self._wrong_kind(field, value, "text, an integer or true/false")
         return self.text(field, option)
 
     def field(self, field: str, option: str) -> Any:
-        """The field's value. ValueError if the record has no such field."""
+        """The field's value. ValueError if the record has no such field, or Python has no such value."""
         if field not in self.fields:
             raise ValueError(
                 f"{self.place}: no field {field!r}; it has {', '.join(map(repr, self.fields)) or 'none'}. "
                 f"Name the right one with task.{option}=..."
             )
-        return self.fields[field]
+        value = self.fields[field]
+        if isinstance(value, Unreadable):
+            raise ValueError(value.why)
+        return value
+
+    def _wrong_kind(self, field: str, value: Any, kinds: str) -> ValueError:
+        advice = "fill it, or remove the record" if value is None else "convert it"
+        if isinstance(value, float):  # pandas makes 0.0 and 1.0 of the integers of a column in which one is missing
+            advice = "convert the column, and fill what is missing in it"
+        return ValueError(f"{self.place}: field {field!r} is {_seen(value)}; it has to be {kinds}; {advice}")
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A field that Python cannot represent (the year 10000, a text that is no UTF-8), and why, with its place and its name.
+
+    Whoever asks for the field is told, also by making text of it; nobody else is.
+    """
+
+    why: str
+
+    def __str__(self) -> str:
+        raise ValueError(self.why)
 
 
 def _seen(value: Any) -> str:
@@ -99,6 +121,8 @@ def _bytes(path: Path) -> bytes:
 
     import pyarrow as pa
 
+    from pipelines.records import foreign_encoding
+
     data = path.read_bytes()
     try:
         if path.name.lower().endswith(".gz"):
@@ -109,8 +133,8 @@ def _bytes(path: Path) -> bytes:
             data = pa.CompressedInputStream(pa.BufferReader(data), "zstd").read()
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise ValueError(f"{path}: the packed data is damaged or cut short ({error}); write the file again") from error
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise ValueError(f"{path}: the file is in UTF-16, by its byte order mark; convert it to UTF-8")
+    if foreign := foreign_encoding(data):
+        raise ValueError(f"{path}: the file is in {foreign}, by its byte order mark; convert it to UTF-8")
     return data.removeprefix(b"\xef\xbb\xbf")
 
 
@@ -138,9 +162,23 @@ def _jsonl(path: Path, data: bytes) -> Iterator[Record]:
 
 
 def parsed(text: str | bytes, place: str) -> Any:
-    """The value of a JSON text. JSONDecodeError or UnicodeDecodeError if it is none; ValueError that names the place and the
-    field where an object has two of a name: Python would keep the last without a word."""
-    return json.loads(text, object_pairs_hook=partial(_object, place))
+    """The value of a JSON text. JSONDecodeError or UnicodeDecodeError if it is none; ValueError that names the place where an
+    object has two fields of a name (Python would keep the last without a word), and where Python cannot hold what is there."""
+    try:
+        return json.loads(text, object_pairs_hook=partial(_object, place), parse_int=partial(_integer, place))
+    except RecursionError as error:
+        raise ValueError(
+            f"{place}: the JSON has more brackets within brackets than can be read; flatten it, or remove the record"
+        ) from error
+
+
+def _integer(place: str, digits: str) -> int:
+    try:
+        return int(digits)
+    except ValueError as error:  # Python reads no number of more than 4,300 digits: it would take too long
+        raise ValueError(
+            f"{place}: an integer of {len(digits.lstrip('-'))} digits, which is more than can be read; write it as text, or remove it"
+        ) from error
 
 
 def _object(place: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -204,39 +242,30 @@ def _parquet(path: Path) -> Iterator[Record]:
                     f"{path}: the column {twice!r} is there more than once; keep one of them, or rename it"
                 )
             for batch in file.iter_batches(1024):
-                for fields in batch.to_pylist():
-                    row += 1
-                    yield Record(f"{path}: row {row}", fields)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: after row {row}: a text is not valid UTF-8; write the file again") from error
-    except (pa.ArrowInvalid, OSError) as error:
+                places = [f"{path}: row {row + number}" for number in range(1, batch.num_rows + 1)]
+                columns = {name: _values(name, batch[name], places) for name in batch.schema.names}
+                row += len(places)
+                for number, place in enumerate(places):
+                    yield Record(place, {name: values[number] for name, values in columns.items()})
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise ValueError(f"{path}: not a readable Parquet file ({error}); write it again") from error
 
 
-def write_dataset(file: SourceFile, target: Path) -> None:
-    """Write a Hugging Face dataset as JSON lines; classes that it stores as numbers by their names, an unknown one (-1) as null.
-
-    SourceError names the row that is no JSON.
-    """
-    from pipelines.records import open_dataset
-
-    stream = open_dataset(file)
-    classes = {
-        name: feature.names for name, feature in (stream.features or {}).items() if getattr(feature, "names", None)
-    }
-    durable.write_bytes(target, "".join(_json_lines(file, stream, classes)).encode("utf-8", "surrogatepass"))
+def _values(name: str, column: Any, places: Sequence[str]) -> list[Any]:
+    """A column's values as Python's; each that Python cannot represent as Unreadable, for it may be of a column nobody asks for."""
+    try:
+        return list(column.to_pylist())
+    except Exception:  # pyarrow raises many kinds: ValueError, OverflowError, UnicodeDecodeError, those of time zones
+        return [_value(name, column, number, place) for number, place in enumerate(places)]
 
 
-def _json_lines(file: SourceFile, stream: Iterable[dict[str, Any]], classes: dict[str, list[str]]) -> Iterator[str]:
-    for row, record in enumerate(stream, 1):
-        named = {
-            name: names[record[name]] if record[name] >= 0 else None  # a class of -1 means: none is known
-            for name, names in classes.items()
-            if isinstance(record.get(name), int)
-        }
-        try:
-            yield json.dumps(record | named, ensure_ascii=False) + "\n"
-        except TypeError as error:
-            raise SourceError(
-                f"dataset {file.path}: row {row} holds what is no text, number or list ({error}); drop that column"
-            ) from error
+def _value(name: str, column: Any, number: int, place: str) -> Any:
+    try:
+        return column[number].as_py()
+    except UnicodeDecodeError as error:
+        return Unreadable(f"{place}: field {name!r} is not valid UTF-8 ({error}); write the file again")
+    except Exception as error:  # as above
+        return Unreadable(
+            f"{place}: field {name!r}, a {column.type}, is nothing that Python can represent ({error}); write the column in "
+            "another type, or name another field"
+        )

@@ -378,3 +378,101 @@ def test_parquet_and_datasets_without_a_row_are_counted(tmp_path: Path, monkeypa
     monkeypatch.setattr("pipelines.records.open_dataset", lambda file: empty)
     file = SourceFile("hub/name", "0" * 64, 0, "t", "dataset")
     assert list(documents(whole(file), 99)) == [Reject(1, "no row in the file")]
+
+
+@pytest.mark.parametrize("as_dataset", [False, True])
+def test_a_link_to_a_folder_or_to_nothing_is_refused_and_one_to_a_file_is_read(
+    as_dataset: bool, tmp_path: Path
+) -> None:
+    elsewhere, corpus = tmp_path / "elsewhere", tmp_path / "corpus"
+    elsewhere.mkdir()
+    corpus.mkdir()
+    (elsewhere / "a.txt").write_text("far")
+    (corpus / "b.txt").symlink_to(elsewhere / "a.txt")
+
+    def found() -> list[SourceFile]:
+        return resolve(Source(dataset=str(corpus)), tmp_path) if as_dataset else files(corpus)
+
+    assert [file.size for file in found()] == [3]
+    (corpus / ".hidden").symlink_to(elsewhere)
+    (corpus / ".gone").symlink_to("nowhere")
+    assert [file.size for file in found()] == [3]
+    (corpus / "more").symlink_to(elsewhere)
+    with pytest.raises(SourceError) as raised:
+        found()
+    assert str(raised.value).startswith(
+        f"{corpus}/more is a symbolic link to a folder, {elsewhere}, and is not followed; give"
+    )
+    (corpus / "more").unlink()
+    (corpus / "gone.txt").symlink_to("nowhere")
+    with pytest.raises(
+        SourceError, match=rf"^{corpus}/gone.txt is a symbolic link to nowhere, which is not there; mend"
+    ):
+        found()
+
+
+def test_lineage_does_not_answer_for_a_folder_whose_files_it_cannot_see_all(tmp_path: Path) -> None:
+    from pipelines.lineage import digests_of
+    from pipelines.lineage_text import holding
+
+    (tmp_path / "a.txt").write_text("near")
+    (tmp_path / "more").symlink_to(tmp_path)
+    for ask in (lambda: digests_of(tmp_path), lambda: list(holding(tmp_path, "near"))):
+        with pytest.raises(SourceError, match=r"/more is a symbolic link to a folder, .*; give that folder by itself"):
+            ask()
+
+
+def test_a_glob_does_not_lose_a_link_to_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("here")
+    (tmp_path / "b.txt").symlink_to("nowhere")
+    with pytest.raises(SourceError, match=r"b\.txt is a symbolic link to nowhere, which is not there; mend"):
+        files(tmp_path / "*.txt")
+
+
+def test_what_is_advised_is_possible_for_a_task_too(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").touch()
+    with pytest.raises(
+        SourceError, match=r"a\.csv is empty; remove it or fill it \(a corpus may also have on_bad_record="
+    ):
+        files(tmp_path / "a.csv")
+    (tmp_path / "a.log").write_text("text")
+    with pytest.raises(
+        SourceError, match=r"txt, md, and of a task's data also csv\.bz2, csv, tab, json\. Rename it or give"
+    ):
+        files(tmp_path / "a.log")
+    with pytest.raises(
+        SourceError, match=r"check the path\. Of csv\.bz2, csv, tab, json, .*: give a glob, such as .*/\*\.csv"
+    ):
+        files(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "says"),
+    [("utf-16-le", "UTF-16 (little-endian)"), ("utf-16-be", "UTF-16 (big-endian)"),
+     ("utf-32-le", "UTF-32 (little-endian)"), ("utf-32-be", "UTF-32 (big-endian)")],
+)  # fmt: skip
+def test_a_byte_order_mark_is_called_by_its_encoding(encoding: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("\ufeffText.".encode(encoding))
+    assert f"a.txt:1: the file is in {says}, by its byte order mark; convert it to UTF-8" in failure(tmp_path / "a.txt")
+
+
+def test_json_of_too_many_brackets_is_a_bad_record(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "good"}\n{"text": ' + "[" * 100_000 + "\n")
+    assert "a.jsonl:2: not readable JSON: it has more brackets within brackets than can be read" in failure(
+        tmp_path / "a.jsonl"
+    )
+
+
+def test_a_dataset_of_one_split_is_not_read_for_another(tmp_path: Path) -> None:
+    import datasets
+
+    one = datasets.Dataset.from_dict({"text": ["first"]}, split=datasets.Split.VALIDATION)
+    one.save_to_disk(str(tmp_path / "one"))
+
+    def read(split: str) -> list[Document | Reject]:
+        (file,) = resolve(Source(dataset=str(tmp_path / "one"), split=split), tmp_path)
+        return list(documents(whole(file), 99))
+
+    assert len(read("train")) == len(read("validation")) == 1, "train is what nobody chose"
+    with pytest.raises(SourceError, match=r"one \(split test\) cannot be opened: Dataset.save_to_disk wrote one split there \(validation\), and it is read whole; leave"):  # fmt: skip
+        read("test")

@@ -56,6 +56,21 @@ def test_settings_that_change_a_recipes_task_and_leave_it_the_name_are_refused()
     )  # register nothing
 
 
+def test_what_is_registered_written_as_json_names_the_model_only_where_it_says_so() -> None:
+    other = 'task={"name":"labelled","source":{"path":"reviews.csv"}}'
+    with pytest.raises(
+        ConfigError, match=r"--set register_as: recipe default .* of task labelled as 'sentiment', the name"
+    ):
+        recipe_of("default", [other, 'register_as={"base":"reviews-base"}'])
+    with pytest.raises(
+        ConfigError, match=r"recipe topics would register a model of task topics as 'sentiment', the name of"
+    ):
+        recipe_of("topics", ['register_as={"base":"posts-base"}'])  # the default is another recipe's name
+    named = recipe_of("default", [other, 'register_as={"base":"reviews-base","task":"reviews"}'])
+    assert names(named) == {"reviews", "reviews-base"}
+    assert names(recipe_of("default", ['register_as={"base":"more"}'])) == {"sentiment", "more"}  # its own task's name
+
+
 def test_every_sample_is_listed_with_its_licence() -> None:
     (table,) = re.findall(r"\| sample \|.*?\n\n", (DOCS / "data.md").read_text(), re.DOTALL)
     listed = set(re.findall(r"`(\w+)`", "\n".join(row.split("|")[1] for row in table.splitlines()[2:] if row)))

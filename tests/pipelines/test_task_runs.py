@@ -36,7 +36,11 @@ SLICES: dict[str, tuple[str, str, list[Any]]] = {
     "sentiment_minilm": ("", "text-classification", ["a film that stays with you"]),
     "sentiment_chinese": (OWN, "text-classification", ["房间很干净，服务也好。", "质量太差了，很失望！"]),
     "topics": (OWN, "text-classification", ["the shuttle reached its orbit"]),
-    "sections": (OWN, "text-classification", ["development files for a library of Perl"]),
+    "sections": (
+        f'{OWN} task.options={{"minimum":1000}}',
+        "text-classification",
+        ["development files for a library of Perl"],
+    ),
     "translation": (OWN, "text-generation", [turn("development files")]),
     "translation_french": (OWN, "text-generation", [turn("development files")]),
     "questions": (OWN, "text-generation", [turn("What is the capital of France?")]),

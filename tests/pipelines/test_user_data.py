@@ -148,7 +148,9 @@ def test_a_class_that_a_dataset_does_not_know_is_an_error_in_the_column_that_is_
     datasets.Dataset.from_dict(table, features=features).save_to_disk(str(folder))
     config = TaskConfig(name="labelled", source=Source(dataset=str(folder)), validation_fraction=0.2, test_fraction=0.2)
     if unknown == "label":
-        with pytest.raises(SourceError, match=rf"^{folder}:4: field 'label' is null; it has to be text; fill it, or"):
+        with pytest.raises(
+            SourceError, match=rf"^{folder}:4: field 'label' is null; it has to be text, an integer or true/false; fill"
+        ):
             prepared_by_the_stage(tmp_path, config)
     else:
         assert json.loads((prepared_by_the_stage(tmp_path, config) / "labels.json").read_text()) == ["bad", "good"]
