@@ -23,7 +23,7 @@ from pipelines.sentences import split
 from pipelines.sources import known_format
 from pipelines.tasks import span_metrics
 from pipelines.tasks.cloze_questions import Answer, answers, asked
-from pipelines.tasks.examples import SPLITS, Prepared, Span, divided, identifier, summary, without_repeats
+from pipelines.tasks.examples import SPLITS, Prepared, Span, divided, identifier, refuse_empty, summary, without_repeats
 from pipelines.tasks.spans import benchmark, words_of
 from pipelines.tasks.spans import questions as read_questions
 from pipelines.tasks.user_data import records
@@ -71,9 +71,7 @@ def prepare(
             counts["passages_without_question"] += not made
             found += made
     unique, report = without_repeats(divided(found, validation, test), words_of)
-    for name, part in unique.items():
-        if not part:
-            raise ValueError(f"{files[0]}: the {name} split is empty; give more data or another task.{name}_fraction")
+    refuse_empty(unique, files)
     report |= {"rows": len(found), **counts, "splits": {name: summary(unique[name]) for name in SPLITS}}
     held, account = benchmark(benchmark_files, benchmark_questions, benchmark_left_out)
     return Prepared(unique, report | account, benchmark=held)

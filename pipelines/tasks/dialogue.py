@@ -18,6 +18,7 @@ from pipelines.tasks.examples import (
     divided,
     identifier,
     normalised,
+    refuse_empty,
     summary,
     without_repeats,
 )
@@ -45,9 +46,7 @@ def prepare(files: Sequence[Path], validation: float, test: float, least_turns: 
     unique, report = without_repeats(
         divided(found, validation, test), lambda one: "\n".join(normalised(turn["content"]) for turn in one.messages)
     )
-    for name, part in unique.items():
-        if not part:
-            raise ValueError(f"{files[0]}: the {name} split is empty; give more data or another task.{name}_fraction")
+    refuse_empty(unique, files)
     report["dropped"]["short"] = short
     return Prepared(unique, report | {"rows": rows, "splits": {name: summary(unique[name]) for name in SPLITS}})
 

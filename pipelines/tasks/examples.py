@@ -193,6 +193,17 @@ def without_repeats(
     }
 
 
+def refuse_empty(splits: Mapping[str, Sequence[Any]], files: Sequence[Path], why: str = "") -> None:
+    """ValueError if a split has no example; `why` is what else there is to say of it."""
+    for name, part in splits.items():
+        if not part:
+            every = [example for several in splits.values() for example in several]
+            raise ValueError(
+                f"{files[0]}: the {name} split is empty; {why}the {len(every)} examples there are of {len({one.group for one in every})} "
+                "groups, of which none is divided. Give more data, or other shares (task.validation_fraction, task.test_fraction)"
+            )
+
+
 def first(splits: Mapping[str, Sequence[Any]], count: int) -> dict[str, list[Any]]:
     """The `count` examples of each split that come first by id, which is a hash of the content: an even sample."""
     return {name: sorted(part, key=lambda example: example.id)[:count] for name, part in splits.items()}

@@ -14,7 +14,17 @@ from pathlib import Path
 
 from pipelines.documents import cut, normalise_newlines
 from pipelines.sources import known_format
-from pipelines.tasks.examples import SPLITS, Prepared, Text, divided, identifier, normalised, summary, without_repeats
+from pipelines.tasks.examples import (
+    SPLITS,
+    Prepared,
+    Text,
+    divided,
+    identifier,
+    normalised,
+    refuse_empty,
+    summary,
+    without_repeats,
+)
 from pipelines.tasks.user_data import records
 
 LANGUAGE = ""  # who gives the data knows
@@ -43,9 +53,7 @@ def prepare(
             stretch = stretch if place % _STRETCH else identifier(text)
             found.append(Text(identifier(text), text, group or stretch))
     unique, report = without_repeats(divided(found, validation, test), lambda one: normalised(one.text))
-    for name, part in unique.items():
-        if not part:
-            raise ValueError(f"{files[0]}: the {name} split is empty; give more data or another task.{name}_fraction")
+    refuse_empty(unique, files)
     return Prepared(unique, report | {"rows": len(found), "splits": {name: summary(unique[name]) for name in SPLITS}})
 
 

@@ -19,6 +19,7 @@ from pipelines.tasks.examples import (
     Prepared,
     identifier,
     normalised,
+    refuse_empty,
     summary,
     without_repeats,
 )
@@ -56,13 +57,8 @@ def prepare(
     own = {"train": files, "validation": validation_files, "test": test_files}
     splits = placed(own, read, lambda example: str(example.group), validation, test)
     unique, report = without_repeats(splits, lambda one: "\n".join(_words(_learned(one.messages))))
+    refuse_empty(unique, files)
     for name, part in unique.items():
-        if not part:
-            rows = [one for part in splits.values() for one in part]
-            raise ValueError(
-                f"{files[0]}: the {name} split is empty; {len(rows)} conversations are of {len({one.group for one in rows})} "
-                "groups, which are not divided. Give more data, or other shares (task.validation_fraction, task.test_fraction)"
-            )
         if name != "validation" and not any(turn["role"] == "assistant" for one in part for turn in one.messages[1:]):
             raise ValueError(
                 f"{files[0]}: no reply of the {name} split has a turn before it, so that there is nothing to ask a model; "

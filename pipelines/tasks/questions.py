@@ -19,6 +19,7 @@ from pipelines.tasks.examples import (
     divided,
     identifier,
     normalised,
+    refuse_empty,
     summary,
     without_repeats,
 )
@@ -45,7 +46,5 @@ def prepare(files: Sequence[Path], validation: float, test: float) -> Prepared:
         answers = [one.strip() for one in answers]
         found.append(Response(identifier(question, answers[0]), question, answers[0], answers, normalised(question)))
     unique, report = without_repeats(divided(found, validation, test), lambda one: normalised(one.prompt))
-    for name, part in unique.items():
-        if not part:
-            raise ValueError(f"{files[0]}: the {name} split is empty; give more data or another task.{name}_fraction")
+    refuse_empty(unique, files)
     return Prepared(unique, report | {"rows": len(found), "splits": {name: summary(unique[name]) for name in SPLITS}})

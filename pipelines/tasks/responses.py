@@ -9,7 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines.tasks.examples import SPLITS, Prepared, Response, identifier, normalised, summary, without_repeats
+from pipelines.tasks.examples import (
+    SPLITS,
+    Prepared,
+    Response,
+    identifier,
+    normalised,
+    refuse_empty,
+    summary,
+    without_repeats,
+)
 from pipelines.tasks.prompts import folded, on_one_side, once, with_references
 from pipelines.tasks.user_data import records
 from pipelines.tasks.user_splits import placed
@@ -49,11 +58,7 @@ def prepare(
     every, report = without_repeats(splits, lambda example: f"{folded(example.prompt)}\n{folded(example.response)}")
     sides = with_references(on_one_side(every))
     unique = sides | {name: once(sides[name]) for name in ("validation", "test")}  # held out, a prompt is asked once
-    for name, part in unique.items():
-        if not part:
-            raise ValueError(
-                f"{files[0]}: the {name} split is empty; give more data or other shares (task.validation_fraction, task.test_fraction)"
-            )
+    refuse_empty(unique, files)
     several, one_side, left = (sum(map(len, parts.values())) for parts in (every, sides, unique))
     report["dropped"] |= {"prompts_across_splits": several - one_side, "merged_as_references": one_side - left}
     report |= {"rows": sum(map(len, splits.values())), "splits": {name: summary(unique[name]) for name in SPLITS}}

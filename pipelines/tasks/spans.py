@@ -24,6 +24,7 @@ from pipelines.tasks.examples import (
     Span,
     identifier,
     normalised,
+    refuse_empty,
     summary,
     without_repeats,
 )
@@ -60,12 +61,7 @@ def prepare(
     rows, left = (sum(map(len, parts.values())) for parts in (every, splits))
     merged, more = _with_all_answers(splits)
     unique, report = without_repeats(merged, words_of)
-    for name, part in unique.items():
-        if not part:
-            why = f"{rows - left} questions have contexts of the benchmark; " if rows - left else ""
-            raise ValueError(
-                f"{files[0]}: the {name} split is empty; {why}give more data or other shares (task.validation_fraction, task.test_fraction)"
-            )
+    refuse_empty(unique, files, f"{rows - left} questions have contexts of the benchmark; " if rows - left else "")
     report["dropped"] |= {"contexts_of_the_benchmark": rows - left}
     report |= {"merged_as_answers": more, "contexts_across_splits": _contexts_across(unique)}
     report |= {"rows": rows, "splits": {name: summary(unique[name]) for name in SPLITS}}
@@ -143,11 +139,15 @@ def questions(
             answers = [_placed(record, context, one, moved) for one in _answers(record)]
             if group_column:
                 group = record.name(group_column, "group_column")
-            elif str(record.fields.get("title") or "").strip():
-                group = record.name("title", "source")
-            else:
+            elif _is_blank(record.fields.get("title")):
                 group = identifier(normalised(context))
+            else:
+                group = record.name("title", "source")
             yield Span(identifier(question, context), question, context, answers, group)
+
+
+def _is_blank(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def _squad(path: Path) -> Iterator[Record]:

@@ -19,6 +19,7 @@ from pipelines.tasks.examples import (
     Response,
     divided,
     identifier,
+    refuse_empty,
     summary,
 )
 from pipelines.tasks.prompts import on_one_side, once, with_references
@@ -67,9 +68,7 @@ def prepare(
     # References first: another side's translation of a line is right too.
     sides = on_one_side(with_references(divided(found, validation, test)))
     splits = {name: once(part) for name, part in sides.items()}
-    for name, part in splits.items():
-        if not part:
-            raise ValueError(f"{files[0]}: the {name} split is empty; give more data or another task.{name}_fraction")
+    refuse_empty(splits, files)
     report = {
         "rows": len(found),
         "dropped": counts | {"repeated_prompts": len(found) - sum(map(len, splits.values()))},

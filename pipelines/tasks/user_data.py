@@ -75,13 +75,10 @@ class Record:
 class Unreadable:
     """A field that Python cannot represent (the year 10000, a text that is no UTF-8), and why, with its place and its name.
 
-    Whoever asks for the field is told, also by making text of it; nobody else is.
+    Whoever asks for the field is told, nobody else is.
     """
 
     why: str
-
-    def __str__(self) -> str:
-        raise ValueError(self.why)
 
 
 def _seen(value: Any) -> str:

@@ -120,7 +120,8 @@ def test_replies_that_stand_after_the_same_turns_in_files_of_two_sides_are_count
 def test_an_empty_split_of_conversations_says_how_many_groups_there_are(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "chats.jsonl", [*snapshots(1), *snapshots(2)])
     with pytest.raises(
-        ValueError, match=r"chats.jsonl: the \w+ split is empty; 8 conversations are of 2 groups, which are not divided"
+        ValueError,
+        match=r"chats.jsonl: the \w+ split is empty; the 6 examples there are of 2 groups, of which none is divided",
     ):
         messages.prepare([path], 0.2, 0.2)
 

@@ -203,10 +203,18 @@ def test_a_held_out_class_that_training_lost_by_the_cut_is_refused() -> None:
 def test_the_report_of_a_benchmark_that_is_cut_counts_what_is_left_and_the_stage_cuts(tmp_path: Path) -> None:
     rows = [{"question": f"Who came {n}?", "context": f"Ada came at {n}.", "answers": [{"text": "Ada", "answer_start": 0}]}
             for n in range(120)]  # fmt: skip
+    theirs = [
+        {
+            "question": f"Who left {n}?",
+            "context": f"At {n} Ada left.",
+            "answers": [{"text": "Ada", "answer_start": len(f"At {n} ")}],
+        }
+        for n in range(25)
+    ]
     config = TaskConfig(
         name="spans",
         source=Source(path=str(jsonl(tmp_path / "mine.jsonl", rows))),
-        benchmark_source=Source(path=str(jsonl(tmp_path / "theirs.jsonl", rows[:25]))),
+        benchmark_source=Source(path=str(jsonl(tmp_path / "theirs.jsonl", theirs))),
         validation_fraction=0.2,
         test_fraction=0.2,
         max_examples=10,
