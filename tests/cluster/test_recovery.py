@@ -180,8 +180,14 @@ def test_warm_standbys_become_the_ranks_and_those_that_cannot_save_in_the_grace_
         below = {child.pid: child for child in run.driver.children(recursive=True)}
         return {pid for pid, child in below.items() if title(child) == "ray::_Rank"}
 
-    run.until(lambda: len(warm()) == 2)
-    standbys = warm()
+    seen: list[set[int]] = []  # what was seen when there were two: a moment later one of them may answer a question
+
+    def both_are_warm() -> bool:
+        seen.append(warm())
+        return len(seen[-1]) == 2
+
+    run.until(both_are_warm)
+    standbys = seen[-1]
     os.kill(run.pids(0)[-1], signal.SIGKILL)
     run.until(lambda: len(run.pids(0)) == len(run.pids(1)) == 2)
     assert {run.pids(0)[-1], run.pids(1)[-1]} == standbys
