@@ -87,6 +87,7 @@ def full(job: RankJob, world: World) -> dict[str, Any]:
     errors = world.gather(error)
     left = [path.name for path in Path(job.attempt).rglob("*staging*")]
     names = [path.name for path in published(Path(job.checkpoints))]
+    world.barrier()  # the next start sweeps what the other rank may still be looking at
     return {"errors": errors, "left": left, "published": names, "then": run(job)}
 
 
