@@ -51,6 +51,17 @@ def at_work(root: Path) -> bool:
     return bool(list(root.glob("steps/letters-*/attempts/*/a.draft")))
 
 
+@contextmanager
+def frozen_at_work(process: subprocess.Popen[str], root: Path) -> Iterator[None]:
+    """Within the block the process stands still in its first step: it cannot end before another one has even begun."""
+    until(lambda: at_work(root))
+    process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
+
+
 def ended(process: subprocess.Popen[str]) -> str:
     """What a process that ends well has said."""
     _, said = process.communicate(timeout=120)
@@ -66,10 +77,13 @@ def undisturbed(folder: Path, command: Callable[[Path], None]) -> dict[str, str]
 def test_of_two_equal_runs_one_works_and_the_other_waits_and_has_nothing_to_do(tmp_path: Path) -> None:
     root = tmp_path / "work"
     with running("slow", root) as first:
-        until(lambda: at_work(root))
-        with running("slow", root) as second:
+        with ExitStack() as stack:
+            with frozen_at_work(first, root):
+                second = stack.enter_context(running("slow", root))
+                assert second.stderr is not None
+                said = second.stderr.readline().rstrip("\n")
             assert ended(first).splitlines() == ["2 of 2 steps done now"]
-            *waited, told = ended(second).splitlines()
+            *waited, told = [said, *ended(second).splitlines()]
     assert waited, "once, and on the second step again where it comes to it while the first process is there"
     for line in waited:
         assert line.startswith(f"waiting: process {first.pid} on ") and line.endswith("is at work on this step")
@@ -80,8 +94,7 @@ def test_of_two_equal_runs_one_works_and_the_other_waits_and_has_nothing_to_do(t
 def test_who_does_not_wait_leaves_with_the_owners_name_and_touches_nothing(tmp_path: Path) -> None:
     root = tmp_path / "work"
     with running("slow", root) as first:
-        until(lambda: at_work(root))
-        with running("impatient", root) as second:
+        with frozen_at_work(first, root), running("impatient", root) as second:
             _, said = second.communicate(timeout=120)
             assert second.returncode == errors.FAILED
             assert f"is being worked on by process {first.pid} on " in said and "Traceback" not in said
@@ -225,8 +238,7 @@ def test_an_owner_whose_process_cannot_be_seen_is_overtaken_when_it_makes_no_sig
     busy = os.environ | {"TOY_SECONDS": "60"}
     first = subprocess.Popen(alone, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=busy)
     try:
-        until(lambda: at_work(root))
-        with running("impatient", root) as second:
+        with frozen_at_work(first, root), running("impatient", root) as second:
             _, said = second.communicate(timeout=120)
             assert second.returncode == errors.FAILED and "is being worked on by process " in said
     finally:
