@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from model.train_config import TrainConfig
 from model.tuning_config import Tuning
+from pipelines.forms.long_texts import stride as stride_of
 
 # Fields of fine-tuning that came later: a step's config has them only where they are set, see task_config.py.
 ADDED_TO_FINETUNE = ("length_pool", "class_weights", "long_texts", "window_stride")
@@ -58,7 +59,7 @@ class FinetuneConfig(TrainConfig, Tuning):
     @property
     def stride(self) -> int:
         """Tokens between the beginnings of two windows; 0 where texts are cut."""
-        return (self.window_stride or self.sequence_length // 2) if self.long_texts == "windows" else 0
+        return stride_of(vars(self))
 
     @model_validator(mode="after")
     def _something_learned_before(self) -> FinetuneConfig:

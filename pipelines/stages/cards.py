@@ -33,8 +33,6 @@ _BIDIRECTIONAL_LIMITS = (
     "It is small and has read little: it fills in the manner of its text and knows nothing of the world.",
     _LIMITS[1],
 )
-
-
 # What a model of others is for, by the end of its class's name; a text goes on where there is none of these.
 _HEADS: dict[str, Pipeline] = {
     "ForSequenceClassification": "text-classification",
@@ -131,9 +129,8 @@ def _by_baseline(metrics: Mapping[str, Any]) -> tuple[dict[str, float], dict[str
     rows: dict[str, dict[str, float]] = {}
     for name, value in metrics.items():
         baseline, _, rest = name.partition("_")
-        if (
-            rest in metrics and baseline not in metrics
-        ):  # `asked_prompts_cut` is a count beside `asked`, and no baseline's
+        # A metric is no baseline: `asked_prompts_cut` is a count beside `asked`.
+        if rest in metrics and baseline not in metrics:
             rows.setdefault(baseline, {})[rest] = value
         else:
             own[name] = value

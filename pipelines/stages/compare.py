@@ -72,16 +72,16 @@ def _groups(attempt: Attempt, found: dict[str, Any]) -> int:
 
 def decided(found: dict[str, Any], minimum: float) -> dict[str, Any]:
     """Whether the challenger is better by more than noise, and in words why. Of one group nobody can say."""
-    better = found["low"] > minimum and found["groups"] > 1
+    compared = f"{found['metric']} {found['challenger']:.4f} against the champion's {found['champion']:.4f}"
     if found["groups"] < 2:
         detail = (
-            f"{found['metric']} {found['challenger']:.4f} against the champion's {found['champion']:.4f}, on one group of "
-            "held-out examples: no interval can be drawn of it; give more groups (task.test_fraction, task.group_column)"
+            f"{compared}, on one group of held-out examples: no interval can be drawn of it; give more groups "
+            "(task.test_fraction, task.group_column)"
         )
         return {"minimum_gain": minimum, "better": False, "detail": detail}
+    better = found["low"] > minimum
     detail = (
-        f"{found['metric']} {found['challenger']:.4f} against the champion's {found['champion']:.4f}: gain "
-        f"{found['gain']:+.4f}, 95 % interval {found['low']:+.4f} to {found['high']:+.4f}, whose lower end "
+        f"{compared}: gain {found['gain']:+.4f}, 95 % interval {found['low']:+.4f} to {found['high']:+.4f}, whose lower end "
         f"{'is' if better else 'is not'} above {minimum:g}"
     )
     return {"minimum_gain": minimum, "better": better, "detail": detail}

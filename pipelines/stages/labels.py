@@ -44,8 +44,8 @@ def summarised(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for point in points:
         found.setdefault(point["curve"], {}).setdefault(point["labels"], []).append(point["metrics"]["accuracy"])
     # Every curve's evaluation has the TF-IDF of the same labels beside it: that of the curve with most draws has all of them.
-    drawn = Counter(point["curve"] for point in points)
-    for point in (point for point in points if point["curve"] == max(drawn, key=drawn.__getitem__)):
+    ((most_drawn, _),) = Counter(point["curve"] for point in points).most_common(1)
+    for point in (point for point in points if point["curve"] == most_drawn):
         found.setdefault(TFIDF, {}).setdefault(point["labels"], []).append(point["metrics"]["tfidf_accuracy"])
     return [
         {

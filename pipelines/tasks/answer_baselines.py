@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from pipelines.tasks.metrics import written_without_spaces
+from pipelines.tasks.metrics import BY_CHARACTER, written_without_spaces
 from pipelines.words import word
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def retrieval(train: Sequence[tuple[str, str]], prompts: Sequence[str]) -> list[
     texts = [prompt for prompt, _ in train]
     terms: dict[str, Any] = {"token_pattern": word().pattern}
     if written_without_spaces(texts):  # a clause would be one term, which no other prompt has
-        terms = {"analyzer": "char", "ngram_range": (1, 3)}
+        terms = BY_CHARACTER
     vectors = TfidfVectorizer(sublinear_tf=True, **terms)
     try:
         known = vectors.fit_transform(texts)  # (N, terms), sparse

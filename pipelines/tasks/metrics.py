@@ -28,6 +28,7 @@ _READABLE = 10  # classes whose confusion matrix a person reads; of more, the pa
 # A fit's time is examples x terms x classes (30 s for 12,000 texts of 58 classes): of many classes fewer terms, fewer fits.
 _FEW_CLASSES, _MOST_TERMS, _FEWER_TRIED = 4, 20_000, (3.0, 30.0)
 _NO_SPACES = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
+BY_CHARACTER: dict[str, Any] = {"analyzer": "char", "ngram_range": (1, 3)}  # TF-IDF's terms where no spaces part words
 _REGULARISATION = (1.0, 3.0, 10.0, 30.0)  # values of C tried for the baseline
 _FOLDS = 5  # of the training split, where no validation split may choose among them
 
@@ -201,7 +202,7 @@ def tfidf_predictions(
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     by_character = written_without_spaces(train[0])
-    terms: dict[str, Any] = {"analyzer": "char", "ngram_range": (1, 3)} if by_character else {"ngram_range": (1, 2)}
+    terms: dict[str, Any] = dict(BY_CHARACTER) if by_character else {"ngram_range": (1, 2)}
     if not by_character and have_marks(train[0]):  # which its own words are cut at
         terms |= {"token_pattern": rf"\w(?:\w|{mark()})+"}
     many = len(set(train[1])) > _FEW_CLASSES
