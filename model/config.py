@@ -99,6 +99,11 @@ class ModelShape(Config):
                 f"rotary positions turn pairs of features, and n_embd / n_head = {self.n_embd // self.n_head} is odd; "
                 "choose an even width of heads"
             )
+        if self.family == "llama" and self.initializer_range > 1:
+            raise ValueError(
+                f"initializer_range={self.initializer_range:g} is more than 1, and transformers loads no Llama whose "
+                "config.json says so; choose a smaller one (0.02 is usual)"
+            )
         if self.family == "bert" and not self.tie_word_embeddings:
             raise ValueError(
                 "family bert shares the output layer with the token embedding; leave tie_word_embeddings on"

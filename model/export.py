@@ -20,12 +20,10 @@ from torch import Tensor, nn
 from model import durable, own_weights
 from model.config import ModelConfig
 from model.hf import generation_config, to_hugging_face
+from model.vocabulary import FILES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
-
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # of an export's weights, as recipes name them
 # Of the largest logit. Where hidden states reach 20,000, as SmolLM2's do, transformers' own two attentions differ by 1.2e-4
@@ -44,7 +42,7 @@ def _copy_tokenizer(source: Path, target: Path, n_positions: int) -> None:
         raise FileNotFoundError(
             f"{source} has no tokenizer.json; an export needs the tokenizer its model was trained with"
         )
-    for name in TOKENIZER_FILES:
+    for name in FILES:
         if (source / name).exists() and name != "tokenizer_config.json":
             durable.write_bytes(target / name, (source / name).read_bytes())
     path = source / "tokenizer_config.json"

@@ -9,6 +9,7 @@ Nothing here imports transformers: what it accepts is held by the tests.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,10 @@ from model.config import ModelConfig
 from model.hf_config import FAMILIES, UnsupportedModel, read_config
 
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # what weights may be in: a number each
+_SIZES = (  # of all families' config.json: what decides how many weights there are, and of what shape
+    "vocab_size", "n_positions", "n_embd", "n_inner", "n_layer", "n_head", "max_position_embeddings", "hidden_size",
+    "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "type_vocab_size",
+)  # fmt: skip
 
 
 def _label_names(config: ModelConfig) -> tuple[str, ...]:
@@ -75,16 +80,31 @@ def to_hugging_face(
     return _config_json(config, dtype), {name: tensor.contiguous() for name, tensor in theirs}
 
 
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    """All weights of a folder, from one safetensors file or from several with an index. Pickles are refused."""
-    from safetensors.torch import load_file
-
-    index = folder / "model.safetensors.index.json"
-    names = set(durable.read_json(index)["weight_map"].values()) if index.exists() else {"model.safetensors"}
+def _weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder: one, or if there is none those of the index, as transformers has it. Pickles are refused."""
+    index, names = folder / "model.safetensors.index.json", {"model.safetensors"}
+    if index.exists() and not (folder / "model.safetensors").exists():
+        names = set(durable.read_json(index)["weight_map"].values())
     missing = sorted(name for name in names if not (folder / name).exists())
     if missing:
         raise UnsupportedModel(f"{folder} lacks {missing}; weights are read from safetensors only, never from pickles")
-    return {name: tensor for file in sorted(names) for name, tensor in load_file(folder / file).items()}
+    return [folder / name for name in sorted(names)]
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    """All weights of a folder. UnsupportedModel for a file that is not whole."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    tensors: dict[str, Tensor] = {}
+    for file in _weight_files(folder):
+        try:
+            tensors |= load_file(file)
+        except SafetensorError as error:
+            raise UnsupportedModel(
+                f"{file} is no whole safetensors file, cut perhaps while it was copied ({error}); copy it again"
+            ) from error
+    return tensors
 
 
 def from_hugging_face(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
@@ -136,6 +156,39 @@ def _keep_once(folder: Path, config: ModelConfig, theirs: dict[str, Tensor]) -> 
                 f"{folder}: config.json ties {name} to {other}, and the file has another one; save the model with "
                 "tie_word_embeddings=false (GPT-2, Llama; a BERT cannot be untied here), or without the weight that is not used"
             )
+
+
+def misfit(folder: Path, config: ModelConfig, own: Mapping[str, Tensor]) -> str | None:
+    """Where the weights of a folder are not those of the model that its config.json describes, by the names in its files; none if they are.
+
+    `own` are such a model's weights. Of heads only the shapes count, of a layer that is too many all.
+    """
+    family = FAMILIES[config.family]
+    wanted = {name: tuple(tensor.shape) for name, tensor in family.to_theirs(config, own)}
+    body = {name: tensor for name, tensor in own.items() if name.startswith("transformer.")}
+    found = {}
+    for name, tensor in _read_tensors(folder).items():
+        if not name.endswith(family.BUFFERS):
+            whole = family.whole(name)
+            found[family.TIED.get(whole, whole) if config.tie_word_embeddings else whole] = name, tuple(tensor.shape)
+    wrong = [
+        f"{name} is {shape} and not {wanted[whole]}"
+        for whole, (name, shape) in found.items()
+        if wanted.get(whole, shape) != shape
+    ]
+    wrong += [f"{name} is missing" for name, _ in family.to_theirs(config, body) if name not in found]
+    wrong += [
+        f"{name} is of no layer that it has"
+        for whole, (name, _) in found.items()
+        if whole not in wanted and re.search(r"\.\d+\.", whole)
+    ]
+    fields = durable.read_json(folder / "config.json")
+    sizes = ", ".join(f"{name}={fields[name]}" for name in _SIZES if name in fields)
+    sizes += f", {config.num_labels} classes (id2label, num_labels)" if config.num_labels else ""
+    more = f" and {len(wrong) - 3} more" if wrong[3:] else ""
+    return (
+        f"its weights do not fit config.json: {'; '.join(sorted(wrong)[:3])}{more}; it says {sizes}" if wrong else None
+    )
 
 
 def begin_from(folder: Path, model: nn.Module, config: ModelConfig) -> list[str]:

@@ -12,9 +12,13 @@ from typing import Any
 
 from model import durable, hf_bert, hf_gpt2, hf_llama
 from model.config import ModelConfig
+from model.vocabulary import ids_of
 
 FAMILIES: dict[str, Any] = {"gpt2": hf_gpt2, "llama": hf_llama, "bert": hf_bert}
 _TOKENS = {"cls_token_id": "[CLS]", "sep_token_id": "[SEP]", "mask_token_id": "[MASK]", "pad_token_id": "[PAD]"}
+
+# What a tokenizer is read from. Where a folder has none of them, transformers makes an empty one and says nothing.
+VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model")
 
 
 class UnsupportedModel(ValueError):
@@ -41,6 +45,7 @@ def read_config(folder: Path) -> ModelConfig:
         labels = _labels(fields) if heads[named] == "classification" else ()
         # What config.json says of a token goes before what its tokenizer does.
         known = _special(fields, path, family) | theirs.shape(fields) | _named_head(heads[named], family)
+        _require_in_vocabulary(known, fields, path, family)
         return ModelConfig(
             family=family, vocab_size=fields["vocab_size"], num_labels=len(labels) or None, labels=labels, **known
         )
@@ -82,7 +87,7 @@ def _special(fields: Mapping[str, Any], path: Path, family: str) -> dict[str, An
     special: dict[str, Any] = {"pad_token_id": pad} if isinstance(pad, int) and pad != eot else {}
     if family == "bert" and not isinstance(eot, int):
         ids = _tokenizer_ids(path.parent)
-        special = {name: ids[token] for name, token in _TOKENS.items() if token in ids}
+        special = {name: ids[token] for name, token in _TOKENS.items() if token in ids} | special
         eot = fields["sep_token_id"] if fields.get("sep_token_id") is not None else special.get("sep_token_id")
         if eot is None:
             raise UnsupportedModel(f"{path}: no eos_token_id, and no tokenizer beside it that has [SEP]")
@@ -93,10 +98,24 @@ def _special(fields: Mapping[str, Any], path: Path, family: str) -> dict[str, An
     return {"eot_token_id": eot} | special
 
 
+def _require_in_vocabulary(known: Mapping[str, Any], fields: Mapping[str, Any], path: Path, family: str) -> None:
+    """UnsupportedModel for a special token that the model has no weights of."""
+    for name in _TOKENS:
+        field = "bos_token_id" if (family, name) == ("llama", "cls_token_id") else name
+        value = known.get(name)
+        if value is not None and not (isinstance(value, int) and 0 <= value < fields["vocab_size"]):
+            said = (
+                "mend it, or leave it out" if fields.get(field) is not None else "its tokenizer says so; give its own"
+            )
+            raise UnsupportedModel(
+                f"{path}: {field}={value!r} is not one id of the vocabulary of {fields['vocab_size']}; {said}"
+            )
+
+
 def _tokenizer_ids(folder: Path) -> dict[str, int]:
-    """The ids of the special tokens in a folder's tokenizer.json or vocab.txt; none if it has neither."""
+    """The ids of the tokens in a folder's tokenizer.json or vocab.txt; none if it has neither."""
     if (folder / "tokenizer.json").exists():
-        return {token["content"]: token["id"] for token in durable.read_json(folder / "tokenizer.json")["added_tokens"]}
+        return ids_of({"model": {"vocab": {}}} | durable.read_json(folder / "tokenizer.json"))
     if (folder / "vocab.txt").exists():
         return {token: place for place, token in enumerate((folder / "vocab.txt").read_text().splitlines())}
     return {}

@@ -20,6 +20,7 @@ from model import durable, export, hf
 from model.config import ModelConfig
 from model.heads import Model, build
 from model.hf import FAMILIES, UnsupportedModel, from_hugging_face, load_pretrained
+from model.hf_config import VOCABULARIES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -40,9 +41,9 @@ def import_model(job: dict[str, Any]) -> dict[str, Any]:
     output = Path(job["output"])
     with tempfile.TemporaryDirectory() as scratch:
         folder = _without_gguf(Path(job["folder"]), Path(scratch) / "converted")
-        config, model, fresh = _read(folder)
+        tokenizer, config, model, fresh = _read(folder)
         kind = _class(folder, config, model, fresh)
-        _write_tokenizer(folder, output / "tokenizer", config)
+        _write_tokenizer(tokenizer, output / "tokenizer", config, folder)
         export.write_export(output / "export", config, model.state_dict(), output / "tokenizer")
         _write_probes(Path(scratch), config, model)
         parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -61,11 +62,30 @@ def import_model(job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _read(folder: Path) -> tuple[ModelConfig, Model, list[str]]:
-    """The model in a folder, in our shape, and the parameters that its files lack."""
-    config, state = from_hugging_face(folder)
+def _read(folder: Path) -> tuple[PreTrainedTokenizerBase, ModelConfig, Model, list[str]]:
+    """The tokenizer and the model in a folder, in our shape, and the parameters that its files lack.
+
+    UnsupportedModel by the files' own names for weights that are not what config.json says, or no numbers.
+    """
+    found, state = from_hugging_face(folder)  # first: transformers reads config.json for a tokenizer too
+    tokenizer = _tokenizer(folder)
+    config = _filled_up(found, tokenizer, folder)
     model = build(config, seed=0).eval()
-    return config, model, load_pretrained(model, state)
+    try:
+        fresh = load_pretrained(model, state)
+    except UnsupportedModel as error:
+        said = hf.misfit(folder, config, model.state_dict()) or str(error)
+        raise UnsupportedModel(
+            f"{folder}: {said}; mend config.json, or give the folder that these weights were saved in"
+        ) from error
+    theirs = FAMILIES[config.family].to_theirs(config, model.state_dict())
+    broken = sorted(name for name, tensor in theirs if not tensor.isfinite().all())
+    if broken:
+        raise UnsupportedModel(
+            f"{folder}: NaN or infinity is in {len(broken)} of its weights ({', '.join(broken[:3])}); they were saved broken, "
+            "give others"
+        )
+    return tokenizer, config, model, fresh
 
 
 def _class(folder: Path, config: ModelConfig, model: Model, fresh: list[str]) -> str:
@@ -160,25 +180,64 @@ def _write_converted(model: Any, converted: Path) -> None:
 
 
 def _tokenizer(folder: Path, gguf: str | None = None) -> PreTrainedTokenizerBase:
+    """The folder's tokenizer. UnsupportedModel for one with no vocabulary: transformers makes that where a file is missing."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True, **({"gguf_file": gguf} if gguf else {}))
+    if not gguf and not any((folder / name).exists() for name in VOCABULARIES):
+        raise UnsupportedModel(f"{folder} has no tokenizer ({', '.join(VOCABULARIES)}); give the model's own beside it")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, **({"gguf_file": gguf} if gguf else {})
+        )
+    except Exception as error:  # transformers has many kinds
+        raise UnsupportedModel(
+            f"{folder}: transformers does not load its tokenizer ({error}); give a tokenizer.json"
+        ) from error
+    added = [str(token) for token in tokenizer.added_tokens_decoder.values()]
+    if len(tokenizer) <= len(added):
+        raise UnsupportedModel(
+            f"{folder}: its tokenizer has no vocabulary, only {len(added)} added tokens ({' '.join(added[:5])}); "
+            "give the files of the model's own, tokenizer.json the first"
+        )
+    return tokenizer
 
 
-def _write_tokenizer(folder: Path, target: Path, config: ModelConfig) -> None:
+def _filled_up(config: ModelConfig, tokenizer: Any, folder: Path) -> ModelConfig:
+    """The model with its tokenizer's padding token where config.json names none; a BERT, which is told of padding, in any case.
+
+    UnsupportedModel where both name one and they differ: by it a classifier finds the end of a text. Also for a BERT that
+    has none but its [SEP], which training would not let it see.
+    """
+    said, named = durable.read_json(folder / "config.json").get("pad_token_id"), tokenizer.pad_token_id
+    if config.family == "bert" and config.eot_token_id == (config.padding if named is None else named):
+        raise UnsupportedModel(
+            f"{folder}: rows are to be filled up with [SEP], which then is not read where it stands; say pad_token_id in "
+            "config.json, and pad_token in tokenizer_config.json"
+        )
+    if named is None or named == config.padding:
+        return config
+    if isinstance(said, int) and config.family != "bert":
+        raise UnsupportedModel(
+            f"{folder}: config.json says pad_token_id={said}, and its tokenizer fills rows up with {tokenizer.pad_token} "
+            f"({named}); mend config.json, or pad_token in tokenizer_config.json"
+        )
+    return config.model_copy(update={"pad_token_id": None if named == config.eot_token_id else named})
+
+
+def _write_tokenizer(tokenizer: Any, target: Path, config: ModelConfig, folder: Path) -> None:
     """The folder's tokenizer in two files: what it does to text in tokenizer.json, what its tokens are for in the other.
 
     A cut or a padding that was left in tokenizer.json (as sentence encoders do) is taken out: it would apply to whatever
     is encoded with it. UnsupportedModel if it is not a tokenizer of the `tokenizers` library, or not this model's.
     """
-    tokenizer: Any = _tokenizer(folder)
     if not tokenizer.is_fast:
         raise UnsupportedModel(f"{folder}: its tokenizer has no tokenizer.json, and transformers makes none of it")
     state = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
     special = {name: str(token) for name in _SPECIAL if (token := getattr(tokenizer, name, None)) is not None}
-    special["eos_token"] = _ending(tokenizer, config, folder)
     if config.family == "bert":
         _require_frame(tokenizer, folder)
+        _require_same_marks(tokenizer, folder)
+    special["eos_token"] = _ending(tokenizer, config, folder)
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_input_names": ["input_ids", *(["token_type_ids"] if config.family == "bert" else []), "attention_mask"],
@@ -198,7 +257,13 @@ def _ending(tokenizer: Any, config: ModelConfig, folder: Path) -> str:
         raise UnsupportedModel(
             f"{folder}: its tokenizer has {len(tokenizer)} ids, its model only {config.vocab_size}; they do not belong together"
         )
-    return str(tokenizer.convert_ids_to_tokens(config.eot_token_id))
+    token = tokenizer.convert_ids_to_tokens(config.eot_token_id)
+    if token is None:
+        raise UnsupportedModel(
+            f"{folder}: config.json says eos_token_id={config.eot_token_id}, and its tokenizer has no token of that id "
+            f"(it has {len(tokenizer)}); mend config.json, or give the tokenizer that has it"
+        )
+    return str(token)
 
 
 def _require_frame(tokenizer: Any, folder: Path) -> None:
@@ -209,3 +274,16 @@ def _require_frame(tokenizer: Any, folder: Path) -> None:
             f"{folder}: of a pair of texts its tokenizer makes {' '.join(tokenizer.convert_ids_to_tokens(made))}; "
             "give its tokenizer.json a post_processor that makes [CLS] A [SEP] B [SEP], as the model has learned to read"
         )
+
+
+def _require_same_marks(tokenizer: Any, folder: Path) -> None:
+    """UnsupportedModel where a BERT's config.json and its tokenizer do not mean the same [CLS], [SEP] or [MASK]; [SEP] ends its texts."""
+    fields = durable.read_json(folder / "config.json")
+    marks = {"eos_token_id": "sep", "sep_token_id": "sep", "cls_token_id": "cls", "mask_token_id": "mask"}
+    for field, mark in marks.items():
+        said, own = fields.get(field), getattr(tokenizer, f"{mark}_token_id")
+        if own is not None and isinstance(said, int) and said != own:
+            token = getattr(tokenizer, f"{mark}_token")
+            raise UnsupportedModel(
+                f"{folder}: config.json says {field}={said}, and its tokenizer's {token} is {own}; mend config.json"
+            )

@@ -262,6 +262,11 @@ class TokenShards:
             raise DamagedShard(
                 f"{unit.path} was made by tokenizer {shard.metadata.tokenizer}, the manifest says {self.tokenizer}"
             )
+        if shard.metadata.eot != self.eot:
+            raise DamagedShard(
+                f"{unit.path} ends documents with token {shard.metadata.eot}, the manifest says {self.eot}; run the tokenize "
+                "stage again"
+            )
         if len(shard.tokens) != unit.tokens:
             raise DamagedShard(f"{unit.path} holds {len(shard.tokens)} tokens, the manifest says {unit.tokens}")
         return shard

@@ -3,9 +3,10 @@
 The one idea: `tokenizer.json` is a public format, so these facts are read off it once, as arrays over the ids, and
 whoever masks tokens or finds sentences indexes an array. Torch-free, and without the `tokenizers` library.
 
-A *word* is what whole-word masking masks together. A token begins one unless it goes on with what is before it: in a
-byte-level vocabulary it then begins with a letter or a digit (no space in front), in WordPiece with `##`. Each Chinese
-character and each mark of punctuation is a word of its own.
+A *word* is what whole-word masking masks together. A token begins one unless it goes on with what is before it: in WordPiece
+it then begins with `##`, and each Chinese character and each mark of punctuation is a word of its own; in a byte-level
+vocabulary it begins with a letter, a digit or a sign beyond ASCII and below U+3000 (no space in front), so that a mark or a
+Chinese character is one word with what follows it without a space.
 """
 
 from __future__ import annotations
@@ -18,6 +19,10 @@ import numpy as np
 
 from model import durable
 
+TEMPLATE_FILE = "chat_template.jinja"  # of a chat model; where `transformers` saves it today
+FILES = (  # that a tokenizer may consist of
+    "tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", TEMPLATE_FILE,
+)  # fmt: skip
 PAD, CLS, SEP, MASK = "[PAD]", "[CLS]", "[SEP]", "[MASK]"  # of a bidirectional model's tokenizer, as BERT calls them
 
 
@@ -59,12 +64,17 @@ def load(folder: Path) -> Vocabulary:
     return Vocabulary(len(pieces), ids[PAD], ids[CLS], ids[SEP], ids[MASK], special, begins_word)
 
 
-def tokens_of(state: dict[str, Any]) -> list[str | None]:
-    """The token of each id of a tokenizer.json; None where an id is not used."""
+def ids_of(state: dict[str, Any]) -> dict[str, int]:
+    """The id of each token of a tokenizer.json, added ones too."""
     vocabulary = state["model"]["vocab"]
     if isinstance(vocabulary, list):  # of a Unigram model: pieces with their scores, in order of their ids
         vocabulary = {piece: index for index, (piece, _) in enumerate(vocabulary)}
-    ids = vocabulary | {token["content"]: token["id"] for token in state["added_tokens"]}
+    return vocabulary | {token["content"]: token["id"] for token in state["added_tokens"]}
+
+
+def tokens_of(state: dict[str, Any]) -> list[str | None]:
+    """The token of each id of a tokenizer.json; None where an id is not used."""
+    ids = ids_of(state)
     pieces: list[str | None] = [None] * (max(ids.values()) + 1)
     for piece, index in ids.items():
         pieces[index] = piece
@@ -80,10 +90,19 @@ def is_byte_level(state: dict[str, Any]) -> bool:
 
 
 def byte_lengths(state: dict[str, Any]) -> np.ndarray:
-    """Bytes of text that each id of a byte-level vocabulary stands for, (V,) int64; 0 for special tokens."""
+    """Bytes of text that each id of a byte-level vocabulary stands for, (V,) int64; 0 for special tokens.
+
+    Of a token that swallows spaces it says what is left without them (`takes_spaces`).
+    """
     lengths = np.array([len(piece or "") for piece in tokens_of(state)], np.int64)  # a character for each byte
-    lengths[[token["id"] for token in state["added_tokens"] if token["special"]]] = 0
+    for token in state["added_tokens"]:  # these are written as text
+        lengths[token["id"]] = 0 if token["special"] else len(token["content"].encode())
     return lengths
+
+
+def takes_spaces(state: dict[str, Any]) -> bool:
+    """Whether an added token that is found in texts swallows white space beside it, however much there is."""
+    return any(not token["special"] and (token.get("lstrip") or token.get("rstrip")) for token in state["added_tokens"])
 
 
 def _byte_of() -> dict[str, int]:

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model import durable
-from pipelines.tokenizer_files import EOT, FILES, ending, load
+from model.vocabulary import FILES, TEMPLATE_FILE
+from pipelines.tokenizer_files import EOT, ending, load
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -35,7 +36,7 @@ _OF_SEVERAL = (  # the same where more tokens are reserved than the end of text;
     "{% for token in RESERVED %}{% set said.text = said.text | replace(token, ' ') %}{% endfor %}{{ said.text | trim }}"
     "{{ eos_token if message['role'] == 'assistant' else '\\n' }}{% endfor %}"
 )
-TEMPLATE_FILE, _SETTINGS = "chat_template.jinja", "tokenizer_config.json"
+_SETTINGS = "tokenizer_config.json"
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,11 @@ class Chat:
         )  # the first message that no exchange has yet, and all that exchanges have, as it is rendered
         for place, message in enumerate(messages):
             if message["role"] == "assistant":
-                head, reply = self._rendered(messages, begun, place, shown)
+                head, reply, shown = self._rendered(messages, begun, place, shown)
                 heads.append(head)
                 replies.append(reply)
                 texts.append(self.clean(message["content"]))
-                begun, shown = place + 1, shown + head + reply
+                begun = place + 1
         encoded = zip(self._parts(heads, replies), texts, strict=True)
         return [Exchange(head, reply, text) for (head, reply), text in encoded]
 
@@ -90,10 +91,12 @@ class Chat:
         """UTF-8 bytes of what the tokens of a reply say. A character that was cut in two is none."""
         return len(self._encoder.decode(list(tokens), skip_special_tokens=True).strip("\ufffd").encode())
 
-    def _rendered(self, messages: Sequence[dict[str, str]], begun: int, place: int, shown: str) -> tuple[str, str]:
-        """What is new before the reply `place`, and the reply with its end. `shown` is what stands before message `begun`."""
+    def _rendered(self, messages: Sequence[dict[str, str]], begun: int, place: int, shown: str) -> tuple[str, str, str]:
+        """What is new before the reply `place`, the reply with its end, and all that is shown by then. `shown` is what
+        stands before message `begun`."""
         if not self._own:
-            return self._plain(messages[begun:place]), self.clean(messages[place]["content"]) + self._end
+            head, reply = self._plain(messages[begun:place]), self.clean(messages[place]["content"]) + self._end
+            return head, reply, shown + head + reply
         head, whole = self._template(messages[:place], True), self._template(messages[: place + 1], False)
         if not (head.startswith(shown) and whole.startswith(head)):
             raise ValueError(
@@ -101,7 +104,12 @@ class Chat:
                 "remove the template to use gptline's"
             )
         reply, end = whole[len(head) :], self._loaded.eos_token
-        return head[len(shown) :], reply[: reply.rindex(end) + len(end)] if end in reply else reply + end
+        if (
+            end not in reply
+        ):  # the template ends replies otherwise: what generation stops at is learned, and shown nowhere
+            return head[len(shown) :], reply + end, whole
+        reply = reply[: reply.rindex(end) + len(end)]
+        return head[len(shown) :], reply, head + reply
 
     def _plain(self, messages: Sequence[dict[str, str]]) -> str:
         """Turns by our template: what it does in Jinja, word for word."""
@@ -228,7 +236,7 @@ def with_template(source: Path, target: Path, *, several_turns: bool) -> Path:
     """
     target.mkdir()
     for name in FILES:
-        if (source / name).exists() and name != _SETTINGS:
+        if (source / name).exists() and name not in (_SETTINGS, TEMPLATE_FILE):  # the settings say the template
             durable.write_bytes(target / name, (source / name).read_bytes())
     settings = durable.read_json(source / _SETTINGS) if (source / _SETTINGS).exists() else {}
     brought = template_of(source)

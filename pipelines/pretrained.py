@@ -24,7 +24,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from model.config import Config, ModelConfig
-from model.hf_config import read_config
+from model.hf_config import VOCABULARIES, read_config
 from pipelines.samples import Sample
 from pipelines.sources import SourceError
 
@@ -105,6 +105,10 @@ def _files(folder: Path) -> list[Path]:
         raise SourceError(
             f"pretrained.path={folder}: no folder of a model, it holds neither config.json nor a .gguf file; give the "
             "folder that transformers' save_pretrained wrote"
+        )
+    if not gguf and not names.intersection(VOCABULARIES):
+        raise SourceError(
+            f"pretrained.path={folder}: it holds no tokenizer ({', '.join(VOCABULARIES)}); put the model's own beside it"
         )
     return files
 

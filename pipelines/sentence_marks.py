@@ -2,7 +2,8 @@
 
 The one idea: sentences are found in the text (`sentences.py`) and tokens are not changed for them. In a byte-level
 vocabulary each token stands for a known number of bytes, so adding these up says where every token begins, for a whole
-shard at once; other tokenizers are asked for their offsets, document by document.
+shard at once; other tokenizers, and those with added tokens that swallow spaces, are asked for their offsets, document by
+document.
 
 A sentence begins with the first token that begins in it. One that has no token of its own is none.
 """
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from model import durable
-from model.vocabulary import byte_lengths, is_byte_level
+from model.vocabulary import byte_lengths, is_byte_level, takes_spaces
 from pipelines import sentences, tokenizer_files
 
 
@@ -30,7 +31,7 @@ def mark(texts: Any, tokens: np.ndarray, offsets: np.ndarray, folder: Path) -> n
     documents = (text.as_buffer().to_pybytes() for chunk in texts.chunks for text in chunk)
     later = (
         _by_bytes(documents, tokens, offsets, state)
-        if is_byte_level(state)
+        if is_byte_level(state) and not takes_spaces(state)
         else _by_offsets(documents, offsets, folder)
     )
     return np.concatenate(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ def plan(
         return Planned(step, fingerprint, folder, None, tuple(_reasons(step, inputs, root)))
     reasons = list(_damage(record, root, digests.of))
     if not reasons and step.stage.check:
-        reasons = [reason for reason in [resolve(step.stage.check)(record, execution)] if reason]
+        here = replace(record, sources=dict(step.sources))  # of the same content; their paths are those of today
+        reasons = [reason for reason in [resolve(step.stage.check)(here, execution)] if reason]
     return Planned(step, fingerprint, folder, record, tuple(reasons))
 
 

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from model import durable
-from pipelines.chat import TEMPLATE_FILE
+from model.vocabulary import FILES
 from pipelines.engine.record import Record
 from pipelines.engine.step import Attempt, Stage
 from pipelines.stages import cards
-from pipelines.tokenizer_files import FILES
 
 STAGE = Stage("register", 2, "pipelines.stages.register:run", check="pipelines.stages.register:check")
 
@@ -77,7 +76,7 @@ def _tokenizer(attempt: Attempt) -> list[Path]:
     if attempt.config["kind"] != "adapter":
         return []
     folder = attempt.inputs["tokenizer"].path("export")
-    return [folder / name for name in (*FILES, TEMPLATE_FILE) if (folder / name).exists()]
+    return [folder / name for name in FILES if (folder / name).exists()]
 
 
 def _comparison(attempt: Attempt) -> dict[str, Any] | None:

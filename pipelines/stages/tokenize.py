@@ -1,7 +1,8 @@
 """tokenize: text shards and a tokenizer in, token shards out, one for each text shard.
 
-The one idea: a token shard is a unit keyed by the bytes of its text shard and of the tokenizer, so a new text
-shard costs its own tokens and recipes with the same data and tokenizer share them.
+The one idea: a token shard is a unit keyed by the bytes of its text shard and of the tokenizer (and by the token that ends
+documents, where the tokenizer's bytes do not tell it), so a new text shard costs its own tokens and recipes with the same data
+and tokenizer share them.
 
 Two options that an objective may need, absent from the configuration where it does not: `sentences` marks where they
 begin, `corpora` keeps the training documents of each corpus in shards of their own, so that they can be mixed by weight.
@@ -52,6 +53,8 @@ def _options(attempt: Attempt, split: str) -> dict[str, Any]:
 
 
 def _key(shard: dict[str, Any], facts: TokenizerFacts, options: dict[str, Any]) -> str:
+    """Of a token shard. The digest tells the EOT too, unless only a file beside tokenizer.json names it."""
+    options = options | ({"eot": facts.eot} if facts.told_beside else {})
     return unit_key("tokenize", STAGE.version, options, {"tokenizer": facts.digest, "text": shard["sha256"]})
 
 

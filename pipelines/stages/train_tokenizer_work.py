@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from model import durable
-from model.vocabulary import CLS, MASK, PAD, SEP
+from model.vocabulary import CLS, FILES, MASK, PAD, SEP
 from pipelines.corpus import documents, refuse
 from pipelines.pieces import text_size
 from pipelines.records import Reject
 from pipelines.sources import SourceError
 from pipelines.stretches import Stretch, stretch_from
-from pipelines.tokenizer_files import EOT, FILES, tokenizer_facts
+from pipelines.tokenizer_files import EOT, tokenizer_facts
 
 SPECIAL_TOKENS = {"gpt2": [EOT], "bert": [PAD, CLS, SEP, MASK]}  # in order of their ids, from 0
 DOCUMENT_BYTES = 1 << 16  # documents of the training sample; BPE does not look across words, so it hardly matters

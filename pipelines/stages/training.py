@@ -23,7 +23,7 @@ from pipelines.sources import SourceError
 from pipelines.stages.budget import Budget
 from pipelines.stages.fan_out import connect
 from pipelines.stages.stop import STOP, Interrupted, Stop, signals_ask
-from pipelines.tokenizer_files import special_ids, tokenizer_facts
+from pipelines.tokenizer_files import bert_misfit, special_ids, tokenizer_facts
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +46,8 @@ def shape(attempt: Attempt, tokenizer: Path) -> dict[str, Any]:
         _refuse_what_it_cannot(found, attempt.config)
     else:
         found = attempt.config["model"] | vocabulary(tokenizer)
+        if found.get("family") == "bert" and (misfit := bert_misfit(tokenizer)):
+            raise SourceError(misfit)  # of a pinned one that was not here when the recipe was read
     length = attempt.config["train"]["sequence_length"]
     if length > found["n_positions"]:
         raise ValueError(f"sequence_length={length} is longer than the {found['n_positions']} positions of the model")

@@ -162,6 +162,7 @@ def test_we_compute_what_transformers_computes(tmp_path: Path, kind: str, dtype:
         ({"family": "bert", "rope_theta": 1e4}, "family bert has no rope_theta"),
         ({"family": "llama", "n_embd": 36, "n_head": 6, "n_kv_head": 4}, "n_kv_head=4 does not divide n_head=6"),
         ({"family": "llama", "n_embd": 30, "n_head": 6}, "is odd"),
+        (LLAMA | {"initializer_range": 1.5}, "initializer_range=1.5 is more than 1, and transformers loads no Llama"),
         ({"family": "bert", "tie_word_embeddings": False}, "leave tie_word_embeddings on"),
         ({"family": "bert", "head": "language_model"}, "family bert has no language_model head"),
         ({"head": "span"}, "family gpt2 has no span head"),

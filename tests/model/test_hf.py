@@ -249,3 +249,17 @@ def test_training_begins_from_what_is_computed_alike_though_it_is_said_otherwise
     other, config = tiny.config(**LLAMA, **theirs), tiny.config(**LLAMA, num_labels=2, resid_pdrop=0.1)
     write(tmp_path, other, random_state(other))
     assert hf.begin_from(tmp_path, heads.build(config), config) == ["score.weight"]
+
+
+@pytest.mark.parametrize(
+    ("special", "opening", "padding"), [({}, 7, 7), ({"cls_token_id": 5, "pad_token_id": 2}, 5, 2)]
+)
+def test_a_continuation_is_opened_ended_and_padded_by_the_models_own_tokens(
+    special: dict[str, int], opening: int, padding: int
+) -> None:
+    """Those of a Llama that begins texts with another token than it ends them with, in both files that say so."""
+    config = tiny.config(**LLAMA, **special)
+    found = hf.generation_config(config)
+    assert found == {"bos_token_id": opening, "eos_token_id": 7, "pad_token_id": padding}
+    fields, _ = hf.to_hugging_face(config, random_state(config))
+    assert {name: fields[name] for name in found} == found

@@ -149,6 +149,34 @@ def test_what_config_json_tells_is_refused_without_weights(
         hf.read_config(folder_of(tmp_path, fields, **shape))
 
 
+@pytest.mark.parametrize(
+    ("shape", "field"),
+    [
+        ({}, "pad_token_id"),
+        (LLAMA, "pad_token_id"),
+        (LLAMA, "bos_token_id"),
+        (BERT, "pad_token_id"),
+        (BERT, "cls_token_id"),
+        (BERT, "mask_token_id"),
+    ],
+)
+@pytest.mark.parametrize("value", [301, -1])
+def test_a_special_token_outside_the_vocabulary_is_refused_without_weights(
+    tmp_path: Path, shape: dict[str, Any], field: str, value: int
+) -> None:
+    with pytest.raises(hf.UnsupportedModel, match=f"config.json: {field}={value} is not one id of .* 301; mend it"):
+        hf.read_config(folder_of(tmp_path, {field: value}, **shape))
+
+
+def test_a_tokenizers_token_outside_the_vocabulary_is_not_blamed_on_config_json(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, {"eos_token_id": None, "mask_token_id": None}, **BERT)
+    durable.write_json(folder / "tokenizer.json", {"added_tokens": [{"content": "[MASK]", "id": 400}]})
+    with pytest.raises(
+        hf.UnsupportedModel, match=r"mask_token_id=400 is not one id .*; its tokenizer says so; give its"
+    ):
+        hf.read_config(folder)
+
+
 def test_how_many_classes_is_said_by_their_names_or_else_by_their_number(tmp_path: Path) -> None:
     def labels(**fields: Any) -> tuple[str, ...]:
         return hf.read_config(folder_of(tmp_path, {"id2label": None, "label2id": None} | fields, **CLASSES)).labels
@@ -166,3 +194,18 @@ def test_a_bert_that_names_some_of_its_tokens_is_completed_from_its_tokenizer(tm
     assert (found.cls_token_id, found.sep_token_id, found.mask_token_id, found.eot_token_id) == (4, 3, 4, 3)
     said = hf.read_config(folder_of(tmp_path, {"eos_token_id": None}, **BERT))
     assert (said.sep_token_id, said.eot_token_id, said.mask_token_id) == (7, 7, 5)
+
+
+@pytest.mark.parametrize(("said", "padding"), [(9, 9), (None, 0)])
+def test_a_berts_padding_is_what_config_json_says_and_else_its_tokenizers(
+    tmp_path: Path, said: int | None, padding: int
+) -> None:
+    """Special or not, a token is in the vocabulary."""
+    folder = folder_of(tmp_path, {"eos_token_id": None, "sep_token_id": None, "pad_token_id": said}, **BERT)
+    vocabulary = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3}
+    state = {"model": {"vocab": vocabulary}, "added_tokens": [{"content": "[SEP]", "id": 3}]}
+    durable.write_json(folder / "tokenizer.json", state)
+    found = hf.read_config(folder)
+    assert (found.padding, found.eot_token_id, found.cls_token_id) == (padding, 3, 4)
+    durable.write_json(folder / "tokenizer.json", state | {"model": {"vocab": [[name, 0.0] for name in vocabulary]}})
+    assert hf.read_config(folder) == found

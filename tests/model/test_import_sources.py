@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,12 @@ from tests.model import tiny
 from tests.model.test_importing import imported, llama, wordpiece
 
 
-def gpt2(folder: Path, kind: str = "GPT2LMHeadModel", **changes: Any) -> Any:
-    """A small GPT-2 as transformers saves it, with as many ids as its tokenizer."""
+def gpt2(folder: Path, kind: str = "GPT2LMHeadModel", vocab: int = 300, **changes: Any) -> Any:
+    """A small GPT-2 as transformers saves it, with as many ids as its tokenizer if not told otherwise."""
     tiny.write_tokenizer(folder)
     torch.manual_seed(3)
     config = transformers.GPT2Config(
-        vocab_size=300, n_embd=24, n_layer=2, n_head=4, n_positions=32, bos_token_id=0, eos_token_id=0,
+        vocab_size=vocab, n_embd=24, n_layer=2, n_head=4, n_positions=32, bos_token_id=0, eos_token_id=0,
         initializer_range=0.3, **changes,
     )  # fmt: skip
     model = getattr(transformers, kind)(config).eval()
@@ -110,6 +111,17 @@ def test_a_tied_model_as_safetensors_own_save_model_leaves_it_is_imported(tmp_pa
     assert figures["weights_from_seed"] == 0 and figures["source_difference"] <= 1e-4
 
 
+def test_of_one_file_and_several_with_an_index_the_one_is_read_that_transformers_reads(tmp_path: Path) -> None:
+    llama(tmp_path / "theirs")
+    other = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "theirs")
+    with torch.no_grad():
+        other.model.norm.weight.mul_(2)
+    other.save_pretrained(tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "model.safetensors", tmp_path / "theirs" / "model.safetensors")
+    assert (tmp_path / "theirs" / "model.safetensors.index.json").exists()
+    assert imported(tmp_path / "theirs", tmp_path / "ours")["source_difference"] <= 1e-4
+
+
 def test_a_classifier_without_a_padding_token_says_what_it_said(tmp_path: Path) -> None:
     gpt2(tmp_path / "theirs", "GPT2ForSequenceClassification", num_labels=3)
     assert durable.read_json(tmp_path / "theirs" / "config.json").get("pad_token_id") is None
@@ -119,7 +131,10 @@ def test_a_classifier_without_a_padding_token_says_what_it_said(tmp_path: Path) 
 def test_a_folder_with_more_layers_than_its_config_json_says_is_refused(tmp_path: Path) -> None:
     gpt2(tmp_path / "theirs")
     change(tmp_path / "theirs", n_layer=1)
-    with pytest.raises(UnsupportedModel, match=r"it has no transformer\.h\.1\.attn\.c_attn\.bias, .* and 9 more"):
+    with pytest.raises(
+        UnsupportedModel,
+        match=r"transformer\.h\.1\.attn\.c_attn\.bias is of no layer .* and 9 more; it says .*n_layer=1,",
+    ):
         imported(tmp_path / "theirs", tmp_path / "ours")
 
 

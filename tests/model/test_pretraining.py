@@ -223,6 +223,14 @@ def test_a_document_of_a_causal_model_is_opened_by_the_end_of_the_one_before(sha
     assert torch.equal(rows.documents[:, 1:] - rows.documents[:, :-1], ends.long())
 
 
+def test_a_document_of_a_bidirectional_model_is_closed_by_its_own_end(shards: TokenShards) -> None:
+    rows = batches(shards, "masked_lm", attention="within_documents")(1).rows
+    assert rows.documents is not None
+    ends = rows.tokens[:, :-1] == SEP  # never hidden, and never put anywhere
+    assert ends.sum() > 8 and not rows.documents[:, 0].any()
+    assert torch.equal(rows.documents[:, 1:] - rows.documents[:, :-1], ends.long())
+
+
 def test_what_is_hidden_depends_on_the_seed_of_the_run(shards: TokenShards) -> None:
     hidden = [batches(shards, "masked_lm", {"seed": seed})(0).rows.targets != IGNORE_INDEX for seed in (3, 4)]
     assert (hidden[0] & hidden[1]).sum() < 0.3 * hidden[0].sum()

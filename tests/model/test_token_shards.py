@@ -141,3 +141,9 @@ def test_a_shard_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
     unit = write(tmp_path / "a.arrow", DOCUMENTS, replace(METADATA, tokenizer="other"))
     with pytest.raises(DamagedShard, match="made by tokenizer other"):
         stream([unit]).read(0, 1)
+
+
+def test_a_shard_whose_documents_end_otherwise_than_its_manifest_says_is_refused(tmp_path: Path) -> None:
+    unit = write(tmp_path / "a.arrow", DOCUMENTS)
+    with pytest.raises(DamagedShard, match="ends documents with token 3, the manifest says 7; run the tokenize stage"):
+        TokenShards([unit], METADATA.tokenizer, METADATA.vocab_size, 7).read(0, 1)

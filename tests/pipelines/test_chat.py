@@ -143,6 +143,22 @@ def test_a_template_that_the_tokenizer_brings_is_kept_and_masks_its_replies(plai
     assert decoded(folder, Chat(folder).prompt(turns("the fox"))) == f"[user]the fox{end}\n[assistant]"
 
 
+def test_where_a_template_ends_replies_otherwise_each_is_learned_with_the_token_that_ends_it(
+    plain: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for path in plain.iterdir():
+        durable.write_bytes(source / path.name, path.read_bytes())
+    brought = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}[/]\n{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+    durable.write_bytes(source / "chat_template.jinja", brought.encode())
+    folder = chat.with_template(source, tmp_path / "kept", several_turns=True)
+    exchanges = Chat(folder).exchanges(turns("the fox", "dogs", "cities", "film"))
+    heads, replies = ([decoded(folder, part) for part in parts] for parts in zip(*((one.head, one.reply) for one in exchanges), strict=True))  # fmt: skip
+    assert heads == ["[user]the fox[/]\n[assistant]", "[user]cities[/]\n[assistant]"]
+    assert replies == ["dogs[/]\n<|endoftext|>", "film[/]\n<|endoftext|>"]
+
+
 def exchange(head: int, reply: int, name: int = 1) -> Exchange:
     return Exchange([name] * head, [name + 100] * (reply - 1) + [EOT], "x" * reply)
 

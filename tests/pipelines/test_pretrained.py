@@ -203,6 +203,12 @@ def test_a_gguf_file_beside_other_weights_is_refused_when_it_is_planned(folder: 
     assert pretrained.described(Pretrained(path=str(folder)), tmp_path, durable.sha256, fetch=False)
 
 
+def test_a_folder_without_a_tokenizer_is_refused_when_it_is_planned(folder: Path, tmp_path: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(SourceError, match=r"theirs: it holds no tokenizer \(tokenizer.json, .*\); put the model's own"):
+        pretrained.described(Pretrained(path=str(folder)), tmp_path, durable.sha256, fetch=False)
+
+
 def test_the_stage_leaves_an_export_a_tokenizer_and_a_shape(ray_apart: None, folder: Path, tmp_path: Path) -> None:
     sources = pretrained.described(Pretrained(path=str(folder)), tmp_path, durable.sha256, fetch=False)
     work = attempt(tmp_path, {}, {"model": sources})

@@ -17,6 +17,7 @@ from pipelines.sentence_marks import mark
 from pipelines.sentences import starts
 from pipelines.stages import shard, tokenize
 from pipelines.tokenizer_files import special_ids, tokenizer_facts
+from tests.model import text
 from tests.pipelines.data_attempts import SHARD, attempt, corpus
 from tests.pipelines.test_tokenize import arrow
 from tests.pipelines.test_tokenizer import train
@@ -78,6 +79,28 @@ def test_a_sentence_begins_with_the_first_token_that_begins_in_it(folder: Path) 
         said = [tokenizer.decode(encoded.tokens[a:b].tolist()).strip() for a, b in itertools.pairwise(cuts)]
         alone = [tokenizer.decode(tokenizer.encode(part, add_special_tokens=False).ids).strip() for part in parts]
         assert [clean(part) for part in said] == [clean(part) for part in alone]
+
+
+@pytest.mark.parametrize(
+    "added", [{"content": "    "}, {"content": "漢字"}, {"content": "Another", "lstrip": True}, {"content": "漢字", "rstrip": True}]
+)  # fmt: skip
+def test_sentences_begin_at_their_tokens_beside_added_tokens_that_are_not_special(
+    tmp_path: Path, added: dict[str, Any]
+) -> None:
+    """As a fine-tuned tokenizer has them: written as text in tokenizer.json, not byte by byte as the others are."""
+    from tokenizers import AddedToken, Tokenizer
+
+    texts = ["A 漢字 here. Another one  is there. And a    third one.", "Only one 漢字 .\n\nAnother one."]
+    folder = text.tokenizer(tmp_path / "t", " ".join(texts) * 9, special_tokens="bert")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_tokens([AddedToken(**added)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    facts = tokenizer_facts(folder)
+    encoded = Encoder(folder, facts).encode(arrow(texts))
+    assert facts.vocab_size - 1 in encoded.tokens
+    marks = mark(arrow(texts), encoded.tokens, encoded.offsets, folder)
+    said = ["".join(tokenizer.decode(part.tolist()).split()) for part in np.split(encoded.tokens, marks[1:])]
+    assert said == ["A漢字here.", "Anotheroneisthere.", "Andathirdone.", "Onlyone漢字.", "Anotherone."]
 
 
 def test_a_pinned_wordpiece_tokenizer_encodes_through_tokenizers_and_closes_documents_with_sep(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pipelines.engine.step import Damaged
 from pipelines.stages import shard, tokenize
 from pipelines.stages.tokenize_work import tokenize_shard
 from pipelines.tokenizer_files import tokenizer_facts
+from tests.model import text, tiny
 from tests.pipelines.data_attempts import SHARD, attempt, corpus, rows
 from tests.pipelines.test_tokenizer import train
 
@@ -154,6 +156,36 @@ def test_golden_digest_of_the_tokens(tmp_path: Path, folder: Path) -> None:
     ]
     assert tokenize.STAGE.version == 2
     assert digest(found) == "a391e0327a7e906ef7ece37002325be70f3abb4c6aa5e01a15764f74c302b61b"
+
+
+def test_golden_keys_of_token_shards(tmp_path: Path) -> None:
+    """If this fails every token shard that was made before is made again: was that meant?"""
+    plain = tokenizer_facts(tiny.write_tokenizer(tmp_path / "plain"))
+    bert = tokenizer_facts(text.tokenizer(tmp_path / "bert", "the end", special_tokens="bert"))
+    for facts, options, key in (
+        (plain, {}, "08d47820862594bde64d450fa20947ef616683a1ef8a17ab58be9ae8eff9f586"),
+        (bert, {"sentences": 1}, "16a5eb84a4f5db2269fff9200feee74afd473385cf2a3656b7f79ab4f5e05f3c"),
+    ):
+        assert tokenize._key({"sha256": "x" * 64}, replace(facts, digest="t" * 64), options) == key
+
+
+def test_tokenizers_that_end_documents_otherwise_share_no_token_shards(tmp_path: Path) -> None:
+    """A base and its chat model have one tokenizer.json and another `eos_token` beside it."""
+    from tokenizers import Tokenizer
+
+    facts = []
+    for name, end in (("base", "<|endoftext|>"), ("chat", "<|im_end|>")):
+        folder = tiny.write_tokenizer(tmp_path / name)
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer.add_special_tokens(["<|im_end|>"])
+        tokenizer.save(str(folder / "tokenizer.json"))
+        described = durable.read_json(folder / "tokenizer_config.json")
+        durable.write_json(folder / "tokenizer_config.json", described | {"eos_token": end})
+        facts.append(tokenizer_facts(folder))
+    base, chat = facts
+    assert base.digest == chat.digest and base.eot != chat.eot
+    keys = {tokenize._key({"sha256": "x" * 64}, one, {}) for one in (base, chat, replace(chat, eot=9))}
+    assert len(keys) == 3
 
 
 def test_two_work_directories_get_the_same_bytes(tmp_path: Path, folder: Path) -> None:
