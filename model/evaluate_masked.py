@@ -37,7 +37,8 @@ SEED = 20_261_125  # of the questions
 
 def evaluate(job: dict[str, Any]) -> dict[str, Any]:
     """The figures as JSON values: those of the objective's parts. `counts` is a file of the training tokens' numbers, (V,)
-    float64; `sequences` how many are asked about at most. ValueError if the shards are not of the export's tokenizer."""
+    float64; `sequences` how many are asked about at most, each once; what is left over from whole batches is not. ValueError
+    if the shards are not of the export's tokenizer."""
     torch.set_num_threads(job["threads"])
     shards = TokenShards.from_manifest(Path(job["manifest"]), Path(job["root"]))
     model = load_export(Path(job["export"]), job.get("device", "cpu"))
@@ -51,7 +52,8 @@ def evaluate(job: dict[str, Any]) -> dict[str, Any]:
     hidden, follows = _Hidden(counts, questions.vocabulary.special), _Follows(counts)
     items = min(job["sequences"], questions.sizes[0])
     for step in range(max(1, items // questions.order.global_batch_size)):
-        batch = questions(step).rows.to(model.device)
+        # Of fewer than a batch, the rows after the last are those of the next epoch, which were asked already.
+        batch = questions(step).rows.cut(slice(items)).to(model.device)
         tokens, pairs = _answers(model, batch)
         if batch.targets is not None:
             hidden.add(tokens, batch.targets)

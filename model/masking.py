@@ -7,7 +7,7 @@ that its text comes by, others.
 After Devlin et al. 2018: of a sequence's tokens, [CLS] and [SEP] counted, a fraction (15 %) are targets; 80 % of these
 become [MASK], 10 % a random token, 10 % stay. Special tokens are neither hidden nor put anywhere. How many targets a
 sequence has follows from its length alone, so each rank knows the number of the global batch without reading the others'
-tokens. Whole words: words are taken in random order while they fit into that number.
+tokens. Whole words: words are taken in random order while they fit into that number; where none fits, fewer are hidden.
 
 Only numpy, and no loop over tokens or sequences.
 """

@@ -18,6 +18,7 @@ from pipelines.config import FinetuneConfig, Recipe, Source, TaskConfig, Tokeniz
 from pipelines.engine.step import Input, Step
 from pipelines.finetune_config import ADDED_TO_FINETUNE
 from pipelines.forms import form as forms
+from pipelines.forms import long_texts
 from pipelines.pretrained import Pretrained
 from pipelines.release_config import MEASURED
 from pipelines.stages import (
@@ -129,11 +130,10 @@ def _finetune_settings(config: FinetuneConfig) -> dict[str, Any]:
 
 
 def asked(recipe: Recipe) -> dict[str, Any]:
-    """How the task's model is asked: in its form, and where it learned from windows in such windows."""
+    """How the task's model is asked: in its form, and where it learned from windows in such windows, and plainly beside them."""
     assert recipe.finetune
-    windows = (
-        {"window": recipe.finetune.sequence_length, "stride": recipe.finetune.stride} if recipe.finetune.stride else {}
-    )
+    window, stride = recipe.finetune.sequence_length, recipe.finetune.stride
+    windows = {"window": window, "stride": stride, long_texts.PLAIN: True} if stride else {}
     kind = form_of(recipe)
     amended = amendments.windows(recipe, kind) | amendments.overlap(recipe, kind)
     return {"kind": kind} | _version(forms.of(kind), "EVALUATION") | windows | amended

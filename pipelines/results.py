@@ -95,7 +95,8 @@ def figure(record: Record) -> str:
         case "labels":
             return f"{len(record.inputs) - 1} evaluations"
         case "compare":
-            return f"gain {m['gain']:+.4f} ({m['low']:+.4f} to {m['high']:+.4f})"
+            interval = "of one group" if m["low"] is None else f"{m['low']:+.4f} to {m['high']:+.4f}"
+            return f"gain {m['gain']:+.4f} ({interval})"
     return ""
 
 

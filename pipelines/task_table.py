@@ -78,19 +78,21 @@ def _report(step: Planned) -> Mapping[str, Any]:
     return durable.read_json(file) if file and file.exists() else {}
 
 
-def _paired(report: Mapping[str, Any], baseline: str, metric: str) -> Sequence[float]:
+def _paired(report: Mapping[str, Any], baseline: str, metric: str) -> Sequence[float | None]:
     """The paired interval of ours minus a baseline's figure, as the report of its form has it; none where it has none."""
     if metric.endswith(_BENCHMARK):
         return _paired(report.get("benchmark", {}), baseline, metric.removesuffix(_BENCHMARK))
     if (baseline, metric) == ("tfidf", "accuracy"):
-        return report.get("against_tfidf", {}).get("accuracy_gain_interval_by_group", ())
+        interval = report.get("against_tfidf", {}).get("accuracy_gain_interval_by_group", ())
+        return (None, None) if interval is None else interval
     found = report.get("against", {}).get(baseline, {})
     found = found if metric == "f1" and "low" in found else found.get(metric, {})  # of a span it is F1's
     return (found["low"], found["high"]) if found else ()
 
 
-def _holds_zero(interval: Sequence[float]) -> bool:
-    return bool(interval) and interval[0] <= 0 <= interval[1]
+def _holds_zero(interval: Sequence[float | None]) -> bool:
+    """Whether it says that there may be no difference; so does one that is missing for want of groups."""
+    return bool(interval) and (interval[0] is None or interval[1] is None or interval[0] <= 0 <= interval[1])
 
 
 def markdown(found: Iterable[Row]) -> Iterator[str]:

@@ -22,6 +22,7 @@ from pipelines.stages import training as jobs
 from pipelines.stages.evaluate import compute
 from pipelines.stages.evaluate import weights as made_by
 from pipelines.tasks import examples as example_files
+from pipelines.tasks import intervals
 
 log = logging.getLogger(__name__)
 PIPELINE = "text-classification"
@@ -114,7 +115,7 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
     counts = compute(
         attempt, "model.evaluate:classify", examples=test, output=str(predictions), **long_texts.asked(attempt.config)
     )
-    predicted = [json.loads(line)["predicted"] for line in predictions.read_text().splitlines()]
+    predicted = _classes(predictions)
     text = {name: [example.text for example in part] for name, part in splits.items()}
     labels = {name: [example.label for example in part] for name, part in splits.items()}
     groups = [example.group for example in splits["test"]]
@@ -134,21 +135,26 @@ def evaluate(attempt: Attempt) -> dict[str, Any]:
         **simple,
         **scores.by_class(labels["test"], predicted, names),
     }
-    durable.write_json(attempt.outputs / "report.json", reports)
-    return (
+    figures = (
         _figures("", reports["model"])
         | _figures("majority_", simple["majority"])
         | _figures("tfidf_", simple["tfidf_logistic_regression"])
-        | {name: counts[name] for name in ("examples", "truncated", "windowed") if name in counts}
     )
+    if attempt.config.get(long_texts.PLAIN):
+        file = attempt.scratch / "plain.jsonl"
+        cut = compute(attempt, "model.evaluate:classify", examples=test, output=str(file))
+        reports[long_texts.PLAIN] = scores.report(labels["test"], _classes(file), groups, classes)
+        figures |= _figures(f"{long_texts.PLAIN}_", reports[long_texts.PLAIN])
+        figures |= {f"{long_texts.PLAIN}_truncated": cut["truncated"]}
+    durable.write_json(attempt.outputs / "report.json", reports)
+    return figures | {name: counts[name] for name in ("examples", "truncated", "windowed") if name in counts}
 
 
 def _figures(prefix: str, report: dict[str, Any]) -> dict[str, float]:
     """The figures of a report that gates and tables use; intervals are 95 %, over groups."""
     figures: dict[str, float] = {}
     for name in ("accuracy", "macro_f1"):
-        low, high = report[f"{name}_interval_by_group"]
-        figures |= {name: report[name], f"{name}_low": low, f"{name}_high": high}
+        figures |= {name: report[name]} | intervals.ends(name, report[f"{name}_interval_by_group"])
     return {prefix + name: value for name, value in figures.items()}
 
 
@@ -173,7 +179,7 @@ def compare(attempt: Attempt, champion: Path) -> dict[str, Any]:
         )
     labels, groups = [example.label for example in examples], [example.group for example in examples]
     found = scores.difference(labels, list(ours.values()), list(theirs.values()), groups)
-    low, high = found["accuracy_gain_interval_by_group"]
+    low, high = found["accuracy_gain_interval_by_group"] or (None, None)
     shares = [sum(said[example.id] == example.label for example in examples) / len(examples) for said in (ours, theirs)]
     return {"metric": "accuracy", "challenger": round(shares[0], 6), "champion": round(shares[1], 6),
             "gain": found["accuracy_gain"], "low": low, "high": high, "examples": len(examples)}  # fmt: skip
@@ -217,6 +223,11 @@ def _refuse_other_labels(attempt: Attempt, labels: Sequence[str]) -> None:
     )
 
 
+def _classes(path: Path) -> list[int]:
+    """What was said of each example, in order."""
+    return [json.loads(line)["predicted"] for line in path.read_text().splitlines()]
+
+
 def _predicted(path: Path) -> dict[str, int]:
     lines = map(json.loads, path.read_text().splitlines())
     return {line["id"]: line["predicted"] for line in lines}
@@ -231,7 +242,7 @@ def told(metrics: Mapping[str, Any]) -> Iterator[str]:
     """What a run says of the evaluation when it ends."""
     m = metrics
     yield (
-        f"held-out accuracy {m['accuracy']:.1%} ({m['accuracy_low']:.1%} to {m['accuracy_high']:.1%}), "
+        f"held-out accuracy {m['accuracy']:.1%} ({intervals.told(m, 'accuracy', '{:.1%}'.format)}), "
         f"macro-F1 {m['macro_f1']:.3f} on {m['examples']:,} texts"
     )
     baselines: Sequence[tuple[str, str]] = (("majority", "majority class"), ("tfidf", "TF-IDF + logistic regression"))

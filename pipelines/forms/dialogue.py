@@ -15,10 +15,11 @@ from model import durable
 from pipelines.engine.step import Attempt
 from pipelines.forms import replies
 from pipelines.tasks import examples as example_files
+from pipelines.tasks import intervals
 
 PIPELINE = "text-generation"
 CHAT = True  # whether the export's tokenizer has a chat template
-EVALUATION = 3  # once n-grams learned turns twice, few were asked, and Chinese turns were one term each
+EVALUATION = 4  # the third compared distinct-n of texts of different lengths, the first's n-grams learned turns twice
 METRICS = {
     "perplexity": ("unigram", "trigram"),
     **dict.fromkeys(("distinct_1", "distinct_2", "repetition"), ("retrieval",)),
@@ -108,7 +109,7 @@ def told(metrics: Mapping[str, Any]) -> Iterator[str]:
     """What a run says of the evaluation when it ends."""
     m = metrics
     yield (
-        f"held-out perplexity on replies {m['perplexity']:.1f} ({m['perplexity_low']:.1f} to {m['perplexity_high']:.1f}), "
+        f"held-out perplexity on replies {m['perplexity']:.1f} ({intervals.told(m, 'perplexity', '{:.1f}'.format)}), "
         f"{m['bits_per_byte']:.3f} bits per byte, in {m['examples']:,} conversations"
     )
     yield f"trigrams: perplexity {m['trigram_perplexity']:.1f}, {m['trigram_bits_per_byte']:.3f} bits per byte; unigrams: {m['unigram_perplexity']:.1f}"

@@ -22,7 +22,7 @@ from pipelines.engine.step import Attempt
 from pipelines.forms import reply_ngrams
 from pipelines.stages import training as jobs
 from pipelines.stages.evaluate import compute, weights
-from pipelines.tasks import answer_baselines, generation_metrics
+from pipelines.tasks import answer_baselines, generation_metrics, intervals
 
 Messages = list[dict[str, str]]
 MEASURED = ("bleu", "chrf", "exact_match", "f1", "repetition", "perplexity", "bits_per_byte")  # with intervals
@@ -197,6 +197,10 @@ def answered(attempt: Attempt, train: Sequence[Conversation], asked: Sequence[As
     every = {"": texts} | simple
     drawn: dict[str, generation_metrics.Drawn] = {name: {} for name in every}
     reports = {name: generation_metrics.report(found, references, groups, drawn[name]) for name, found in every.items()}
+    # Not of what is said to every prompt alike: it is short, and all would be cut to its length.
+    free = {name: found for name, found in every.items() if name != "frequent"}
+    words = generation_metrics.words_by([reference for several in references for reference in several])
+    reports = merged(reports, generation_metrics.diversity(free, words))
     return Said(texts, simple, reports, drawn, {"asked": len(asked), "asked_prompts_cut": cut, "max_new_tokens": new})
 
 
@@ -254,9 +258,8 @@ def figures(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
         prefix = f"{name}_" if name else ""
         for metric in MEASURED:
             if metric in report:
-                low, high = report[f"{metric}_interval_by_group"]
                 found |= {prefix + metric: report[metric]}
-                found |= {f"{prefix}{metric}_low": low, f"{prefix}{metric}_high": high} if not name else {}
+                found |= intervals.ends(metric, report[f"{metric}_interval_by_group"]) if not name else {}
         found |= {prefix + metric: report[metric] for metric in _COUNTED if metric in report}
     return found
 

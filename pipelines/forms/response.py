@@ -15,12 +15,13 @@ from model import durable
 from pipelines.engine.step import Attempt
 from pipelines.forms import replies
 from pipelines.tasks import examples as example_files
+from pipelines.tasks import intervals
 from pipelines.tasks.answer_baselines import BASELINES, teaching
 from pipelines.tasks.examples import Response
 
 PIPELINE = "text-generation"
 CHAT = True  # whether the export's tokenizer has a chat template
-EVALUATION = 3  # once n-grams learned prompts, cut bytes counted, and Chinese prompts were one term each
+EVALUATION = 4  # the third took a Chinese answer for one word, the first's n-grams learned prompts
 METRICS = {"f1": ("copy", "frequent", "retrieval"), "perplexity": ("unigram", "trigram")}  # of the table
 SUMMARY = "A causal language model, fine-tuned by gptline to answer prompts like those of the examples below."
 LIMITS = (
@@ -99,8 +100,8 @@ def told(metrics: Mapping[str, Any]) -> Iterator[str]:
     """What a run says of the evaluation when it ends."""
     m = metrics
     yield (
-        f"held-out chrF {m['chrf']:.1f} ({m['chrf_low']:.1f} to {m['chrf_high']:.1f}), BLEU {m['bleu']:.1f}, "
-        f"exact match {m['exact_match']:.1%}, F1 {m['f1']:.3f} ({m['f1_low']:.3f} to {m['f1_high']:.3f}) on {m['examples']:,} prompts"
+        f"held-out chrF {m['chrf']:.1f} ({intervals.told(m, 'chrf', '{:.1f}'.format)}), BLEU {m['bleu']:.1f}, "
+        f"exact match {m['exact_match']:.1%}, F1 {m['f1']:.3f} ({intervals.told(m, 'f1', '{:.3f}'.format)}) on {m['examples']:,} prompts"
     )
     yield f"perplexity on responses {m['perplexity']:.1f}; trigrams {m['trigram_perplexity']:.1f}, unigrams {m['unigram_perplexity']:.1f}"
     for name in BASELINES:

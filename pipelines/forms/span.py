@@ -20,7 +20,7 @@ from pipelines.forms import long_texts
 from pipelines.stages import training as jobs
 from pipelines.stages.evaluate import compute
 from pipelines.tasks import examples as example_files
-from pipelines.tasks import span_metrics
+from pipelines.tasks import intervals, span_metrics
 from pipelines.tasks.examples import Span
 
 PIPELINE = "question-answering"
@@ -54,7 +54,7 @@ def encode(source: Path, tokenizer: Path, settings: Mapping[str, Any], target: P
     examples = example_files.read(source, "span")
     questions, contexts, answers = _encoded(examples, tokenizer)
     facts, length, stride = jobs.vocabulary(tokenizer), settings["sequence_length"], long_texts.stride(settings)
-    special = (facts["cls_token_id"], facts["sep_token_id"])
+    special = tokenizer_files.frame(tokenizer)
     rows, places, ids = [], [], []
     lost = several = 0
     for example, question, context, answer in zip(examples, questions, contexts, answers, strict=True):
@@ -127,21 +127,27 @@ def _measured(attempt: Attempt, name: str, train: Sequence[Span], suffix: str) -
     texts, simple = [text for _, text in predicted(output)], span_metrics.baselines(train, asked)
     own = span_metrics.report(texts, asked)
     reports = {"model": own} | {title: span_metrics.report(said, asked) for title, said in simple.items()}
+    if attempt.config.get(long_texts.PLAIN):
+        file = attempt.scratch / f"{name}_plain.jsonl"
+        found(attempt, attempt.inputs[name].path(f"{name}.jsonl"), file, plain=True)
+        reports[long_texts.PLAIN] = span_metrics.report([text for _, text in predicted(file)], asked)
     figures: dict[str, Any] = {f"{count}{suffix}": counts[count] for count in ("examples", "windowed")}
     for metric in span_metrics.MEASURED:
-        low, high = own[f"{metric}_interval_by_group"]
         title = metric + suffix
-        figures |= {title: own[metric], f"{title}_low": low, f"{title}_high": high}
-        figures |= {f"{one}_{title}": reports[one][metric] for one in simple}
+        figures |= {title: own[metric]} | intervals.ends(title, own[f"{metric}_interval_by_group"])
+        figures |= {f"{one}_{title}": report[metric] for one, report in reports.items() if one != "model"}
     return figures, reports | {
         "against": span_metrics.against(texts, simple, asked),
         "by_question_word": span_metrics.by_question_word(texts, asked),
     }
 
 
-def found(attempt: Attempt, questions: Path, output: Path, export: Path | None = None) -> dict[str, int]:
-    """Let an export (the step's own if none is given) answer questions, in windows as it learned from."""
+def found(
+    attempt: Attempt, questions: Path, output: Path, export: Path | None = None, plain: bool = False
+) -> dict[str, int]:
+    """Let an export (the step's own if none is given) answer questions, in windows as it learned from, or as long as it takes."""
     how = long_texts.champion_asked(attempt.config) if export else long_texts.asked(attempt.config)
+    how = {} if plain else how
     counts: dict[str, int] = compute(
         attempt, "model.evaluate_span:answer", export, questions=str(questions), output=str(output), **how
     )
@@ -183,10 +189,10 @@ def told(metrics: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _told(m: Mapping[str, Any], suffix: str, where: str) -> Iterator[str]:
+    exact, f1 = f"exact_match{suffix}", f"f1{suffix}"
     yield (
-        f"{where}: exact match {m[f'exact_match{suffix}']:.1%} ({m[f'exact_match{suffix}_low']:.1%} to "
-        f"{m[f'exact_match{suffix}_high']:.1%}), F1 {m[f'f1{suffix}']:.3f} ({m[f'f1{suffix}_low']:.3f} to "
-        f"{m[f'f1{suffix}_high']:.3f}) on {m[f'examples{suffix}']:,} questions"
+        f"{where}: exact match {m[exact]:.1%} ({intervals.told(m, exact, '{:.1%}'.format)}), "
+        f"F1 {m[f1]:.3f} ({intervals.told(m, f1, '{:.3f}'.format)}) on {m[f'examples{suffix}']:,} questions"
     )
     for name, title in (("frequent", "most frequent answer"), ("overlap", "best-overlap sentence")):
         yield f"  {title}: exact match {m[f'{name}_exact_match{suffix}']:.1%}, F1 {m[f'{name}_f1{suffix}']:.3f}"

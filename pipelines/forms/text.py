@@ -19,13 +19,15 @@ from pipelines.forms import replies
 from pipelines.stages import training as jobs
 from pipelines.stages.evaluate import compute, weights
 from pipelines.tasks import examples as example_files
-from pipelines.tasks import generation_metrics
+from pipelines.tasks import generation_metrics, intervals
 from pipelines.tasks.examples import Text
 from pipelines.tasks.ngram import NGrams
 
 PIPELINE = "text-generation"
 CHAT = False  # whether the export's tokenizer has a chat template
-EVALUATION = 3  # once, documents that were not asked were told, and the first ones were continued
+EVALUATION = (
+    4  # the third compared distinct-n of texts of different lengths; earlier ones continued the first documents
+)
 METRICS = {
     "bits_per_byte": ("unigram", "trigram", "base"),
     **dict.fromkeys(("distinct_1", "distinct_2", "repetition"), ("trigram", "original")),
@@ -140,14 +142,14 @@ def _continuations(
         for place, prompt in enumerate(prompts)
     ]
     durable.write_json(attempt.outputs / "samples.json", samples)
-    groups = [test[place].group for place in chosen]
+    groups, words = [test[place].group for place in chosen], generation_metrics.words_by(texts["original"])
+    varied = generation_metrics.diversity(texts, words)
     return {
         name: {
             "examples": len(several),
-            **generation_metrics.repetition(several, groups, drawn.setdefault(name, {})),
-            "distinct_1": round(generation_metrics.distinct(several, 1), 6),
-            "distinct_2": round(generation_metrics.distinct(several, 2), 6),
-            "words": round(sum(len(text.split()) for text in several) / len(several), 6),
+            **generation_metrics.repetition(several, groups, words, drawn.setdefault(name, {})),
+            **varied[name],
+            "words": generation_metrics.length(several, words),
         }
         for name, several in texts.items()
     }
@@ -169,7 +171,7 @@ def told(metrics: Mapping[str, Any]) -> Iterator[str]:
     """What a run says of the evaluation when it ends."""
     m = metrics
     yield (
-        f"held-out {m['bits_per_byte']:.3f} bits per byte ({m['bits_per_byte_low']:.3f} to {m['bits_per_byte_high']:.3f}), "
+        f"held-out {m['bits_per_byte']:.3f} bits per byte ({intervals.told(m, 'bits_per_byte', '{:.3f}'.format)}), "
         f"perplexity {m['perplexity']:.1f} a token, on {m['examples']:,} documents"
     )
     before = f", before the continued training {m['base_bits_per_byte']:.3f}" if "base_bits_per_byte" in m else ""

@@ -212,12 +212,19 @@ def first(splits: Mapping[str, Sequence[Any]], count: int) -> dict[str, list[Any
 def cut(prepared: Prepared, count: int) -> Prepared:
     """The `count` examples of each split that come `first`, and the report with what it counts of them, and how many were cut.
 
-    ValueError if a held-out split has a class that training lost by it: nobody could get that one right.
+    ValueError if a held-out split has a class that training lost by it: nobody could get that one right; or if a split that
+    had several classes has one left: nothing is to be learned or measured there.
     """
     kept = first(prepared.splits | {BENCHMARK: prepared.benchmark}, count)
     benchmark, labels, report = kept.pop(BENCHMARK), prepared.labels, dict(prepared.report)
     if labels:
         seen = {name: {example.label for example in part} for name, part in kept.items()}
+        for name in SPLITS:
+            if len(seen[name]) < 2 <= len({example.label for example in prepared.splits[name]}):
+                raise ValueError(
+                    f"task.max_examples={count} leaves examples of one class in the {name} split "
+                    f"({', '.join(repr(labels[label]) for label in seen[name])}); give a larger task.max_examples, or leave it out"
+                )
         gone = {example.label for example in prepared.splits["train"]} - seen["train"]
         for name in ("test", "validation"):
             if lost := [labels[label] for label in sorted(gone & seen[name])]:

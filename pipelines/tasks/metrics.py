@@ -18,12 +18,12 @@ from collections.abc import Callable, Sequence
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
+from pipelines.tasks.intervals import RESAMPLES, central, drawn_sums, rounded
 from pipelines.words import have_marks, mark
 
 if TYPE_CHECKING:
     import numpy as np
 
-_RESAMPLES, _AT_A_TIME = 1000, 50
 _READABLE = 10  # classes whose confusion matrix a person reads; of more, the pairs that are confused most often
 # A fit's time is examples x terms x classes (30 s for 12,000 texts of 58 classes): of many classes fewer terms, fewer fits.
 _FEW_CLASSES, _MOST_TERMS, _FEWER_TRIED = 4, 20_000, (3.0, 30.0)
@@ -97,36 +97,21 @@ def group_margins(labels: Sequence[int], predicted: Sequence[int], groups: Seque
     return counts
 
 
-def resampled(counts: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Bootstrap: margins (resamples, 3, K) of as many groups, drawn with replacement from (G, 3, K).
-
-    The sums are of whole numbers, exact in any order. Some resamples at a time: of many groups all would not fit.
-    """
-    import numpy as np
-
-    groups, flat = len(counts), counts.reshape(len(counts), -1)
-    random, drawn = np.random.default_rng(seed), []
-    for _ in range(0, _RESAMPLES, _AT_A_TIME):
-        draws = random.multinomial(groups, [1 / groups] * groups, size=_AT_A_TIME)  # (some R, G)
-        drawn.append(draws.astype(np.float64) @ flat)
-    return np.concatenate(drawn).reshape(-1, *counts.shape[1:])
-
-
 def report(labels: Sequence[int], predicted: Sequence[int], groups: Sequence[str], classes: int) -> dict[str, Any]:
     """Accuracy and macro-F1 with 95 % intervals, as JSON values.
 
     `accuracy_interval` is Wilson's over examples; `*_interval_by_group` the bootstrap over groups.
     """
     counts = confusion(labels, predicted, classes)
-    whole, drawn = margins(counts), resampled(group_margins(labels, predicted, groups, classes))
+    whole, drawn = margins(counts), drawn_sums(group_margins(labels, predicted, groups, classes))
     return {
         "examples": len(labels),
         "groups": len(set(groups)),
-        "accuracy": _rounded(accuracy(whole)),
-        "accuracy_interval": [_rounded(end) for end in wilson_interval(int(counts.trace()), len(labels))],
-        "accuracy_interval_by_group": _central(accuracy(drawn)),
-        "macro_f1": _rounded(macro_f1(whole)),
-        "macro_f1_interval_by_group": _central(macro_f1(drawn)),
+        "accuracy": rounded(accuracy(whole)),
+        "accuracy_interval": [rounded(end) for end in wilson_interval(int(counts.trace()), len(labels))],
+        "accuracy_interval_by_group": central(accuracy(drawn)),
+        "macro_f1": rounded(macro_f1(whole)),
+        "macro_f1_interval_by_group": central(macro_f1(drawn)),
         **({"confusion": counts.tolist()} if classes <= _READABLE else {}),
     }
 
@@ -142,7 +127,7 @@ def by_class(labels: Sequence[int], predicted: Sequence[int], names: Sequence[st
         ((int(count), i, j) for (i, j), count in np.ndenumerate(wrong) if count), key=lambda pair: (-pair[0], pair[1:])
     )
     return {
-        "classes": {name: {"examples": int(counts[i].sum()), "f1": _rounded(f1[i])} for i, name in enumerate(names)},
+        "classes": {name: {"examples": int(counts[i].sum()), "f1": rounded(f1[i])} for i, name in enumerate(names)},
         "most_confused": [{"is": names[i], "said": names[j], "times": count} for count, i, j in pairs[:_READABLE]],
     }
 
@@ -153,9 +138,9 @@ def difference(
     """Accuracy of `ours` minus `theirs` on the same examples, with the paired bootstrap interval over groups."""
     classes = max(*labels, *ours, *theirs) + 1
     pair = [group_margins(labels, predicted, groups, classes) for predicted in (ours, theirs)]
-    drawn = accuracy(resampled(pair[0])) - accuracy(resampled(pair[1]))  # one seed: the same groups in both
+    drawn = accuracy(drawn_sums(pair[0])) - accuracy(drawn_sums(pair[1]))  # one seed: the same groups in both
     gain = accuracy(pair[0].sum(0)) - accuracy(pair[1].sum(0))
-    return {"accuracy_gain": _rounded(gain), "accuracy_gain_interval_by_group": _central(drawn)}
+    return {"accuracy_gain": rounded(gain), "accuracy_gain_interval_by_group": central(drawn)}
 
 
 def ratio_difference(
@@ -169,12 +154,12 @@ def ratio_difference(
 
     pairs = np.array([ours, sizes, theirs, sizes if their_sizes is None else their_sizes], dtype=np.float64)  # (4, D)
     random = np.random.default_rng(0)
-    drawn = np.empty(_RESAMPLES)
-    for place in range(_RESAMPLES):  # one at a time: a large corpus has many documents
+    drawn = np.empty(RESAMPLES if pairs.shape[1] > 1 else 0)
+    for place in range(len(drawn)):  # one at a time: a large corpus has many documents
         chosen = random.integers(0, pairs.shape[1], pairs.shape[1])
         drawn[place] = _gain(*pairs[:, chosen].sum(1))
-    low, high = _central(drawn)
-    return {"gain": _rounded(_gain(*pairs.sum(1))), "low": low, "high": high}
+    low, high = central(drawn) or (None, None)
+    return {"gain": rounded(_gain(*pairs.sum(1))), "low": low, "high": high}
 
 
 def _gain(ours: float, size: float, theirs: float, their_size: float) -> float:
@@ -223,7 +208,7 @@ def tfidf_predictions(
     best = max(scores, key=lambda c: (scores[c], -c))
     setting: dict[str, Any] = {"terms": features.shape[1], "C": best}
     if validation is not None or _folds(train[1]) > 1:
-        setting |= {how: _rounded(scores[best])}
+        setting |= {how: rounded(scores[best])}
     setting |= {"terms_are": "1 to 3 characters"} if by_character else {}
     setting |= {"terms_in": "one text or more: no two share a term"} if least == 1 else {}
     model = fitted[best] if validation else _logistic_regression(features, train[1], best)
@@ -293,15 +278,3 @@ def baselines(
         "majority": report(labels, majority_predictions(train[1], len(labels)), groups, classes),
         "tfidf_logistic_regression": {**report(labels, predicted, groups, classes), **setting, "predicted": predicted},
     }
-
-
-def _rounded(value: float | np.ndarray) -> float:
-    """Six digits: what is left of the last bits of a sum must not make two equal runs differ."""
-    return round(float(value), 6)
-
-
-def _central(values: np.ndarray) -> list[float]:
-    """The central 95 % of resampled values."""
-    import numpy as np
-
-    return [_rounded(end) for end in np.quantile(values, [0.025, 0.975])]

@@ -8,10 +8,13 @@ their words, are on one side, and are two prompts with answers of their own.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from pipelines.tasks.examples import KEEP_ORDER, SPLITS, Response, normalised
+
+T = TypeVar("T")  # an example
 
 
 def folded(text: str) -> str:
@@ -19,21 +22,26 @@ def folded(text: str) -> str:
     return " ".join(text.lower().split())
 
 
-def on_one_side(splits: Mapping[str, Sequence[Response]]) -> dict[str, list[Response]]:
-    """The examples without those whose prompt's words stand in a prompt of a side further from training."""
+def prompt_words(one: Response) -> str:
+    """What decides the side of a prompt."""
+    return normalised(one.prompt)
+
+
+def on_one_side(splits: Mapping[str, Sequence[T]], words: Callable[[T], str]) -> dict[str, list[T]]:
+    """The examples without those whose `words` are those of an example on a side further from training."""
     side: dict[str, str] = {}
     for name in KEEP_ORDER:
         for one in splits[name]:
-            side.setdefault(normalised(one.prompt), name)
-    return {name: [one for one in splits[name] if side[normalised(one.prompt)] == name] for name in SPLITS}
+            side.setdefault(words(one), name)
+    return {name: [one for one in splits[name] if side[words(one)] == name] for name in SPLITS}
 
 
 def with_references(splits: Mapping[str, Sequence[Response]]) -> dict[str, list[Response]]:
-    """The examples, each with all responses to its prompt as references, on whichever side they are."""
+    """The examples, each with all that is right for its prompt as references, on whichever side it stands."""
     given: dict[str, set[str]] = defaultdict(set)
     for part in splits.values():
         for one in part:
-            given[folded(one.prompt)].add(one.response)
+            given[folded(one.prompt)] |= set(one.references)
     return {
         name: [replace(one, references=sorted(given[folded(one.prompt)])) for one in part]
         for name, part in splits.items()

@@ -19,13 +19,13 @@ from pipelines.tasks.examples import (
     summary,
     without_repeats,
 )
-from pipelines.tasks.prompts import folded, on_one_side, once, with_references
+from pipelines.tasks.prompts import folded, on_one_side, once, prompt_words, with_references
 from pipelines.tasks.user_data import records
 from pipelines.tasks.user_splits import placed
 
 LANGUAGE = ""  # who gives the data knows
 FORM = "response"
-VERSION = 2  # the first took prompts that differ in signs only (C, C++, C#) for one
+VERSION = 3  # the second took what another side says to a prompt for wrong, the first C, C++ and C# for one prompt
 
 
 def prepare(
@@ -56,7 +56,8 @@ def prepare(
     splits = placed(own, read, lambda example: str(example.group), validation, test)
     # Repeats are found by their signs too; of words on two sides `on_one_side` leaves one.
     every, report = without_repeats(splits, lambda example: f"{folded(example.prompt)}\n{folded(example.response)}")
-    sides = with_references(on_one_side(every))
+    # References first: what another file or group says to a prompt is right too.
+    sides = on_one_side(with_references(every), prompt_words)
     unique = sides | {name: once(sides[name]) for name in ("validation", "test")}  # held out, a prompt is asked once
     refuse_empty(unique, files)
     several, one_side, left = (sum(map(len, parts.values())) for parts in (every, sides, unique))

@@ -110,11 +110,12 @@ def _joined_names(reviews: Iterable[Labelled]) -> dict[str, str]:
     for words, names in names_of.items():
         if len(names) > 1 and words.count(" ") >= 3:  # short praise ("nice work") is written of many films
             shared.update((first, second) for first in names for second in names if first < second)
-    joined: dict[str, str] = {}
-    for (first, second), sentences in sorted(shared.items()):
+    films: dict[str, set[str]] = {}  # each name, with all names of its film
+    for (first, second), sentences in shared.items():
         if sentences >= _SAME_FILM:
-            joined[second] = joined.get(first, first)
-    return joined
+            film = films.get(first, {first}) | films.get(second, {second})
+            films |= dict.fromkeys(film, film)
+    return {name: min(film) for name, film in films.items() if name != min(film)}
 
 
 def _without_repeats(examples: Sequence[Labelled]) -> tuple[list[Labelled], int, int]:

@@ -15,7 +15,7 @@ from typing import Any
 from pipelines.contamination import words
 from pipelines.sentences import split
 from pipelines.tasks.examples import Span
-from pipelines.tasks.generation_metrics import difference, exact_match, ratio, token_f1
+from pipelines.tasks.generation_metrics import difference, exact_match, ratio, token_f1, words_by
 
 MEASURED = ("exact_match", "f1")
 BASELINES = ("frequent", "overlap")
@@ -34,8 +34,11 @@ def report(texts: Sequence[str], asked: Sequence[Span]) -> dict[str, Any]:
 
 def scores(texts: Sequence[str], asked: Sequence[Span], metric: str = "f1") -> list[float]:
     """Exact match or F1 of each text against all right answers of its question."""
-    of = exact_match if metric == "exact_match" else token_f1
-    return [of(text, [answer["text"] for answer in one.answers]) for text, one in zip(texts, asked, strict=True)]
+    right = [[answer["text"] for answer in one.answers] for one in asked]
+    if metric == "exact_match":
+        return [exact_match(text, answers) for text, answers in zip(texts, right, strict=True)]
+    words = words_by([one.context for one in asked])
+    return [token_f1(text, answers, words) for text, answers in zip(texts, right, strict=True)]
 
 
 def against(texts: Sequence[str], others: dict[str, list[str]], asked: Sequence[Span]) -> dict[str, Any]:

@@ -28,13 +28,13 @@ from pipelines.tasks.examples import (
     summary,
     without_repeats,
 )
-from pipelines.tasks.prompts import folded
+from pipelines.tasks.prompts import folded, on_one_side
 from pipelines.tasks.user_data import Record, parsed, records
 from pipelines.tasks.user_splits import placed
 
 LANGUAGE = ""  # who gives the data knows
 FORM = "span"
-VERSION = 2  # the first learned contexts of the benchmark, and lost the answers of a question that stands there twice
+VERSION = 3  # the second took questions that differ in signs only for one, the first learned contexts of the benchmark
 
 
 def prepare(
@@ -60,9 +60,12 @@ def prepare(
     splits = _without_contexts_of(held, every)
     rows, left = (sum(map(len, parts.values())) for parts in (every, splits))
     merged, more = _with_all_answers(splits)
-    unique, report = without_repeats(merged, words_of)
+    # Repeats are found by their signs too (1 + 2 and 1 - 2); of words on two sides one side is left.
+    once, report = without_repeats(merged, lambda one: f"{folded(one.question)}\n{normalised(one.context)}")
+    unique = on_one_side(once, words_of)
+    left_out = sum(map(len, once.values())) - sum(map(len, unique.values()))
     refuse_empty(unique, files, f"{rows - left} questions have contexts of the benchmark; " if rows - left else "")
-    report["dropped"] |= {"contexts_of_the_benchmark": rows - left}
+    report["dropped"] |= {"contexts_of_the_benchmark": rows - left, "questions_across_splits": left_out}
     report |= {"merged_as_answers": more, "contexts_across_splits": _contexts_across(unique)}
     report |= {"rows": rows, "splits": {name: summary(unique[name]) for name in SPLITS}}
     return Prepared(unique, report | account, benchmark=held)
@@ -105,7 +108,7 @@ def _contexts_across(splits: Mapping[str, Sequence[Span]]) -> int:
 
 
 def words_of(example: Span) -> str:
-    """What two questions must share to be the same one."""
+    """What decides the side of a question."""
     return f"{normalised(example.question)}\n{normalised(example.context)}"
 
 

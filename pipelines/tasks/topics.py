@@ -1,7 +1,7 @@
 """Topics of newsgroup posts: the 20 Newsgroups in their official split by date, so that figures can be compared.
 
-The one idea: the test split is the published one, whole but for posts that stand in it twice; what stands on both sides is
-dropped from training.
+The one idea: the test split is the published one, whole but for posts that stand in it twice or under two topics; what stands
+on both sides is dropped from training.
 """
 
 from __future__ import annotations
@@ -21,14 +21,19 @@ from pipelines.tasks.examples import (
 )  # fmt: skip
 
 FORM = "classification"
+_USUAL = 0.1  # of a recipe's task.test_fraction
 _HEADER = ("Category\tText", "d\tstring", "class\t")  # an Orange .tab file opens with three rows
 
 
-def prepare(files: Sequence[Path], validation: float = 0.1, test: float = 0.1) -> Prepared:
-    """The posts of 20newsgroups-train.tab and 20newsgroups-test.tab; `test` is not used, the split is the official one.
+def prepare(files: Sequence[Path], validation: float = 0.1, test: float = _USUAL) -> Prepared:
+    """The posts of 20newsgroups-train.tab and 20newsgroups-test.tab; the test split is the official one, whatever its share.
 
-    ValueError names file and line of what is no post.
+    ValueError names file and line of what is no post, or asks not to give `test`.
     """
+    if test != _USUAL:
+        raise ValueError(
+            f"task.test_fraction={test} splits nothing off: the test split of topics is the official one; leave it out"
+        )
     named = {path.stem.rpartition("-")[2]: path for path in files}
     if sorted(named) != ["test", "train"]:
         raise ValueError(

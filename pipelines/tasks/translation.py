@@ -22,10 +22,11 @@ from pipelines.tasks.examples import (
     refuse_empty,
     summary,
 )
-from pipelines.tasks.prompts import on_one_side, once, with_references
+from pipelines.tasks.prompts import on_one_side, once, prompt_words, with_references
 from pipelines.tasks.user_data import records
 
 FORM = "response"
+LANGUAGE = "it"  # unless `language` is another
 VERSION = 2  # the first took lines that differ in signs only (GNU C compiler, GNU C++ compiler) for one
 METRICS = {"bleu": ("copy", "dictionary", "retrieval"), "chrf": ("copy", "dictionary", "retrieval")}
 
@@ -66,7 +67,7 @@ def prepare(
     if not found:
         raise ValueError(f"{files[0]}: no record has a description in {language!r}; choose task.options.language")
     # References first: another side's translation of a line is right too.
-    sides = on_one_side(with_references(divided(found, validation, test)))
+    sides = on_one_side(with_references(divided(found, validation, test)), prompt_words)
     splits = {name: once(part) for name, part in sides.items()}
     refuse_empty(splits, files)
     report = {

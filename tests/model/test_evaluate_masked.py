@@ -62,6 +62,28 @@ def test_every_figure_is_that_of_the_questions_and_the_models_own_answers(
     assert all(value > 0 for value in found.values())
 
 
+@pytest.mark.parametrize("name", ["masked_lm", "next_sentence"])
+def test_nothing_is_asked_twice_where_there_is_less_than_a_batch(pairs: Pairs, name: str, tmp_path: Path) -> None:
+    """Repeats would count as answers of their own, and make the interval of the pairs too narrow."""
+    objective, options = CASES[name]
+    job = pairs.job(f"few-{name}", name)
+    config = ModelConfig.model_validate(job["model"])
+    write_export(tmp_path / "export", config, heads.build(config, seed=6).state_dict(), pairs.tokenizer)
+    durable.write_bytes(tmp_path / "counts", np.ones(config.vocab_size).tobytes())
+    shards = TokenShards.from_manifest(pairs.manifest, pairs.folder)
+    order = Order(evaluate_masked.SEED, 1024, LENGTH)
+    (all_items,) = Pretraining({"": shards}, objective, ObjectiveConfig(), order, pairs.vocabulary).sizes
+    assert 4 < all_items < 1024
+    for most, expected in ((2048, all_items), (4, 4)):
+        found = evaluate_masked.evaluate(
+            job["data"]
+            | {"export": str(tmp_path / "export"), "objective": objective, "options": options, "threads": 1}
+            | {"sequence_length": LENGTH, "counts": str(tmp_path / "counts"), "sequences": most, "batch_size": 1024}
+        )
+        asked = found["pairs"] if name == "next_sentence" else found["masked_tokens"] / (0.15 * LENGTH)
+        assert asked == expected
+
+
 def own_figures(model: Any, batches: list[objectives.Batch], counts: np.ndarray, special: np.ndarray) -> dict[str, Any]:
     """The figures, token by token and pair by pair."""
     shares = (counts + 1) / (counts + 1).sum()  # of all tokens, as the rarity of shared ones is told

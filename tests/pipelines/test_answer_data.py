@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from model import durable
-from pipelines.tasks import generation, messages, responses, translation
+from pipelines.tasks import generation, messages, questions, responses, translation
 from pipelines.tasks.answer_baselines import retrieval
 from pipelines.tasks.examples import SPLITS
 
@@ -38,6 +38,31 @@ def test_prompts_that_differ_in_signs_only_have_their_own_right_answers_on_one_s
     assert [one.references for _, one in found] == [
         ["Dennis Ritchie"], ["B. Stroustrup", "Bjarne Stroustrup"], ["Anders Hejlsberg"]
     ]  # fmt: skip
+
+
+def test_what_another_side_says_to_a_prompt_is_right_too_and_not_learned(tmp_path: Path) -> None:
+    train = [*sums(0, 40), {"prompt": "Capital of France?", "response": "Paris"}]
+    test = jsonl(tmp_path / "test.jsonl", [{"prompt": "capital of  France?", "response": "It is Paris"}])
+    prepared = responses.prepare([jsonl(tmp_path / "train.jsonl", train)], 0.2, 0.0, test_files=[test])
+    (one,) = prepared.splits["test"]
+    assert one.references == ["It is Paris", "Paris"]
+    assert not [one for name in ("train", "validation") for one in prepared.splits[name] if "France" in one.prompt]
+
+
+def test_questions_that_differ_in_signs_are_two_and_a_repeat_gives_its_answers(tmp_path: Path) -> None:
+    rows = [{"question": f"what is twice {n}?", "answers": [str(2 * n)]} for n in range(60)]
+    rows += [
+        {"question": "who made c?", "answers": ["Ritchie"]},
+        {"question": "who made c++?", "answers": ["Stroustrup"]},
+    ]
+    rows += [{"question": "Who made C?", "answers": ["Dennis Ritchie", "Ritchie"]}]
+    prepared = questions.prepare([jsonl(tmp_path / "asked.jsonl", rows)], 0.2, 0.2)
+    found = [(name, one) for name in SPLITS for one in prepared.splits[name] if "made" in one.prompt]
+    assert len({name for name, _ in found}) == 1
+    assert [(one.prompt, one.response, one.references) for _, one in found] == [
+        ("who made c?", "Ritchie", ["Dennis Ritchie", "Ritchie"]), ("who made c++?", "Stroustrup", ["Stroustrup"])
+    ]  # fmt: skip
+    assert prepared.report["dropped"]["repeated_within_split"] == 1
 
 
 def test_responses_that_differ_in_signs_only_are_all_right(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from model import durable
 from model.examples import Examples
 from model.export import write_own
 from model.hf import from_hugging_face
-from pipelines import harness
+from pipelines import harness, inspection
 from pipelines.engine.record import RECORD, Record, to_json
 from pipelines.engine.step import Attempt, Damaged, resolve
 from pipelines.engine.units import UnitFile
@@ -353,6 +353,30 @@ def test_the_package_s_own_entry_replies_to_a_text_and_to_turns(exports: dict[st
     alone, several = entry.predict(None, ["one it is 5", json.dumps(turns)], {"max_new_tokens": 6})
     assert alone and several and "one it is 5" not in alone
     assert entry.predict(None, [json.dumps(turns[:1])], {"max_new_tokens": 6}) == [alone]
+
+
+def test_make_generate_asks_a_model_with_a_chat_template_as_it_learned(
+    packages: dict[str, Path], tmp_path: Path
+) -> None:
+    import mlflow
+
+    prompt = "one it is 5"
+    (reply,) = mlflow.pyfunc.load_model(str(packages["response"])).predict([prompt], params={"max_new_tokens": 8})
+    execution = Execution(registry=str(tmp_path / "registry"))
+    said = inspection.continued(execution, str(packages["response"]), prompt, 8, seed=0, temperature=0.0)
+    assert said == f"{prompt}\n{reply}" and reply
+
+
+def test_mlflow_lets_a_model_say_as_much_as_its_evaluation_did(
+    measured: dict[str, Attempt], packages: dict[str, Path]
+) -> None:
+    import mlflow
+
+    model = mlflow.pyfunc.load_model(str(packages["dialogue"]))
+    samples = durable.read_json(measured["dialogue"].outputs / "samples.json")[:8]
+    (default,) = [one.default for one in model.metadata.signature.params.params if one.name == "max_new_tokens"]
+    assert default == measured["dialogue"].metrics["max_new_tokens"]
+    assert model.predict([json.dumps(one["messages"]) for one in samples]) == [one["model"] for one in samples]
 
 
 def test_a_line_of_several_packages_is_asked_once_with_all_its_translations_and_nearest_to_the_test_side(

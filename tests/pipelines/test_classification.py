@@ -11,9 +11,10 @@ import pytest
 from model import durable
 from model.examples import Examples
 from pipelines import flow, recipes
-from pipelines.config import FinetuneConfig, check_together
+from pipelines.config import FinetuneConfig
 from pipelines.execution import Execution
 from pipelines.forms import classification
+from pipelines.recipe_checks import check_together
 from pipelines.settings import override
 from pipelines.sources import SourceError
 from pipelines.tasks import examples, metrics, sections, sentiment_chinese, topics
@@ -73,6 +74,11 @@ def test_topics_keep_the_official_test_split_and_drop_its_posts_from_training(tm
     assert sorted(example.text for example in prepared.splits["test"]) == ["another one", "post 3 on sci.med again"]
     assert len(prepared.splits["train"]) + len(prepared.splits["validation"]) == 59
     assert prepared.report["dropped"]["repeated_across_splits"] == 1 and prepared.labels == ("sci.med", "sci.space")
+
+
+def test_a_share_of_the_official_test_split_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"task.test_fraction=0.3 splits nothing off: .*official"):
+        topics.prepare(newsgroups(tmp_path, ["sci.med\tone"]), validation=0.2, test=0.3)
 
 
 def test_a_line_that_is_no_post_is_named(tmp_path: Path) -> None:
@@ -219,7 +225,9 @@ def test_what_is_not_set_enters_no_fingerprint_and_what_is_set_does() -> None:
         for step in flow.build(default.model_copy(update={"finetune": finetune}), lambda source: [])
     }
     assert changed["finetune"]["train"]["class_weights"] == "balanced"
-    assert changed["evaluate-task"] == {"kind": "classification", "version": 2, "window": 128, "stride": 64}
+    assert changed["evaluate-task"] == {
+        "kind": "classification", "version": 2, "window": 128, "stride": 64, "plain": True,
+    }  # fmt: skip
 
 
 def test_a_new_version_of_a_tasks_or_forms_code_is_in_its_own_steps_only_and_the_first_in_none(
@@ -328,7 +336,7 @@ def test_a_classifier_is_measured_in_its_windows_beside_a_baseline_of_the_traini
     monkeypatch.setattr(classification, "compute", said_by({"own": [0, 1] * 4}, asked))
     inputs = classes(tmp_path)
     reports = []
-    for config in ({}, {"cross_validation": True, "window": 64, "stride": 32}):
+    for config in ({}, {"cross_validation": True, "window": 64, "stride": 32, "plain": True}):
         made = attempt(tmp_path, config, inputs=inputs)
         figures = classification.evaluate(made)
         assert (figures["accuracy"], figures["tfidf_accuracy"]) == (1.0, 0.0), (
@@ -338,7 +346,9 @@ def test_a_classifier_is_measured_in_its_windows_beside_a_baseline_of_the_traini
     assert all(one["against_tfidf"]["accuracy_gain"] == 1.0 for one in reports)
     simple = [one["tfidf_logistic_regression"] for one in reports]
     assert "validation_accuracy" in simple[0] and "cross_validation_accuracy" in simple[1]
-    assert [(job.get("max_length"), job.get("stride")) for job in asked] == [(None, None), (64, 32)]
+    assert [(job.get("max_length"), job.get("stride")) for job in asked] == [(None, None), (64, 32), (None, None)]
+    assert "plain" not in reports[0] and reports[1]["plain"] == reports[1]["model"]
+    assert (figures["plain_accuracy"], figures["plain_truncated"]) == (1.0, 0)
 
 
 def test_a_challenger_gains_what_it_is_right_about_and_a_champions_labels_are_known_by_their_names(

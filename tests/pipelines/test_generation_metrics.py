@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.tasks import answer_baselines, generation_metrics
+from pipelines.tasks import answer_baselines, generation_metrics, intervals
 from pipelines.tasks.ngram import NGrams
 
 WORDS = [
@@ -114,7 +114,7 @@ def test_differences_are_paired_by_the_groups_that_are_drawn() -> None:
         assert one["difference"] == pytest.approx(reports[""][metric] - reports["worse"][metric], abs=1e-5)
         low, high = reports[""][f"{metric}_interval_by_group"]
         assert one["high"] - one["low"] < high - low
-    first = generation_metrics.draws(len(set(groups)))[0]
+    first = intervals.drawn_sums(np.eye(len(set(groups))))[0]  # how often each group is drawn
     places = [place for place, group in enumerate(groups) for _ in range(int(first[sorted(set(groups)).index(group)]))]
     columns: Any = [
         [row[i] if i < len(row) else None for row in (references[place] for place in places)] for i in range(2)
@@ -144,11 +144,46 @@ def test_exact_match_and_f1_are_those_of_the_official_script(
 
 
 def test_distinct_counts_different_n_grams_and_repetition_those_that_come_again() -> None:
-    assert generation_metrics.distinct(["a b a", "b"], 1) == 2 / 4
-    assert generation_metrics.distinct(["a b a b"], 2) == 2 / 3
-    assert generation_metrics.distinct(["a"], 2) == 0
-    assert generation_metrics.repeated("a b c d a b c d a") == (2, 6)
-    assert generation_metrics.repeated("a b") == (0, 0)
+    assert generation_metrics.distinct([["a", "b", "a"], ["b"]], 1) == 2 / 4
+    assert generation_metrics.distinct([["a", "b", "a", "b"]], 2) == 2 / 3
+    assert generation_metrics.distinct([["a"]], 2) == 0
+    assert generation_metrics.repeated(["a", "b", "c", "d", "a", "b", "c", "d", "a"]) == (2, 6)
+    assert generation_metrics.repeated(["a", "b"]) == (0, 0)
+
+
+def test_who_says_less_is_not_more_varied_for_it() -> None:
+    long = ["a b c d a b c d", "e f e f"]
+    said = {"": long, "brief": ["a b c d", "e f"], "same": long}
+    found = generation_metrics.diversity(said, str.split)
+    assert found == {name: {"distinct_1": 1.0, "distinct_2": 1.0} for name in said}, "each cut to four and two words"
+    alone = generation_metrics.diversity({"": long}, str.split)[""]
+    assert alone == {"distinct_1": 0.5, "distinct_2": round(6 / 10, 6)}
+    silent = generation_metrics.diversity({"": ["a a", "b"], "brief": ["", "b"]}, str.split)
+    assert silent[""] == silent["brief"] == {"distinct_1": 1.0, "distinct_2": 0.0}
+
+
+def test_characters_are_words_where_no_spaces_part_them() -> None:
+    right = ["我很高兴见到你", "今天天气很好"]
+    words = generation_metrics.words_by(right)
+    assert words("我 很") == ["我", "很"] and generation_metrics.words_by(["I am glad"]) is str.split
+    looping = generation_metrics.report(["我很高兴" * 12, "好"], [[one] for one in right], ["a", "b"])
+    assert looping["repetition"] > 0.9 and looping["words"] == (48 + 1) / 2
+    near = generation_metrics.report(["我很高兴见到你", "今天气很好"], [[one] for one in right], ["a", "b"])
+    assert near["f1"] == pytest.approx((1 + 2 * 5 / 11) / 2, abs=1e-6)
+    assert near["bleu"] > 50 and "tok:char" in near["bleu_signature"]
+
+
+def test_of_one_group_there_is_no_interval() -> None:
+    one = generation_metrics.ratio("f1", [1, 0, 1], [1, 1, 1], ["a", "a", "a"])
+    assert one == {"f1": 0.666667, "f1_interval_by_group": None}
+    assert generation_metrics.difference([1, 0], [0, 0], ["a", "a"]) == {"gain": 0.5, "low": None, "high": None}
+    two = generation_metrics.ratio("f1", [1, 0, 1], [1, 1, 1], ["a", "b", "b"])
+    assert two["f1_interval_by_group"] == [0.5, 1.0]
+    drawn: dict[str, generation_metrics.Drawn] = {"": {}, "copy": {}}
+    reports = {name: generation_metrics.ratio("f1", [1], [1], ["a"], drawn=drawn[name]) for name in drawn}
+    assert generation_metrics.against(reports, drawn) == {
+        "copy": {"f1": {"difference": 0.0, "low": None, "high": None}}
+    }
 
 
 def test_perplexity_is_a_token_and_bits_are_a_byte() -> None:

@@ -219,10 +219,10 @@ def test_a_reply_of_reserved_tokens_alone_is_refused_where_it_would_be_learned_a
     ("name", "config"),
     [
         ("default", {"kind": "classification", "version": 2}),
-        ("cloze", {"kind": "span", "window": 192, "stride": 96}),
-        ("translation", {"kind": "response", "version": 3}),
-        ("dialogue", {"kind": "dialogue", "version": 3}),
-        ("generation", {"kind": "text", "version": 3}),
+        ("cloze", {"kind": "span", "window": 192, "stride": 96, "plain": True}),
+        ("translation", {"kind": "response", "version": 4}),
+        ("dialogue", {"kind": "dialogue", "version": 4}),
+        ("generation", {"kind": "text", "version": 4}),
     ],
 )
 def test_what_a_form_measures_has_a_version_of_its_own_which_no_other_step_knows(

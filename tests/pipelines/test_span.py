@@ -272,6 +272,22 @@ def test_a_question_of_more_than_half_a_window_is_cut_and_counted(prepared: dict
     assert counts["questions_cut"] == 1
 
 
+def test_questions_need_no_mask_token(prepared: dict[str, Path], tmp_path: Path) -> None:
+    """What stands around a text is what tokenizer_config.json says, as evaluation reads it."""
+    folder, train = word_tokenizer(tmp_path / "plain"), prepared["examples"] / "train.jsonl"
+    before = span.encode(train, folder, SETTINGS, tmp_path / "a.arrow")
+    state = (folder / "tokenizer.json").read_text().replace("[MASK]", "mask").replace("[CLS]", "<s>")
+    durable.write_bytes(folder / "tokenizer.json", state.encode())
+    settings = durable.read_json(folder / "tokenizer_config.json")
+    settings.pop("mask_token")
+    with pytest.raises(ValueError, match=r"tokenizer.json has no token \[CLS\]; use a tokenizer that has \[CLS\] and"):
+        span.encode(train, folder, SETTINGS, tmp_path / "b.arrow")
+    durable.write_json(folder / "tokenizer_config.json", settings | {"cls_token": {"content": "<s>"}})
+    assert span.encode(train, folder, SETTINGS, tmp_path / "b.arrow") == before
+    rows = [Examples(tmp_path / f"{name}.arrow") for name in "ab"]
+    assert all(rows[0].tokens(place).tolist() == rows[1].tokens(place).tolist() for place in range(len(rows[0])))
+
+
 @pytest.fixture(scope="module")
 def trained(prepared: dict[str, Path]) -> Path:
     """A small BERT that learned to find the answers: the outputs of its training, `export` among them."""
@@ -312,12 +328,15 @@ def test_what_learned_to_find_answers_beats_the_baselines_on_both_sets(
     prepared: dict[str, Path], trained: Path, ray_apart: None
 ) -> None:
     inputs = {"export": trained} | dict.fromkeys((*SPLITS, "benchmark"), prepared["examples"])
-    config = {"kind": "span", "window": 32, "stride": 8}
+    config = {"kind": "span", "window": 32, "stride": 8, "plain": True}
     made = attempt(prepared["root"], config, inputs)
     metrics = evaluate.run(made)
     for suffix in ("", "_benchmark"):
         assert metrics[f"f1{suffix}"] > metrics[f"overlap_f1{suffix}"] and metrics[f"windowed{suffix}"] > 0
+        assert metrics[f"plain_f1{suffix}"] > metrics[f"overlap_f1{suffix}"]
         assert metrics[f"f1{suffix}_low"] <= metrics[f"f1{suffix}"] <= metrics[f"f1{suffix}_high"]
+    windows, plain = made.outputs / "predictions.jsonl", made.scratch / "test_plain.jsonl"
+    assert windows.read_text() != plain.read_text(), "in one piece stretches have other scores"
     assert metrics["examples_benchmark"] == 24
     said = list(span.told(metrics))
     assert len(said) == 6 and "never trained on" in said[3]
@@ -413,3 +432,29 @@ def test_a_corpus_is_cleaned_of_all_that_is_held_out_the_benchmark_too() -> None
     assert set(made["shard"].inputs) == {"validation", "test", "benchmark"}
     plain = {step.name: step for step in flow.build(recipes.load("tiny"), lambda source: [])}
     assert set(plain["shard"].inputs) == {"validation", "test"}
+
+
+def test_the_probability_of_a_stretch_in_several_windows_is_that_of_all_its_places(trained: Path) -> None:
+    import importlib
+    from types import SimpleNamespace
+
+    entry: Any = importlib.import_module("pipelines.pyfunc_entry").Export()
+    entry.load_context(SimpleNamespace(artifacts={"export": str(trained / "export")}))
+    entry.longest = 32
+    words = [f"w{number}" for number in range(60)]
+    word = entry.tokenizer("Ada", add_special_tokens=False)["input_ids"][-1]
+
+    def stub(input_ids: Any, **_: Any) -> Any:
+        found = 20.0 * (input_ids == word)
+        return SimpleNamespace(start_logits=found, end_logits=found)
+
+    entry.model = stub
+    said = []
+    for place in range(0, 60, 3):
+        context = " ".join([*words[:place], "Ada", *words[place:]])
+        (row,) = entry.predict(None, [json.dumps({"question": "who?", "context": context})]).itertuples(index=False)
+        assert context[row.start : row.start + len(row.answer)] == row.answer
+        said.append(row.score)
+    assert min(said) > 0.99, "in one window or in two"
+    with pytest.raises(ValueError, match="has an empty context"):
+        entry.predict(None, [json.dumps({"question": "who?", "context": " "})])

@@ -84,11 +84,20 @@ def test_all_answers_of_a_question_count_that_stands_there_twice(tmp_path: Path)
     prepared = spans.prepare([train], 0.2, 0.0, test_files=[jsonl(tmp_path / "test.jsonl", again)])
     first = prepared.splits["test"][0]
     assert [answer["text"] for answer in first.answers] == ["mason 50", "mason"]
-    assert [len(one.answers) for one in prepared.splits["test"]] == [2, 1], (
-        "the same words with other signs are no merger"
-    )
+    assert [one.question for one in prepared.splits["test"]] == ["Who built it?", "Who built C?", "Who built C++?"]
+    assert [len(one.answers) for one in prepared.splits["test"]] == [2, 1, 1], "with other signs it is another question"
     assert prepared.report["merged_as_answers"] == 1
-    assert prepared.report["dropped"]["repeated_within_split"] == 3
+    assert prepared.report["dropped"]["repeated_within_split"] == 2
+
+
+def test_a_question_with_the_words_of_one_of_the_test_side_is_not_learned(tmp_path: Path) -> None:
+    train = jsonl(tmp_path / "train.jsonl", [*(asked(number) for number in range(20)), asked(50, "Who built C?")])
+    prepared = spans.prepare(
+        [train], 0.2, 0.0, test_files=[jsonl(tmp_path / "test.jsonl", [asked(50, "Who built C++?")])]
+    )
+    assert context(50) not in {one.context for name in ("train", "validation") for one in prepared.splits[name]}
+    assert [one.question for one in prepared.splits["test"]] == ["Who built C++?"]
+    assert prepared.report["dropped"]["questions_across_splits"] == 1
 
 
 def test_a_context_that_stands_under_several_titles_on_two_sides_is_counted(tmp_path: Path) -> None:

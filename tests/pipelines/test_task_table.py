@@ -83,6 +83,8 @@ def test_what_only_some_were_asked_for_says_how_many() -> None:
         ("cloze", "f1", "overlap", {"against": {"overlap": {"low": -0.1, "high": 0.1}}}),
         ("cloze", "f1_benchmark", "overlap", {"benchmark": {"against": {"overlap": {"low": -0.1, "high": 0.1}}}}),
         ("sentiment", "accuracy", "tfidf", {"against_tfidf": {"accuracy_gain_interval_by_group": [-0.1, 0.1]}}),
+        ("sentiment", "accuracy", "tfidf", {"against_tfidf": {"accuracy_gain_interval_by_group": None}}),
+        ("cloze", "f1", "overlap", {"against": {"overlap": {"low": None, "high": None}}}),
     ],
 )
 def test_a_baseline_that_is_within_noise_is_marked_whether_it_is_beaten_or_not(

@@ -14,6 +14,7 @@ import pytest
 
 from model import durable
 from pipelines import contamination
+from pipelines.forms import classification
 from pipelines.tasks import examples, language_modelling, metrics, sentiment
 
 FILMS = [f"film_{number}" for number in range(60)]
@@ -67,6 +68,16 @@ def test_a_film_under_two_names_stays_on_one_side(tmp_path: Path) -> None:
     prepared = sentiment.prepare([write_reviews(tmp_path, [*invented_rows(), *twins])])
     assert prepared.report["names_of_one_film"] == {FILMS[3]: "alias_of_" + FILMS[3]}
     assert prepared.report["dropped"]["repeated_within_film"] == len(twins)
+
+
+def test_a_film_under_three_names_stays_on_one_side_whichever_pair_shares_sentences(tmp_path: Path) -> None:
+    def rows(*films: str) -> list[tuple[str, str, str]]:
+        said = [f"a long sentence number {n} of {films[0]}" for n in range(6)]
+        return [("fresh", text, film) for film in films for text in said]
+
+    reviews = [*invented_rows(), *rows("alpha", "zeta"), *rows("beta", "zeta")]
+    prepared = sentiment.prepare([write_reviews(tmp_path, reviews)])
+    assert prepared.report["names_of_one_film"] == {"beta": "alpha", "zeta": "alpha"}
 
 
 def test_a_sentence_of_several_films_is_kept_nearest_to_the_test_split(tmp_path: Path) -> None:
@@ -204,6 +215,19 @@ def test_the_interval_widens_when_a_film_succeeds_or_fails_as_a_whole() -> None:
     by_example, by_group = report["accuracy_interval"], report["accuracy_interval_by_group"]
     assert by_group[1] - by_group[0] > 2 * (by_example[1] - by_example[0])
     assert metrics.report(labels, whole, groups, classes=2) == report
+
+
+def test_of_one_film_there_is_no_interval() -> None:
+    labels, predicted, groups = [0, 1, 0, 1, 1], [0, 1, 1, 1, 0], ["a"] * 5
+    report = metrics.report(labels, predicted, groups, classes=2)
+    assert report["accuracy"] == 0.6 and report["accuracy_interval"][0] < 0.3
+    assert report["accuracy_interval_by_group"] is report["macro_f1_interval_by_group"] is None
+    assert metrics.difference(labels, predicted, labels, groups)["accuracy_gain_interval_by_group"] is None
+    assert metrics.ratio_difference([3.0], [2.0], [1.0]) == {"gain": 1.0, "low": None, "high": None}
+    assert "of one group" in "".join(classification.told(
+        {"accuracy": 0.6, "macro_f1": 0.6, "examples": 5}
+        | {f"{name}_{figure}": 0.5 for name in ("majority", "tfidf") for figure in ("accuracy", "macro_f1")}
+    ))  # fmt: skip
 
 
 def test_difference_of_a_model_with_itself_is_nothing() -> None:

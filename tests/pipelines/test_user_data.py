@@ -287,6 +287,10 @@ def test_repeated_and_contradicting_texts_are_dropped_and_counted(tmp_path: Path
     [
         ({"name": "labelled", "prompt_column": "q"}, "task labelled has no prompt_column: it takes text_column"),
         ({"name": "sentiment", "test_source": Source(path="x")}, "task sentiment has no test_source: it takes none"),
+        (
+            {"name": "labelled", "test_source": Source(path="x"), "test_fraction": 0.2},
+            "task.test_fraction=0.2 splits nothing off: task.test_source is the test split",
+        ),
         ({"name": "labelled", "options": {"colour": 1}}, "task labelled has no option 'colour'"),
         ({"name": "haiku"}, "no task is called 'haiku'; there are .*labelled, messages, .*responses, .*sentiment"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,18 @@ def test_a_held_out_class_that_training_lost_by_the_cut_is_refused() -> None:
         "task.max_examples, or leave it out"
     )
     assert cut(30).report["labels_not_in"] == {"train": [], "validation": [], "test": []}
+
+
+def test_a_cut_that_leaves_one_class_is_refused() -> None:
+    labels = ("a", "b")
+    rare = [examples.Labelled(f"{n:03}", f"text {n}", int(n == 29), f"{n}") for n in range(30)]
+    splits = dict.fromkeys(("train", "validation", "test"), rare[:])
+    with pytest.raises(ValueError, match=r"max_examples=10 leaves examples of one class in the train split \('a'\)"):
+        examples.cut(examples.Prepared(splits, {}, labels), 10)
+    several = [replace(one, label=n % 2) for n, one in enumerate(rare)]
+    with pytest.raises(ValueError, match=r"max_examples=10 leaves examples of one class in the test split \('a'\)"):
+        examples.cut(examples.Prepared(splits | {"train": several, "validation": several}, {}, labels), 10)
+    assert examples.cut(examples.Prepared(splits, {}, labels), 30).report["over_max_examples"]["train"] == 0
 
 
 def test_the_report_of_a_benchmark_that_is_cut_counts_what_is_left_and_the_stage_cuts(tmp_path: Path) -> None:
