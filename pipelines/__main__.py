@@ -28,7 +28,7 @@ from pipelines import (
     tasks_commands,
     upkeep_commands,
 )
-from pipelines.config import ConfigError, check_together
+from pipelines.config import ConfigError
 from pipelines.errors import DAMAGED, INTERRUPTED, exit_code, told
 from pipelines.options import (
     AsJson,
@@ -43,6 +43,7 @@ from pipelines.options import (
     out,
     pairs,
 )
+from pipelines.recipe_checks import check_together
 from pipelines.results import Given
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)

@@ -81,6 +81,20 @@ def length_misfits(length: int, shape: ModelShape, said: str) -> Iterator[str]:
         yield f"sequence_length={length} is longer than {said}n_positions={shape.n_positions}"
 
 
+def untrained_misfits(length: int, shape: ModelShape) -> Iterator[str]:
+    """Why a model of ours cannot be pre-trained on sequences that are shorter than it has learned positions.
+
+    A causal one is measured, registered and asked on all of them. A BERT is measured on sequences of `length`, and other
+    people's models have learned theirs before.
+    """
+    if shape.family == "gpt2" and length < shape.n_positions:
+        yield (
+            f"sequence_length={length} leaves the later ones of model.n_positions={shape.n_positions} as they were drawn, and "
+            "the model is measured and used on all of them; make both equal, or choose model.family=llama, whose positions "
+            "are not learned"
+        )
+
+
 def option_misfits(
     finetune: FinetuneConfig, form: str, shape: ModelShape | None, said: str = "model."
 ) -> Iterator[str]:

@@ -6,15 +6,12 @@ the rest.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_serializer, model_validator
 
 from model.config import Config, ModelShape
-from model.train_config import accumulation_steps
 from pipelines import capabilities, pretrain_config
-from pipelines.execution import Execution
 from pipelines.finetune_config import FinetuneConfig as FinetuneConfig
 from pipelines.labels_config import FewLabels
 from pipelines.pretrain_config import PretrainConfig as PretrainConfig
@@ -153,6 +150,9 @@ class Recipe(Config):
             return self
         for misfit in capabilities.length_misfits(self.pretrain.sequence_length, shape, said) if self.pretrain else ():
             raise ValueError(f"pretrain.{misfit}")
+        if self.pretrain and self.model:
+            for misfit in capabilities.untrained_misfits(self.pretrain.sequence_length, self.model):
+                raise ValueError(f"pretrain.{misfit}")
         continues = self.pretrain and "causal_lm" in pretrain_config.OBJECTIVES[shape.family]
         if continues and self.evaluate.continuation_tokens >= shape.n_positions:
             raise ValueError(
@@ -251,42 +251,3 @@ class Recipe(Config):
 
 class ConfigError(ValueError):
     """A recipe, an override or a file that cannot be used; the message says which field, what was seen, what to do."""
-
-
-def check_together(recipe: Recipe, execution: Execution) -> None:
-    """ConfigError if a sample is unknown, a pinned tokenizer that is here lacks a token that the model needs, or a batch
-    cannot be sliced over the execution's ranks and micro-batches."""
-    from pipelines import samples
-
-    labelled = recipe.task.sources.values() if recipe.task else ()
-    unlabelled = (source for part in (recipe.shard, recipe.tokenizer) if part for source in part.sources)
-    for source in (*unlabelled, *labelled):
-        if source.sample and source.sample not in samples.SAMPLES:
-            raise ConfigError(f"no sample is called {source.sample!r}; there are {', '.join(sorted(samples.SAMPLES))}")
-    _check_pinned(recipe)
-    parts = {"pretrain": recipe.pretrain, "finetune": recipe.finetune}
-    for start in recipe.few_labels.starts if recipe.few_labels else ():
-        parts[f"few_labels.starts {start.name}: finetune"] = start.finetune
-    for name, part in parts.items():
-        try:
-            if part is not None:
-                accumulation_steps(part.global_batch_size, execution.ranks, execution.micro_batch_size)
-        except ValueError as error:
-            raise ConfigError(
-                f"{name}: {error} (execution.ranks={execution.ranks}, execution.micro_batch_size={execution.micro_batch_size})"
-            ) from None
-
-
-def _check_pinned(recipe: Recipe) -> None:
-    """ConfigError unless a BERT's pinned tokenizer, if it is here already, has the special tokens that BERT learns with."""
-    if not (recipe.tokenizer and recipe.tokenizer.pinned and recipe.model and recipe.model.family == "bert"):
-        return
-    from model import vocabulary
-
-    folder = Path(recipe.tokenizer.pinned).expanduser().absolute()
-    if not (folder / "tokenizer.json").is_file():  # the step train_tokenizer says so, when its turn comes
-        return
-    try:
-        vocabulary.load(folder)
-    except (ValueError, KeyError) as error:  # a KeyError: JSON, but no tokenizer
-        raise ConfigError(f"tokenizer.pinned: {error}") from error

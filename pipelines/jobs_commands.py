@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipelines import submission
-from pipelines.config import ConfigError, check_together
+from pipelines.config import ConfigError
 from pipelines.errors import StepInterrupted
 from pipelines.options import AsJson, RecipeName, Settings, Until, Wait, WorkDir, configured, out, pairs
+from pipelines.recipe_checks import check_together
 from pipelines.results import Given
 from pipelines.site_commands import SiteFolder
 

@@ -41,6 +41,12 @@ class FewLabels(Config):
                 raise ValueError(f"few_labels.{what} has one twice: {', '.join(map(str, given))}")
         if min(self.labels, default=2) < 2:
             raise ValueError(f"few_labels.labels={min(self.labels)}: a class needs an example, give 2 labels and more")
+        for start in self.starts:
+            if start.draws and start.draws > self.draws:
+                raise ValueError(
+                    f"few_labels.starts: {start.name!r} has draws={start.draws}, more than few_labels.draws={self.draws}, which is how "
+                    "many there are; raise that one"
+                )
         return self
 
     def tuned(self, config: FinetuneConfig, labels: int | None, seed: int) -> FinetuneConfig:

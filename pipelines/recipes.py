@@ -168,7 +168,6 @@ def bert_tiny() -> Recipe:
             "pretrain": whole.pretrain.model_copy(
                 update={"max_steps": 30, "global_batch_size": 16, "sequence_length": 64, "warmup_steps": 5}
             ),
-            "evaluate": EvaluateConfig(continuation_tokens=16),
             "register_as": RegisterConfig(base="bert-tiny", base_gates=(Gate(metric="masked_accuracy", minimum=0.0),)),
         }
     )

@@ -17,7 +17,7 @@ from typing import Any
 
 from model import durable
 from pipelines import champions, frozen, slots
-from pipelines.config import ConfigError, Recipe, check_together
+from pipelines.config import ConfigError, Recipe
 from pipelines.engine import owning
 from pipelines.engine.digests import Digests
 from pipelines.engine.lease import Owner
@@ -25,6 +25,7 @@ from pipelines.engine.record import Record
 from pipelines.errors import GivenUp, StepInterrupted
 from pipelines.execution import Execution
 from pipelines.frozen import Frozen
+from pipelines.recipe_checks import check_together
 from pipelines.run import Workspace, settings
 from pipelines.slots import Slot, Try
 from pipelines.sources import SourceError

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import flow
-from pipelines.config import ConfigError, Recipe, Source, check_together
+from pipelines.config import ConfigError, Recipe, Source
 from pipelines.engine import owning, using
 from pipelines.engine import plan as planning
 from pipelines.engine import step as engine
@@ -23,6 +23,7 @@ from pipelines.engine.record import RECORD, Record
 from pipelines.engine.step import Attempt, Planned, Step, Watch
 from pipelines.execution import Execution, cores, gpus
 from pipelines.pretrained import Pretrained
+from pipelines.recipe_checks import check_together
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,16 @@ class TaskConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _split_once(self) -> TaskConfig:
+        for name in ("validation", "test"):
+            usual, given = type(self).model_fields[f"{name}_fraction"].default, getattr(self, f"{name}_fraction")
+            if getattr(self, f"{name}_source") and given != usual:
+                raise ValueError(
+                    f"task.{name}_fraction={given} splits nothing off: task.{name}_source is the {name} split; leave one out"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _known_to_the_task(self) -> TaskConfig:
         from pipelines.tasks import task
 

@@ -229,6 +229,15 @@ def test_a_bert_that_continues_nothing_may_be_shorter_than_a_continuation() -> N
         changed("default", short | {"finetune.sequence_length": "48"})
 
 
+def test_sequences_may_be_shorter_than_positions_that_are_not_learned_or_were_by_others(tmp_path: Path) -> None:
+    """And than a BERT's, which is measured on sequences as long as those it learned from."""
+    durable.write_json(tmp_path / "config.json", SIZES | FOLDERS["gpt2"])
+    others = BEGINS_WITH | {"pretrained": json.dumps({"path": str(tmp_path)}), "finetune.sequence_length": "32"}
+    for recipe, more in (("tiny", others), ("tiny", {"model.family": "llama"}), ("bert_tiny", {})):
+        short = {"pretrain.sequence_length": "32"}
+        assert changed(recipe, short | {"evaluate.continuation_tokens": "16"} | more).pretrain
+
+
 def test_options_that_apply_are_taken() -> None:
     assert changed("default", {"finetune.tune": "last_layers", "finetune.last_layers": "2"}).finetune
     assert changed("questions", {"finetune.tune": "head", "model.tie_word_embeddings": "false"}).finetune

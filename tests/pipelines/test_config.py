@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from pipelines import recipes
-from pipelines.config import ConfigError, Recipe, Source, check_together
+from pipelines.config import ConfigError, Recipe, Source
 from pipelines.execution import Execution, gpus
+from pipelines.recipe_checks import check_together
 from pipelines.settings import override
 
 
@@ -47,6 +48,11 @@ def _models(annotation: object) -> list[type]:
         ("model.n_head", "7", "n_head=7 does not divide n_embd"),
         ("pretrain.warmup_steps", "100000", "warmup_steps=100000 is more than max_steps"),
         ("pretrain.sequence_length", "4096", "pretrain.sequence_length=4096 is longer than model.n_positions"),
+        (
+            "pretrain.sequence_length",
+            "64",
+            "pretrain.sequence_length=64 leaves the later ones of model.n_positions=128",
+        ),
         ("finetune.init", "gpt3", r"finetune.init: .*'base' or 'random'.*seen: 'gpt3'"),
         ("shard.heldout_fraction", "1.5", r"shard.heldout_fraction: .*less than 1"),
         ("task", "none", "task and finetune belong together"),
@@ -82,6 +88,29 @@ def test_a_batch_that_does_not_divide_over_the_ranks_is_refused_early() -> None:
         ConfigError, match=r"pretrain: global_batch_size=16 does not divide over 3 ranks.*execution.ranks=3"
     ):
         check_together(recipes.tiny(), Execution(ranks=3))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "said"),
+    [
+        ("tiny", {"vocab_size": 999}, "tokenizer.vocab_size=999 is of a tokenizer that is trained here, and the pinned one"),
+        ("tiny", {"min_frequency": 7}, "tokenizer.min_frequency=7 "),
+        ("tiny", {"max_bytes": 4096}, "tokenizer.max_bytes=4096 "),
+        ("bert_tiny", {"special_tokens": "bert"}, r'special_tokens=bert .* leave it out .*tokenizer=\{"pinned":'),
+        ("bert_tiny", {"continuations": 5}, "evaluate.continuations=5: a model that learns .*'masked_lm_next_sentence' conti"),
+        ("bert_tiny", {"continuation_tokens": 9}, "evaluate.continuation_tokens=9: .* leave it out"),
+    ],
+)  # fmt: skip
+def test_an_option_that_would_do_nothing_is_refused(recipe: str, settings: dict[str, object], said: str) -> None:
+    import json
+
+    of = "evaluate" if "continu" in next(iter(settings)) else "tokenizer"
+    given: dict[str, dict[str, object]] = {"evaluate": {}, "tokenizer": {"pinned": "/gone", "digest": "0" * 64}}
+    read = {name: json.dumps(value | (settings if name == of else {})) for name, value in given.items()}
+    with pytest.raises(ConfigError, match=said):
+        check_together(override(recipes.load(recipe), read), Execution())
+    plain = {name: json.dumps(value) for name, value in given.items()}
+    check_together(override(recipes.load(recipe), plain), Execution())
 
 
 def test_an_unknown_sample_is_named_with_those_there_are() -> None:

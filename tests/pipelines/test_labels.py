@@ -13,10 +13,11 @@ from pydantic import ValidationError
 
 from model.tuning_config import EarlyStopping
 from pipelines import challenge, flow, recipes
-from pipelines.config import ConfigError, Recipe, check_together
+from pipelines.config import ConfigError, Recipe
 from pipelines.execution import Execution
 from pipelines.labels_config import FewLabels, Start
 from pipelines.pretrained import Pretrained
+from pipelines.recipe_checks import check_together
 from pipelines.settings import override
 from pipelines.stages import few_examples, labels
 
@@ -166,6 +167,7 @@ def test_what_is_measured_has_no_model_to_retrain() -> None:
         ({"starts": (Start(name="a"), Start(name="a"))}, "starts has one twice: a, a"),
         ({"labels": (100, 100)}, "labels has one twice"),
         ({"labels": (1,)}, "give 2 labels and more"),
+        ({"starts": (Start(name="a", draws=5),)}, "'a' has draws=5, more than few_labels.draws=3"),
     ],
 )
 def test_a_measurement_that_makes_no_sense_is_refused(change: dict[str, object], told: str) -> None:
