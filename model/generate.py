@@ -110,11 +110,13 @@ def _texts(job: dict[str, Any], model: PreTrainedModel, tokenizer: Any, prompts:
 
 
 def generate(job: dict[str, Any]) -> list[str]:
-    """The continuation of each prompt, without the prompt and without EOT. An empty prompt starts a document."""
+    """The continuation of each prompt, a text or a list of tokens, without the prompt and without EOT. An empty text starts a
+    document."""
     torch.set_num_threads(job["threads"])
     export = Path(job["export"])
     model, tokenizer = load_export(export, job.get("device", "cpu")), load_tokenizer(export)
-    return _texts(job, model, tokenizer, encode(tokenizer, job["prompts"]))
+    rows = [one if isinstance(one, list) else encode(tokenizer, [one])[0] for one in job["prompts"]]
+    return _texts(job, model, tokenizer, rows)
 
 
 def answer(job: dict[str, Any]) -> dict[str, Any]:

@@ -37,9 +37,14 @@ class Made:
         """A step whose output `name` is as it was made. ConfigError if the step is not finished here; Damaged."""
         folder = self.folders.get(step)
         record = records.read(folder) if folder else None
-        if folder is None or record is None:
+        if folder is None:
             raise ConfigError(
-                f"{self.whose} is measured on data of {folder.name if folder else step}, which is not made in {self.root}; "
+                f"{self.whose} has no step {step} that is done in {self.root}; next: make run, or where its recipe has no such "
+                "step (one that begins with a model of others reads no corpus) say whose data to take (RECIPE=...)"
+            )
+        if record is None:
+            raise ConfigError(
+                f"{self.whose} is measured on data of {folder.name}, which is not made in {self.root}; "
                 "next: make run, or say where they are (WORK=...) or whose data to take instead (RECIPE=...)"
             )
         for output in record.outputs:

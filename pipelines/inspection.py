@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from model import durable
+from pipelines import chat, tokenizer_files
 from pipelines import run as runs
-from pipelines import tokenizer_files
 from pipelines.config import ConfigError
 from pipelines.engine.step import Planned, resolve
 from pipelines.execution import Execution, cores
@@ -155,14 +155,18 @@ def _data_job(step_name: str, planned: dict[str, Planned], workspace: Workspace,
 
 
 def continued(execution: Execution, model: str, prompt: str, tokens: int, seed: int, temperature: float) -> str:
-    """`prompt` and its continuation by the export in the folder `model`, or by the registered `name@alias`."""
+    """`prompt` and its continuation by the export in the folder `model`, or by the registered `name@alias`. One with a chat
+    template replies to it as to what a user says, which is another line."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = export_folder(execution, model, Path(scratch))
+        replies = chat.template_of(folder) is not None
+        asked: Any = chat.Chat(folder).prompt([{"role": "user", "content": prompt}]) if replies else prompt
         job = {
-            "export": str(folder), "prompts": [prompt], "max_new_tokens": tokens, "seed": seed, "temperature": temperature,
+            "export": str(folder), "prompts": [asked], "max_new_tokens": tokens, "seed": seed, "temperature": temperature,
             "top_k": 50, "threads": execution.workers or cores(), "device": runs.settings(execution)["device"],
         }  # fmt: skip
-        return prompt + resolve("model.generate:generate")(job)[0]
+        said = resolve("model.generate:generate")(job)[0]
+        return f"{prompt}\n{said.strip()}" if replies else prompt + said
 
 
 def export_folder(execution: Execution, model: str, scratch: Path) -> Path:

@@ -83,6 +83,11 @@ print(said[0]["generated_text"][-1]["content"].strip())"""
 _NEW_TOKENS = 50  # that a model is let say where its evaluation has no figure
 
 
+def new_tokens(card: Card) -> int:
+    """Tokens that a model is let say: as many as when it was measured."""
+    return int(card.metrics.get("max_new_tokens", _NEW_TOKENS))
+
+
 def render(card: Card) -> str:
     """The README.md: YAML front matter as model hubs read it, then sections of Markdown."""
     sections = [
@@ -131,7 +136,7 @@ def _loading(card: Card) -> str:
 def _loaded(card: Card) -> str:
     """How `transformers` loads it, by the classes of its family, and as its evaluation asked it."""
     if card.chat:
-        return _CHAT.replace("NEW_TOKENS", str(card.metrics.get("max_new_tokens", _NEW_TOKENS)))
+        return _CHAT.replace("NEW_TOKENS", str(new_tokens(card)))
     code = _LOAD[card.task]
     if card.family == "gpt2":
         return code

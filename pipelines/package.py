@@ -21,7 +21,7 @@ from typing import Any
 
 from model import durable
 from pipelines import package_rules
-from pipelines.model_card import Card, render
+from pipelines.model_card import Card, new_tokens, render
 from pipelines.package_rules import ENTRY, LOADER, MLMODEL
 from pipelines.package_rules import PackageDamaged as PackageDamaged
 
@@ -178,7 +178,7 @@ def _signature(card: Card) -> dict[str, Any]:
     else:
         outputs = [{"type": "string"}]
         params = [
-            {"name": "max_new_tokens", "type": "long", "default": 50, "shape": None},
+            {"name": "max_new_tokens", "type": "long", "default": new_tokens(card), "shape": None},
             {"name": "temperature", "type": "double", "default": 0.0, "shape": None},
             {"name": "seed", "type": "long", "default": 0, "shape": None},
         ]

@@ -29,6 +29,7 @@ EARLIER: Mapping[str, frozenset[str]] = {
             "e8d993f8dc5f2b9f7fae323f0b1484edd8b346b291bb8bf8be9d77700da2013b",
             "a22e1554dd1f338215fdd12d6fde68290ead7b17224b634734b190bd732d8e5c",
             "f157ea86959287d74f9f1a1e04926cfb23615eabd95a740336d9bc2f4c0796cb",
+            "98a0936a217e5f69b2e8dc84bcbef1390d297cafaa551c13c946ef80c9539c2e",
         )
     ),
 }

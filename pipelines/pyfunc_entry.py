@@ -125,6 +125,8 @@ class Export(mlflow.pyfunc.PythonModel):
         asked = json.loads(text)
         if not isinstance(asked, dict) or not all(isinstance(asked.get(name), str) for name in ("question", "context")):
             raise ValueError(f"{text[:80]!r} is no JSON object with the texts question and context")
+        if not asked["context"].strip():
+            raise ValueError(f"{text[:80]!r} has an empty context; an answer is a stretch of it")
         plain = {"add_special_tokens": False, "split_special_tokens": True, "return_offsets_mapping": True}
         question = self.tokenizer(asked["question"], **plain)
         kept = question["offset_mapping"][: self.longest // 2 - 2]
@@ -144,7 +146,9 @@ class Export(mlflow.pyfunc.PythonModel):
         chances = scores.masked_fill(~near, -torch.inf).flatten().softmax(0)
         row, first, last = (int(place) for place in torch.unravel_index(chances.argmax(), scores.shape))
         begin, end = int(places[row, first, 0]), int(places[row, last, 1])
-        return asked["context"][begin:end].strip(), begin, float(chances.max())
+        # A stretch where windows overlap stands in several: its probability is that of all its places.
+        same = (places[:, :, None, 0] == begin) & (places[:, None, :, 1] == end)  # (W, T, T)
+        return asked["context"][begin:end].strip(), begin, float(chances[same.flatten()].sum())
 
     @torch.inference_mode()
     def _generated(

@@ -288,6 +288,8 @@ def test_a_version_and_its_recipe_name_the_same_held_out_data(finished: Line, tm
         harness_tasks.asked("translation", theirs, package, tmp_path)
     with pytest.raises(ConfigError, match="is not made in"):
         harness_data.of_version(package, tmp_path).read("prepare_task", "test.jsonl")
+    with pytest.raises(ConfigError, match=r"has no step import that is done in .*RECIPE="):
+        theirs.read("import", "export/")
     with pytest.raises(ConfigError, match=r"has no MANIFEST\.json"):
         harness_data.of_version(tmp_path, finished.work)
 

@@ -14,7 +14,7 @@ from model import durable
 from pipelines.chat import template_of
 from pipelines.engine.record import Record
 from pipelines.engine.step import Attempt
-from pipelines.forms import form
+from pipelines.forms import form, long_texts
 from pipelines.model_card import Card, Pipeline
 from pipelines.tasks import task
 
@@ -60,7 +60,7 @@ def card(attempt: Attempt, metrics: Mapping[str, Any]) -> Card:
         training={f"{part}.{key}": value for part in ("model", "train") for key, value in trained.config[part].items()},
         metrics=own,
         baselines=baselines,
-        limits=said.LIMITS if said else _BIDIRECTIONAL_LIMITS if masked else _LIMITS,
+        limits=_limits(said, masked, attempt),
         lineage=lineage(attempt.ancestors),
         family=_family(attempt.ancestors, trained),
         base=durable.read_json(attempt.inputs["base"].path("registered.json")) if "base" in attempt.inputs else None,
@@ -117,10 +117,21 @@ def _summary(said: Any, masked: bool, attempt: Attempt) -> str:
     return _CONTINUED if "import" in attempt.ancestors else _SUMMARY
 
 
+def _limits(said: Any, masked: bool, attempt: Attempt) -> tuple[str, ...]:
+    """Where the model must not be trusted, and what its figures are of."""
+    if not said:
+        return _BIDIRECTIONAL_LIMITS if masked else _LIMITS
+    return (*said.LIMITS, *long_texts.limits(attempt.inputs["evaluation"].record.config))
+
+
 def _language(ancestors: Mapping[str, Record]) -> str:
-    """The language of the recipe's task; English where it does not say, nothing where the task cannot know."""
+    """The language of the recipe's task, or the one that its options ask for; English where it does not say, nothing where
+    the task cannot know."""
     prepared = ancestors.get("prepare_task")
-    return getattr(task.of(prepared.config["name"]), "LANGUAGE", "en") if prepared else "en"
+    if not prepared:
+        return "en"
+    asked = prepared.config.get("options", {}).get("language")
+    return str(asked or getattr(task.of(prepared.config["name"]), "LANGUAGE", "en"))
 
 
 def _by_baseline(metrics: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, dict[str, float]]]:

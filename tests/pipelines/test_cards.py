@@ -10,6 +10,7 @@ import pytest
 
 from model import durable
 from pipelines.engine.step import Attempt
+from pipelines.forms import long_texts
 from pipelines.model_card import Card, render
 from pipelines.stages import cards
 
@@ -55,3 +56,11 @@ def test_what_was_drawn_at_random_is_said_and_a_chat_template_is_used(tmp_path: 
     assert "drawn at random" in render(card(tmp_path / "a", "BertForPreTraining", fresh=6))
     assert "drawn at random" not in render(card(tmp_path / "b", "BertForPreTraining"))
     assert card(tmp_path / "c", "LlamaForCausalLM", settings={"chat_template": "{{ messages }}"}).chat
+
+
+def test_figures_of_windows_are_said_to_be_of_windows() -> None:
+    assert long_texts.limits({"kind": "classification"}) == ()
+    (said,) = long_texts.limits({"window": 128, "stride": 64, "plain": True})
+    assert "windows of 128 tokens, one every 64" in said and "`plain`" in said
+    (older,) = long_texts.limits({"window": 128, "stride": 64})
+    assert "`plain`" not in older and "as much of a text" in older

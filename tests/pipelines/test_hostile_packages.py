@@ -254,7 +254,7 @@ def test_what_exports_hold_is_allowed(name: str) -> None:
 def test_what_mlflow_runs_or_installs_has_the_digest_that_pulls_know() -> None:
     """Who changes one of these files adds the digest that it had to EARLIER, or older versions cannot be pulled."""
     known = {
-        "pyfunc_entry.py": "98a0936a217e5f69b2e8dc84bcbef1390d297cafaa551c13c946ef80c9539c2e",
+        "pyfunc_entry.py": "62158cfdf84aa0d7303afad777f4d31996fb0b9c912ec90ef33105946ae6f259",
         "requirements.txt": "4753a52b8df87b0807cdb2501f559216bbbd8907dd1daab1a15e623de9c55b44",
         "python_env.yaml": "745a4d6baae47c906612c9f5fc97613caf8c3a744c3a629bf70c7c27a0b33c82",
         "conda.yaml": "32af9846c61c67db5e7d9567e52a25ccfaa0444925a4735454b960a26df88938",
@@ -265,5 +265,6 @@ def test_what_mlflow_runs_or_installs_has_the_digest_that_pulls_know() -> None:
         "e8d993f8dc5f2b9f7fae323f0b1484edd8b346b291bb8bf8be9d77700da2013b",
         "a22e1554dd1f338215fdd12d6fde68290ead7b17224b634734b190bd732d8e5c",
         "f157ea86959287d74f9f1a1e04926cfb23615eabd95a740336d9bc2f4c0796cb",
+        "98a0936a217e5f69b2e8dc84bcbef1390d297cafaa551c13c946ef80c9539c2e",
     )
     assert {"pyfunc_entry.py": {*before}} == EARLIER

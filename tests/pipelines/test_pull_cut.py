@@ -214,8 +214,18 @@ def test_many_pulls_at_once_fetch_a_file_once(
     assert [request.range for request in weights(proxy)] == ["", "bytes=1000000-"]
 
 
+@pytest.fixture
+def started() -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Processes that a test starts and adds here: those that still run when it ends, as when it fails, are killed."""
+    processes: list[subprocess.Popen[bytes]] = []
+    yield processes
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
 def test_a_dead_server_delays_ten_pulls_and_a_follower_and_stops_none(
-    mlflow_server: MlflowServer, package: Path, tmp_path: Path
+    mlflow_server: MlflowServer, package: Path, tmp_path: Path, started: list[subprocess.Popen[bytes]]
 ) -> None:
     """The small form of `python -m benchmarks pulls`, and a consumer that waits for a newer version meanwhile."""
     uri = mlflow_server.uri
@@ -225,6 +235,7 @@ def test_a_dead_server_delays_ten_pulls_and_a_follower_and_stops_none(
     waiting = ["--wait-newer-than", str(old.version), "--every", "0.2", "--json"]
     called = command(uri, "followed@champion", tmp_path / "followed", None, *waiting)
     follower = subprocess.Popen(called, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    started.append(follower)
     assert follower.stderr and follower.stdout
     assert b"followed@champion is version 1; asking again every 0.2 s" in follower.stderr.readline()
     pulls = [
@@ -232,6 +243,7 @@ def test_a_dead_server_delays_ten_pulls_and_a_follower_and_stops_none(
                          cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL)
         for number in range(10)
     ]  # fmt: skip
+    started += pulls
 
     def begun(part: Path) -> bool:
         try:
