@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import string
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +23,16 @@ CHAT = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 def wordpiece(folder: Path) -> Path:
     """A BERT's tokenizer as sentence encoders leave it: lower case, cut at 8 tokens and filled up to 8."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    trainer = trainers.WordPieceTrainer(vocab_size=90, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator([tiny.TEXT] * 3, trainer)
+    letters = [*string.ascii_lowercase, ".", ":"]
+    words = sorted(word for word in set(re.findall(r"\w+", tiny.TEXT)) if len(word) > 1)
+    # Not learned from the text: WordPieceTrainer finds other pieces each time, and other models would be tested.
+    pieces = [*special, *letters, *(f"##{letter}" for letter in string.ascii_lowercase), *words]
+    tokenizer = Tokenizer(models.WordPiece({piece: place for place, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    tokenizer.add_special_tokens(special)
     tokenizer.post_processor = processors.TemplateProcessing(
         "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", [("[CLS]", 2), ("[SEP]", 3)]
     )
