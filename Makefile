@@ -5,6 +5,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 RECIPE ?= default
 WORK ?= work
+# WORK= (of a variable that is not set, say) would be the folder that make stands in, or with `clean` another one than was meant.
+$(foreach name,RECIPE WORK,$(if $(value $(name)),,$(error $(name) is empty; leave it out or say which)))
 PYTHON ?= $(shell command -v python3.11 >/dev/null 2>&1 && python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
 VENV ?= .venv
 PY := $(VENV)/bin/python

@@ -282,6 +282,8 @@ def test_make_hands_on_quotes_spaces_and_dollars(checkout: Path) -> None:
     prompt = "\"To be\", 'or' $not `to`"
     assert make(checkout, "generate", f"PROMPT={prompt}").stdout.endswith(f"<--><base@champion><{prompt}>")
     assert "say what to continue" in make(checkout, "generate").stderr
+    for empty in ("WORK", "RECIPE"):
+        assert f"{empty} is empty; leave it out" in make(checkout, "run", f"{empty}=").stderr
     assert make(checkout, "join", "HEAD=h", "WORKER_PORTS=10002-10099").stdout.endswith(
         "<--worker-ports><10002-10099><--><h>"
     )

@@ -137,6 +137,5 @@ def test_a_classifier_in_bf16_is_evaluated_in_fp32_and_served_in_the_precision_t
     assert [sure for _, sure in rounded] == pytest.approx([sure for _, sure in expected], abs=0.1)
     served = mlflow.pyfunc.load_model(str(folder)).predict(TEXTS).values.tolist()
     assert [label for label, _ in served] == [label for label, _ in rounded]
-    assert [sure for _, sure in served] == pytest.approx(
-        [sure for _, sure in rounded], abs=0.02
-    )  # one batch, filled up
+    # MLflow asks in one batch, whose rows are filled up: other kernels, other last bits.
+    assert [sure for _, sure in served] == pytest.approx([sure for _, sure in rounded], abs=0.02)
