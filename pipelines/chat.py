@@ -104,9 +104,8 @@ class Chat:
                 "remove the template to use gptline's"
             )
         reply, end = whole[len(head) :], self._loaded.eos_token
-        if (
-            end not in reply
-        ):  # the template ends replies otherwise: what generation stops at is learned, and shown nowhere
+        # Where the template ends replies otherwise, what generation stops at is learned, and shown nowhere.
+        if end not in reply:
             return head[len(shown) :], reply + end, whole
         reply = reply[: reply.rindex(end) + len(end)]
         return head[len(shown) :], reply, head + reply

@@ -17,6 +17,8 @@ SourceFormat = Literal[
     "auto", "txt", "md", "jsonl", "jsonl.gz", "jsonl.zst", "parquet", "csv", "csv.bz2", "tab", "json"
 ]
 
+USUAL_FRACTION = 0.1  # of the groups, for validation and for test, where a recipe says nothing else
+
 
 class Source(Config):
     """Where documents come from: files, a Hugging Face dataset, or a named sample. Exactly one of the three."""
@@ -65,8 +67,10 @@ class TaskConfig(Config):
     benchmark_source: Source | None = Field(
         None, description="a second test set, measured beside the first: nothing is ever trained on it"
     )
-    validation_fraction: float = Field(0.1, gt=0, lt=0.5, description="of groups (films), by a hash of the group")
-    test_fraction: float = Field(0.1, gt=0, lt=0.5, description="of groups (films), by a hash of the group")
+    validation_fraction: float = Field(
+        USUAL_FRACTION, gt=0, lt=0.5, description="of groups (films), by a hash of the group"
+    )
+    test_fraction: float = Field(USUAL_FRACTION, gt=0, lt=0.5, description="of groups (films), by a hash of the group")
     text_column: str | None = Field(None, description="of your own data: field that holds the text; `text` if none")
     label_column: str | None = Field(None, description="of your own data: field that holds the class; `label` if none")
     prompt_column: str | None = Field(None, description="of your own data: field of the prompt; `prompt` if none")

@@ -199,8 +199,8 @@ def answered(attempt: Attempt, train: Sequence[Conversation], asked: Sequence[As
     reports = {name: generation_metrics.report(found, references, groups, drawn[name]) for name, found in every.items()}
     # Not of what is said to every prompt alike: it is short, and all would be cut to its length.
     free = {name: found for name, found in every.items() if name != "frequent"}
-    words = generation_metrics.words_by([reference for several in references for reference in several])
-    reports = merged(reports, generation_metrics.diversity(free, words))
+    varied = generation_metrics.diversity(free, generation_metrics.words_of_answers(references))
+    reports = merged(reports, varied)
     return Said(texts, simple, reports, drawn, {"asked": len(asked), "asked_prompts_cut": cut, "max_new_tokens": new})
 
 

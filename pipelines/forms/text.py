@@ -25,9 +25,7 @@ from pipelines.tasks.ngram import NGrams
 
 PIPELINE = "text-generation"
 CHAT = False  # whether the export's tokenizer has a chat template
-EVALUATION = (
-    4  # the third compared distinct-n of texts of different lengths; earlier ones continued the first documents
-)
+EVALUATION = 4  # the third compared distinct-n of texts of different lengths, the first continued the first documents
 METRICS = {
     "bits_per_byte": ("unigram", "trigram", "base"),
     **dict.fromkeys(("distinct_1", "distinct_2", "repetition"), ("trigram", "original")),

@@ -38,6 +38,11 @@ def words_by(texts: Sequence[str]) -> Words:
     return characters if written_without_spaces(texts) else str.split
 
 
+def words_of_answers(references: Sequence[Sequence[str]]) -> Words:
+    """How answers are taken apart: by all that would be right, so that no answer decides how it is measured."""
+    return words_by([reference for several in references for reference in several])
+
+
 def characters(text: str) -> list[str]:
     """All but the blanks."""
     return [character for character in text if not character.isspace()]
@@ -115,7 +120,7 @@ def report(
             f"{len(texts)} texts, {len(references)} lists of references and {len(groups)} groups; give as many"
         )
     pairs = list(zip(texts, references, strict=True))
-    words = words_by([reference for several in references for reference in several])
+    words = words_of_answers(references)
     ones = [1] * len(texts)
     return {
         "examples": len(texts),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from pipelines.task_config import USUAL_FRACTION
 from pipelines.tasks.examples import (
     SPLITS,
     Labelled,
@@ -21,16 +22,15 @@ from pipelines.tasks.examples import (
 )  # fmt: skip
 
 FORM = "classification"
-_USUAL = 0.1  # of a recipe's task.test_fraction
 _HEADER = ("Category\tText", "d\tstring", "class\t")  # an Orange .tab file opens with three rows
 
 
-def prepare(files: Sequence[Path], validation: float = 0.1, test: float = _USUAL) -> Prepared:
+def prepare(files: Sequence[Path], validation: float = 0.1, test: float = USUAL_FRACTION) -> Prepared:
     """The posts of 20newsgroups-train.tab and 20newsgroups-test.tab; the test split is the official one, whatever its share.
 
     ValueError names file and line of what is no post, or asks not to give `test`.
     """
-    if test != _USUAL:
+    if test != USUAL_FRACTION:
         raise ValueError(
             f"task.test_fraction={test} splits nothing off: the test split of topics is the official one; leave it out"
         )

@@ -17,6 +17,7 @@ def test_a_stamp_is_seen_and_those_of_other_runs_stay(tmp_path: Path) -> None:
     first, second = stamp(tmp_path / "work"), stamp(tmp_path / "work")
     for one in (first, second):
         check(tmp_path / "work", one, patience=0)
+    assert {path.name for path in (tmp_path / "work" / STAMPS).iterdir()} == {first, second}
 
 
 def test_an_older_state_another_folder_and_no_folder_are_told_apart(tmp_path: Path) -> None:

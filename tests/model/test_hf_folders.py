@@ -111,7 +111,10 @@ def test_packed_weights_are_refused_by_name(tmp_path: Path, dtype: torch.dtype) 
 
 @pytest.mark.parametrize("name", ["h.1.attn.bias", "h.1.attn.masked_bias"])
 def test_masks_of_old_files_are_no_packed_weights(tmp_path: Path, name: str) -> None:
-    hf.from_hugging_face(folder_of(tmp_path, None, {name: torch.ones(1, 1, 9, 9, dtype=torch.uint8)}))
+    folder = folder_of(tmp_path, None, {name: torch.ones(1, 1, 9, 9, dtype=torch.uint8)})
+    _, weights = hf.from_hugging_face(folder)
+    _, expected = hf.from_hugging_face(folder_of(tmp_path, None, {}))
+    assert weights.keys() == expected.keys()
 
 
 @pytest.mark.parametrize(
